@@ -1,0 +1,222 @@
+/**
+ * One WAL record, decoded (access/xlogrecord.h; access/transam/xlogreader.c DecodeXLogRecord). The decoder fills one
+ * reused object: nothing is allocated for a record but the Buffer slices the caller asks for. Offsets are into `bytes`.
+ */
+import type {ForkNumber} from '#postgres/relation.ts';
+import {type Lsn, invalidLsn} from '#postgres/lsn.ts';
+
+export const recordHeaderSize = 24;
+/** XLR_MAX_BLOCK_ID + 1. */
+export const blocksMax = 33;
+
+/** High 4 bits of xl_info belong to the resource manager; these two are the WAL layer's. */
+export const xlrSpecialRelUpdate = 0x01;
+export const xlrCheckConsistency = 0x02;
+
+export const bkpImageHasHole = 0x01;
+export const bkpImageApply = 0x02;
+export const bkpImageCompressPglz = 0x04;
+export const bkpImageCompressLz4 = 0x08;
+export const bkpImageCompressZstd = 0x10;
+
+/** A block reference of a record. `dataOffset`/`imageOffset` index `WalRecord.bytes`. */
+export class BlockRef {
+  inUse = false;
+  id = 0;
+  spcNode = 0;
+  dbNode = 0;
+  relNode = 0;
+  fork: ForkNumber = 0;
+  blockNumber = 0;
+  willInit = false;
+  hasData = false;
+  hasImage = false;
+  /** The image must be restored in redo (else it is only for wal_consistency_checking). */
+  applyImage = false;
+  imageOffset = 0;
+  imageLength = 0;
+  holeOffset = 0;
+  holeLength = 0;
+  imageInfo = 0;
+  dataOffset = 0;
+  dataLength = 0;
+}
+
+/** A record that cannot be decoded: corrupt, or of a form this major version does not have. */
+export class WalDecodeError extends Error {}
+
+export class WalRecord {
+  /** The whole record, header included, contiguous (continuation page headers taken out). */
+  bytes: Buffer = Buffer.alloc(0);
+  /** Where the record starts in WAL. */
+  startLsn: Lsn = invalidLsn;
+  /** EndRecPtr: what redo writes as page LSN (rounded up to 8; wal-redo.md 2.5). */
+  endLsn: Lsn = invalidLsn;
+  totalLength = 0;
+  xid = 0;
+  prevLsn: Lsn = invalidLsn;
+  info = 0;
+  rmid = 0;
+  crc = 0;
+  /** Highest block id in use, or -1. */
+  maxBlockId = -1;
+  readonly blocks: BlockRef[] = Array.from({length: blocksMax}, () => new BlockRef());
+  mainDataOffset = 0;
+  mainDataLength = 0;
+  /** XLR_BLOCK_ID_ORIGIN, or 0. */
+  originId = 0;
+  /** XLR_BLOCK_ID_TOPLEVEL_XID, or 0. */
+  toplevelXid = 0;
+
+  /** The block with this id, or undefined. */
+  block(id: number): BlockRef | undefined {
+    const b = id <= this.maxBlockId ? this.blocks[id] : undefined;
+    return b !== undefined && b.inUse ? b : undefined;
+  }
+
+  /** A view, not a copy, of the main data. */
+  mainData(): Buffer {
+    return this.bytes.subarray(this.mainDataOffset, this.mainDataOffset + this.mainDataLength);
+  }
+
+  /** A view, not a copy, of a block's data. */
+  blockData(b: BlockRef): Buffer {
+    return this.bytes.subarray(b.dataOffset, b.dataOffset + b.dataLength);
+  }
+}
+
+/**
+ * Decodes the record that `bytes` holds from its first to its last byte into `into`. The CRC is not checked here.
+ * Throws WalDecodeError with the reason; `into` is then undefined.
+ */
+export function decodeRecord(bytes: Buffer, startLsn: Lsn, endLsn: Lsn, into: WalRecord): void {
+  if (bytes.length < recordHeaderSize) throw new WalDecodeError(`record of ${bytes.length} bytes is shorter than its header`);
+  const total = bytes.readUInt32LE(0);
+  if (total !== bytes.length) throw new WalDecodeError(`record says ${total} bytes, ${bytes.length} are here`);
+  into.bytes = bytes;
+  into.startLsn = startLsn;
+  into.endLsn = endLsn;
+  into.totalLength = total;
+  into.xid = bytes.readUInt32LE(4);
+  into.prevLsn = (bytes.readUInt32LE(8) + bytes.readUInt32LE(12) * 4294967296) as Lsn;
+  into.info = bytes[16]!;
+  into.rmid = bytes[17]!;
+  into.crc = bytes.readUInt32LE(20);
+  into.mainDataLength = 0;
+  into.originId = 0;
+  into.toplevelXid = 0;
+  for (let i = 0; i <= into.maxBlockId; i++) into.blocks[i]!.inUse = false;
+  into.maxBlockId = -1;
+
+  let at = recordHeaderSize;
+  let payload = 0;
+  let previous: BlockRef | undefined;
+  while (total - at > payload) {
+    const id = bytes[at]!;
+    if (id === 255 || id === 254) {
+      const long = id === 254;
+      need(total, at, long ? 5 : 2);
+      into.mainDataLength = long ? bytes.readUInt32LE(at + 1) : bytes[at + 1]!;
+      at += long ? 5 : 2;
+      payload += into.mainDataLength;
+      break; // by convention, the main data header comes last
+    }
+    if (id === 253) {
+      need(total, at, 3);
+      into.originId = bytes.readUInt16LE(at + 1);
+      at += 3;
+      continue;
+    }
+    if (id === 252) {
+      need(total, at, 5);
+      into.toplevelXid = bytes.readUInt32LE(at + 1);
+      at += 5;
+      continue;
+    }
+    if (id >= blocksMax) throw new WalDecodeError(`invalid block id ${id}`);
+    if (id <= into.maxBlockId) throw new WalDecodeError(`block id ${id} out of order after ${into.maxBlockId}`);
+    need(total, at, 4);
+    for (let i = into.maxBlockId + 1; i < id; i++) into.blocks[i]!.inUse = false;
+    into.maxBlockId = id;
+    const b = into.blocks[id]!;
+    b.inUse = true;
+    b.id = id;
+    const flags = bytes[at + 1]!;
+    b.fork = (flags & 0x0f) as ForkNumber;
+    if (b.fork > 3) throw new WalDecodeError(`block ${id}: invalid fork ${b.fork}`);
+    b.hasImage = (flags & 0x10) !== 0;
+    b.hasData = (flags & 0x20) !== 0;
+    b.willInit = (flags & 0x40) !== 0;
+    b.dataLength = bytes.readUInt16LE(at + 2);
+    if (b.hasData !== (b.dataLength !== 0)) throw new WalDecodeError(`block ${id}: HAS_DATA is ${b.hasData} with ${b.dataLength} bytes of data`);
+    at += 4;
+    payload += b.dataLength;
+    b.applyImage = false;
+    b.imageLength = 0;
+    b.holeOffset = 0;
+    b.holeLength = 0;
+    b.imageInfo = 0;
+    if (b.hasImage) at = decodeImageHeader(bytes, at, total, b, (payloadMore) => (payload += payloadMore));
+    if ((flags & 0x80) === 0) {
+      need(total, at, 12);
+      b.spcNode = bytes.readUInt32LE(at);
+      b.dbNode = bytes.readUInt32LE(at + 4);
+      b.relNode = bytes.readUInt32LE(at + 8);
+      at += 12;
+    } else {
+      if (previous === undefined) throw new WalDecodeError(`block ${id}: SAME_REL without a previous relation`);
+      b.spcNode = previous.spcNode;
+      b.dbNode = previous.dbNode;
+      b.relNode = previous.relNode;
+    }
+    previous = b;
+    need(total, at, 4);
+    b.blockNumber = bytes.readUInt32LE(at);
+    at += 4;
+  }
+  if (total - at !== payload) throw new WalDecodeError(`record of ${total} bytes announces ${payload} bytes of payload and has ${total - at}`);
+  for (let id = 0; id <= into.maxBlockId; id++) {
+    const b = into.blocks[id]!;
+    if (!b.inUse) continue;
+    b.imageOffset = at;
+    at += b.imageLength;
+    b.dataOffset = at;
+    at += b.dataLength;
+  }
+  into.mainDataOffset = at;
+}
+
+function need(total: number, at: number, count: number): void {
+  if (total - at < count) throw new WalDecodeError(`record ends inside a header at byte ${at}`);
+}
+
+function decodeImageHeader(bytes: Buffer, start: number, total: number, b: BlockRef, announce: (bytes: number) => void): number {
+  let at = start;
+  need(total, at, 5);
+  b.imageLength = bytes.readUInt16LE(at);
+  b.holeOffset = bytes.readUInt16LE(at + 2);
+  b.imageInfo = bytes[at + 4]!;
+  at += 5;
+  b.applyImage = (b.imageInfo & bkpImageApply) !== 0;
+  const compressed = (b.imageInfo & (bkpImageCompressPglz | bkpImageCompressLz4 | bkpImageCompressZstd)) !== 0;
+  const hasHole = (b.imageInfo & bkpImageHasHole) !== 0;
+  if (compressed) {
+    if (hasHole) {
+      need(total, at, 2);
+      b.holeLength = bytes.readUInt16LE(at);
+      at += 2;
+    }
+  } else {
+    b.holeLength = 8192 - b.imageLength;
+  }
+  announce(b.imageLength);
+  if (hasHole && (b.holeOffset === 0 || b.holeLength === 0 || b.imageLength === 8192))
+    throw new WalDecodeError(`block ${b.id}: HAS_HOLE with hole ${b.holeOffset}+${b.holeLength}, image of ${b.imageLength} bytes`);
+  if (!hasHole && (b.holeOffset !== 0 || b.holeLength !== 0))
+    throw new WalDecodeError(`block ${b.id}: no HAS_HOLE, but hole ${b.holeOffset}+${b.holeLength}`);
+  if (compressed && b.imageLength === 8192) throw new WalDecodeError(`block ${b.id}: compressed image of a whole page`);
+  if (!hasHole && !compressed && b.imageLength !== 8192)
+    throw new WalDecodeError(`block ${b.id}: whole image of ${b.imageLength} bytes`);
+  if (b.holeOffset + b.holeLength > 8192) throw new WalDecodeError(`block ${b.id}: hole beyond the page`);
+  return at;
+}
