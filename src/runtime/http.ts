@@ -1,0 +1,277 @@
+/** Internal management HTTP: a route table over node:http. (The public API v2 uses Fastify.) */
+import * as http from 'node:http';
+import type {Log} from '#runtime/log.ts';
+
+export interface HttpRequest {
+  readonly method: string;
+  readonly path: string;
+  readonly params: Readonly<Record<string, string>>;
+  readonly query: URLSearchParams;
+  readonly headers: Readonly<Record<string, string | undefined>>;
+  readonly body: AsyncIterable<Buffer>;
+  /** Reads and parses the body; HttpError 400 when it is not JSON, 413 above `bytesMax` (default 1 MiB). */
+  json(bytesMax?: number): Promise<unknown>;
+  /** What `authenticate` returned. */
+  readonly claims: unknown;
+}
+
+export interface HttpResponse {
+  readonly status: number;
+  readonly json?: unknown;
+  readonly body?: Buffer | AsyncIterable<Buffer>;
+  readonly headers?: Readonly<Record<string, string>>;
+}
+
+export interface Route {
+  readonly method: string;
+  /** `/v1/tenant/:tenant/timeline`: a segment that starts with a colon is a parameter. */
+  readonly path: string;
+  readonly handler: (request: HttpRequest) => Promise<HttpResponse>;
+  /** Served without `authenticate` (liveness only). */
+  readonly open?: boolean;
+}
+
+/** Answered as `{code, message}` with this status. */
+export class HttpError extends Error {
+  readonly status: number;
+  readonly code: string;
+  constructor(status: number, code: string, message: string) {
+    super(message);
+    this.status = status;
+    this.code = code;
+  }
+}
+
+export interface HttpServerOptions {
+  readonly host: string;
+  readonly port: number;
+  readonly routes: readonly Route[];
+  /** Returns the claims or throws (HttpError 401/403). Without it every route is open: loopback-only servers of one process. */
+  readonly authenticate?: (token: string | undefined, request: {method: string; path: string}) => Promise<unknown>;
+  readonly log: Log;
+}
+
+interface CompiledRoute {
+  readonly route: Route;
+  readonly segments: readonly string[];
+}
+
+function match(compiled: CompiledRoute, segments: readonly string[]): Record<string, string> | undefined {
+  if (compiled.segments.length !== segments.length) return undefined;
+  const params: Record<string, string> = {};
+  for (let i = 0; i < segments.length; i++) {
+    const want = compiled.segments[i]!;
+    if (want.startsWith(':')) params[want.slice(1)] = segments[i]!;
+    else if (want !== segments[i]) return undefined;
+  }
+  return params;
+}
+
+export function startHttpServer(options: HttpServerOptions): Promise<{port: number; close(): Promise<void>}> {
+  const table = options.routes.map((route) => ({route, segments: route.path.split('/').slice(1)}));
+  const server = http.createServer((req, res) => {
+    void answer(options, table, req, res);
+  });
+  server.headersTimeout = 15_000;
+  server.requestTimeout = 0; // an import streams for as long as it needs
+  return new Promise((resolve, reject) => {
+    server.once('error', (error) =>
+      reject(new Error(`cannot listen on ${options.host}:${options.port}: ${error.message}`, {cause: error})),
+    );
+    server.listen({host: options.host, port: options.port}, () => {
+      const bound = server.address();
+      resolve({
+        port: typeof bound === 'object' && bound !== null ? bound.port : options.port,
+        close: () =>
+          new Promise((done) => {
+            server.close(() => done());
+            server.closeAllConnections();
+          }),
+      });
+    });
+  });
+}
+
+async function answer(
+  options: HttpServerOptions,
+  table: readonly CompiledRoute[],
+  req: http.IncomingMessage,
+  res: http.ServerResponse,
+): Promise<void> {
+  const method = req.method ?? 'GET';
+  let path = '/';
+  try {
+    const url = new URL(req.url ?? '/', 'http://localhost');
+    path = url.pathname;
+    const segments = path.split('/').slice(1).map(decodeSegment);
+    let allowed = false;
+    for (const compiled of table) {
+      const params = match(compiled, segments);
+      if (!params) continue;
+      allowed = true;
+      if (compiled.route.method !== method) continue;
+      const claims =
+        compiled.route.open || !options.authenticate
+          ? undefined
+          : await options.authenticate(bearer(req.headers.authorization), {method, path});
+      const response = await compiled.route.handler({
+        method,
+        path,
+        params,
+        query: url.searchParams,
+        headers: req.headers as Record<string, string | undefined>,
+        body: req as AsyncIterable<Buffer>,
+        json: (bytesMax) => readJson(req, bytesMax ?? 1024 * 1024),
+        claims,
+      });
+      await write(res, response);
+      return;
+    }
+    throw allowed
+      ? new HttpError(405, 'method_not_allowed', `${method} is not offered on ${path}`)
+      : new HttpError(404, 'not_found', `no such route: ${method} ${path}`);
+  } catch (error) {
+    const known = error instanceof HttpError;
+    if (!known) options.log.error(`${method} ${path} failed`, {error: String((error as Error).stack ?? error)});
+    if (res.headersSent) {
+      res.destroy();
+      return;
+    }
+    const status = known ? error.status : 500;
+    const body = {
+      code: known ? error.code : 'internal',
+      message: known ? error.message : `internal error: ${(error as Error).message}`,
+    };
+    res.writeHead(status, {'content-type': 'application/json'});
+    res.end(JSON.stringify(body));
+  }
+}
+
+function decodeSegment(segment: string): string {
+  try {
+    return decodeURIComponent(segment);
+  } catch {
+    throw new HttpError(400, 'bad_request', 'malformed percent-encoding in the path');
+  }
+}
+
+function bearer(header: string | undefined): string | undefined {
+  return header?.startsWith('Bearer ') ? header.slice(7) : undefined;
+}
+
+async function readJson(req: http.IncomingMessage, bytesMax: number): Promise<unknown> {
+  const parts: Buffer[] = [];
+  let total = 0;
+  for await (const part of req as AsyncIterable<Buffer>) {
+    total += part.length;
+    if (total > bytesMax) throw new HttpError(413, 'too_large', `request body above ${bytesMax} bytes`);
+    parts.push(part);
+  }
+  if (total === 0) return undefined;
+  try {
+    return JSON.parse(Buffer.concat(parts).toString('utf8'));
+  } catch {
+    throw new HttpError(400, 'bad_request', 'request body is not JSON');
+  }
+}
+
+async function write(res: http.ServerResponse, response: HttpResponse): Promise<void> {
+  if (response.json !== undefined) {
+    res.writeHead(response.status, {'content-type': 'application/json', ...response.headers});
+    res.end(JSON.stringify(response.json));
+    return;
+  }
+  res.writeHead(response.status, {...response.headers});
+  if (response.body !== undefined && !Buffer.isBuffer(response.body)) {
+    for await (const part of response.body) {
+      if (!res.write(part))
+        await new Promise<void>((resolve, reject) => {
+          const done = (): void => {
+            res.off('drain', done);
+            res.off('close', done);
+            if (res.destroyed) reject(new Error('the client went away'));
+            else resolve();
+          };
+          res.on('drain', done);
+          res.on('close', done);
+        });
+    }
+    res.end();
+    return;
+  }
+  res.end(response.body);
+}
+
+export interface RequestOptions {
+  readonly method: string;
+  readonly url: string;
+  readonly token?: string;
+  readonly body?: unknown;
+  readonly timeoutMs?: number;
+}
+
+const agent = new http.Agent({keepAlive: true, maxSockets: 64});
+
+/** One JSON request. Rejects only when no answer came; the caller looks at `status`. */
+export async function requestJson(options: RequestOptions): Promise<{status: number; json: unknown}> {
+  const body = options.body === undefined ? undefined : Buffer.from(JSON.stringify(options.body));
+  const response = await send(
+    options,
+    body === undefined ? [] : [body],
+    body === undefined ? {} : {'content-type': 'application/json', 'content-length': String(body.length)},
+  );
+  const parts: Buffer[] = [];
+  for await (const part of response as AsyncIterable<Buffer>) parts.push(part);
+  const text = Buffer.concat(parts).toString('utf8');
+  let json: unknown;
+  try {
+    json = text === '' ? undefined : JSON.parse(text);
+  } catch {
+    json = {code: 'not_json', message: text.slice(0, 500)};
+  }
+  return {status: response.statusCode ?? 0, json};
+}
+
+/** One request with a streamed body and a streamed answer. */
+export async function requestStream(
+  options: Omit<RequestOptions, 'body'> & {readonly body?: AsyncIterable<Buffer> | Iterable<Buffer>},
+): Promise<{status: number; headers: Readonly<Record<string, string | undefined>>; body: AsyncIterable<Buffer>}> {
+  const response = await send(options, options.body ?? [], {});
+  return {
+    status: response.statusCode ?? 0,
+    headers: response.headers as Record<string, string | undefined>,
+    body: response as AsyncIterable<Buffer>,
+  };
+}
+
+function send(
+  options: Omit<RequestOptions, 'body'>,
+  body: AsyncIterable<Buffer> | Iterable<Buffer>,
+  headers: Record<string, string>,
+): Promise<http.IncomingMessage> {
+  return new Promise((resolve, reject) => {
+    const request = http.request(options.url, {
+      method: options.method,
+      agent,
+      headers: {...headers, ...(options.token === undefined ? {} : {authorization: `Bearer ${options.token}`})},
+    });
+    const fail = (error: Error): void =>
+      reject(new Error(`${options.method} ${options.url}: ${error.message}`, {cause: error}));
+    request.setTimeout(options.timeoutMs ?? 60_000, () =>
+      request.destroy(new Error(`no answer within ${options.timeoutMs ?? 60_000} ms`)),
+    );
+    request.on('error', fail);
+    request.on('response', resolve);
+    void (async () => {
+      try {
+        for await (const part of body) {
+          if (!request.write(part)) await new Promise<void>((done) => request.once('drain', done).once('close', done));
+          if (request.destroyed) return;
+        }
+        request.end();
+      } catch (error) {
+        request.destroy(error as Error);
+      }
+    })();
+  });
+}

@@ -1,0 +1,222 @@
+/**
+ * Frames over TCP or a unix socket: u32 LE length of what follows (type and payload), u8 type, payload.
+ * The first frame of a connection is a JSON hello; see wire/.
+ */
+import * as net from 'node:net';
+
+export type Address = {readonly host: string; readonly port: number} | {readonly path: string};
+
+/** A peer that announces more is broken or hostile and is cut off. */
+const frameBytesMax = 64 * 1024 * 1024;
+const sendBufferBytesHigh = 1024 * 1024;
+
+export class FrameError extends Error {}
+
+export interface FrameConnection {
+  readonly peer: string;
+  /** Queues one frame. False: more than 1 MiB waits; go on after onDrain. */
+  send(type: number, ...parts: readonly Buffer[]): boolean;
+  /** The payload is a stable slice: it may be kept. */
+  onFrame: (type: number, payload: Buffer) => void;
+  /** Called once, with the reason when it was not an orderly end. */
+  onClose: (error?: Error) => void;
+  onDrain: () => void;
+  pause(): void;
+  resume(): void;
+  readonly bufferedBytes: number;
+  /** Ends after what is queued. */
+  close(): void;
+  destroy(): void;
+}
+
+class SocketConnection implements FrameConnection {
+  readonly peer: string;
+  onFrame: (type: number, payload: Buffer) => void = () => {};
+  onClose: (error?: Error) => void = () => {};
+  onDrain: () => void = () => {};
+  readonly #socket: net.Socket;
+  /** Bytes of a frame that has not arrived whole. */
+  #parts: Buffer[] = [];
+  #have = 0;
+  #need = 5;
+  #error: Error | undefined;
+  #corked = false;
+
+  constructor(socket: net.Socket, peer: string) {
+    this.#socket = socket;
+    this.peer = peer;
+    if (socket.remoteAddress !== undefined) socket.setNoDelay(true);
+    socket.on('data', (chunk: Buffer) => this.#receive(chunk));
+    socket.on('drain', () => this.onDrain());
+    socket.on('error', (error) => (this.#error ??= error));
+    socket.on('close', () => this.onClose(this.#error));
+  }
+
+  get bufferedBytes(): number {
+    return this.#socket.writableLength;
+  }
+
+  send(type: number, ...parts: readonly Buffer[]): boolean {
+    if (this.#socket.destroyed) return false;
+    let length = 1;
+    for (const part of parts) length += part.length;
+    if (!this.#corked) {
+      // All frames of one turn of the event loop leave in one system call.
+      this.#corked = true;
+      this.#socket.cork();
+      process.nextTick(() => {
+        this.#corked = false;
+        this.#socket.uncork();
+      });
+    }
+    if (length <= 4096) {
+      const frame = Buffer.allocUnsafe(4 + length);
+      frame.writeUInt32LE(length, 0);
+      frame[4] = type;
+      let at = 5;
+      for (const part of parts) at += part.copy(frame, at);
+      this.#socket.write(frame);
+    } else {
+      const header = Buffer.allocUnsafe(5);
+      header.writeUInt32LE(length, 0);
+      header[4] = type;
+      this.#socket.write(header);
+      for (const part of parts) if (part.length > 0) this.#socket.write(part);
+    }
+    return this.#socket.writableLength < sendBufferBytesHigh;
+  }
+
+  pause(): void {
+    this.#socket.pause();
+  }
+  resume(): void {
+    this.#socket.resume();
+  }
+  close(): void {
+    this.#socket.end();
+  }
+  destroy(): void {
+    this.#socket.destroy();
+  }
+
+  #receive(chunk: Buffer): void {
+    let buffer = chunk;
+    if (this.#have > 0) {
+      this.#parts.push(chunk);
+      this.#have += chunk.length;
+      if (this.#have < this.#need) return;
+      buffer = Buffer.concat(this.#parts, this.#have);
+      this.#parts = [];
+      this.#have = 0;
+    }
+    let at = 0;
+    while (buffer.length - at >= 5) {
+      const length = buffer.readUInt32LE(at);
+      if (length < 1 || length > frameBytesMax) {
+        this.#error = new FrameError(`peer ${this.peer} announced a frame of ${length} bytes; closing`);
+        this.#socket.destroy();
+        return;
+      }
+      if (buffer.length - at < 4 + length) {
+        this.#need = 4 + length;
+        break;
+      }
+      const type = buffer[at + 4]!;
+      const payload = buffer.subarray(at + 5, at + 4 + length);
+      at += 4 + length;
+      this.onFrame(type, payload);
+      if (this.#socket.destroyed) return;
+    }
+    if (at < buffer.length) {
+      if (buffer.length - at < 5) this.#need = 5;
+      this.#parts = [buffer.subarray(at)];
+      this.#have = buffer.length - at;
+    }
+  }
+}
+
+function describe(address: Address): string {
+  return 'path' in address ? address.path : `${address.host}:${address.port}`;
+}
+
+/** Rejects with an Error that names the address when no connection is made within `timeoutMs` (default 5 s). */
+export function connectFrames(address: Address, timeoutMs = 5000): Promise<FrameConnection> {
+  return new Promise((resolve, reject) => {
+    const socket = net.connect('path' in address ? {path: address.path} : {host: address.host, port: address.port});
+    const timer = setTimeout(() => socket.destroy(new Error(`no answer within ${timeoutMs} ms`)), timeoutMs);
+    const fail = (error: Error): void => {
+      clearTimeout(timer);
+      reject(new Error(`cannot connect to ${describe(address)}: ${error.message}`, {cause: error}));
+    };
+    socket.once('error', fail);
+    socket.once('connect', () => {
+      clearTimeout(timer);
+      socket.off('error', fail);
+      resolve(new SocketConnection(socket, describe(address)));
+    });
+  });
+}
+
+export interface Listener {
+  readonly port: number;
+  /** Stops listening and destroys open connections. */
+  close(): Promise<void>;
+}
+
+export function listenFrames(address: Address, onConnection: (c: FrameConnection) => void): Promise<Listener> {
+  return listenSockets(address, (socket) =>
+    onConnection(
+      new SocketConnection(
+        socket,
+        socket.remoteAddress === undefined ? 'unix' : `${socket.remoteAddress}:${socket.remotePort}`,
+      ),
+    ),
+  );
+}
+
+/** Raw sockets, for protocols that are not ours (the Postgres protocol, the hydration socket). */
+export function listenSockets(address: Address, onSocket: (socket: net.Socket) => void): Promise<Listener> {
+  const open = new Set<net.Socket>();
+  const server = net.createServer((socket) => {
+    open.add(socket);
+    socket.on('close', () => open.delete(socket));
+    onSocket(socket);
+  });
+  return new Promise((resolve, reject) => {
+    server.once('error', (error) =>
+      reject(new Error(`cannot listen on ${describe(address)}: ${error.message}`, {cause: error})),
+    );
+    const ready = (): void => {
+      const bound = server.address();
+      resolve({
+        port: typeof bound === 'object' && bound !== null ? bound.port : 0,
+        close: () =>
+          new Promise((done) => {
+            server.close(() => done());
+            for (const socket of open) socket.destroy();
+          }),
+      });
+    };
+    if ('path' in address) server.listen({path: address.path}, ready);
+    else server.listen({host: address.host, port: address.port}, ready);
+  });
+}
+
+export function connectSocket(address: Address): net.Socket {
+  return net.connect('path' in address ? {path: address.path} : {host: address.host, port: address.port});
+}
+
+export type {Socket} from 'node:net';
+
+export function sendJson(connection: FrameConnection, type: number, value: unknown): boolean {
+  return connection.send(type, Buffer.from(JSON.stringify(value)));
+}
+
+/** Throws FrameError when the payload is not JSON. */
+export function parseJsonFrame(payload: Buffer): unknown {
+  try {
+    return JSON.parse(payload.toString('utf8'));
+  } catch {
+    throw new FrameError('frame is not JSON');
+  }
+}
