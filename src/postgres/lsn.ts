@@ -16,7 +16,10 @@ export function lsn(value: number): Lsn {
 /** Reads `HI/LO` in hex, as pg_lsn prints it. Throws a RangeError that quotes the text. */
 export function parseLsn(text: string): Lsn {
   const match = /^([0-9a-fA-F]{1,8})\/([0-9a-fA-F]{1,8})$/.exec(text);
-  if (!match) throw new RangeError(`not an LSN: ${JSON.stringify(text.slice(0, 40))} (expected HI/LO in hex, for example 0/16B3748)`);
+  if (!match)
+    throw new RangeError(
+      `not an LSN: ${JSON.stringify(text.slice(0, 40))} (expected HI/LO in hex, for example 0/16B3748)`,
+    );
   return lsn(parseInt(match[1]!, 16) * twoPow32 + parseInt(match[2]!, 16));
 }
 

@@ -90,7 +90,8 @@ export class WalRecord {
  * Throws WalDecodeError with the reason; `into` is then undefined.
  */
 export function decodeRecord(bytes: Buffer, startLsn: Lsn, endLsn: Lsn, into: WalRecord): void {
-  if (bytes.length < recordHeaderSize) throw new WalDecodeError(`record of ${bytes.length} bytes is shorter than its header`);
+  if (bytes.length < recordHeaderSize)
+    throw new WalDecodeError(`record of ${bytes.length} bytes is shorter than its header`);
   const total = bytes.readUInt32LE(0);
   if (total !== bytes.length) throw new WalDecodeError(`record says ${total} bytes, ${bytes.length} are here`);
   into.bytes = bytes;
@@ -148,7 +149,8 @@ export function decodeRecord(bytes: Buffer, startLsn: Lsn, endLsn: Lsn, into: Wa
     b.hasData = (flags & 0x20) !== 0;
     b.willInit = (flags & 0x40) !== 0;
     b.dataLength = bytes.readUInt16LE(at + 2);
-    if (b.hasData !== (b.dataLength !== 0)) throw new WalDecodeError(`block ${id}: HAS_DATA is ${b.hasData} with ${b.dataLength} bytes of data`);
+    if (b.hasData !== (b.dataLength !== 0))
+      throw new WalDecodeError(`block ${id}: HAS_DATA is ${b.hasData} with ${b.dataLength} bytes of data`);
     at += 4;
     payload += b.dataLength;
     b.applyImage = false;
@@ -174,7 +176,8 @@ export function decodeRecord(bytes: Buffer, startLsn: Lsn, endLsn: Lsn, into: Wa
     b.blockNumber = bytes.readUInt32LE(at);
     at += 4;
   }
-  if (total - at !== payload) throw new WalDecodeError(`record of ${total} bytes announces ${payload} bytes of payload and has ${total - at}`);
+  if (total - at !== payload)
+    throw new WalDecodeError(`record of ${total} bytes announces ${payload} bytes of payload and has ${total - at}`);
   for (let id = 0; id <= into.maxBlockId; id++) {
     const b = into.blocks[id]!;
     if (!b.inUse) continue;
@@ -190,7 +193,13 @@ function need(total: number, at: number, count: number): void {
   if (total - at < count) throw new WalDecodeError(`record ends inside a header at byte ${at}`);
 }
 
-function decodeImageHeader(bytes: Buffer, start: number, total: number, b: BlockRef, announce: (bytes: number) => void): number {
+function decodeImageHeader(
+  bytes: Buffer,
+  start: number,
+  total: number,
+  b: BlockRef,
+  announce: (bytes: number) => void,
+): number {
   let at = start;
   need(total, at, 5);
   b.imageLength = bytes.readUInt16LE(at);
@@ -211,7 +220,9 @@ function decodeImageHeader(bytes: Buffer, start: number, total: number, b: Block
   }
   announce(b.imageLength);
   if (hasHole && (b.holeOffset === 0 || b.holeLength === 0 || b.imageLength === 8192))
-    throw new WalDecodeError(`block ${b.id}: HAS_HOLE with hole ${b.holeOffset}+${b.holeLength}, image of ${b.imageLength} bytes`);
+    throw new WalDecodeError(
+      `block ${b.id}: HAS_HOLE with hole ${b.holeOffset}+${b.holeLength}, image of ${b.imageLength} bytes`,
+    );
   if (!hasHole && (b.holeOffset !== 0 || b.holeLength !== 0))
     throw new WalDecodeError(`block ${b.id}: no HAS_HOLE, but hole ${b.holeOffset}+${b.holeLength}`);
   if (compressed && b.imageLength === 8192) throw new WalDecodeError(`block ${b.id}: compressed image of a whole page`);
