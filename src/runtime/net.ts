@@ -202,6 +202,13 @@ export function listenSockets(address: Address, onSocket: (socket: net.Socket) =
   });
 }
 
+/** A loopback port that nobody listens on now. */
+export async function freePort(host = '127.0.0.1'): Promise<number> {
+  const listener = await listenSockets({host, port: 0}, (socket) => socket.destroy());
+  await listener.close();
+  return listener.port;
+}
+
 export function connectSocket(address: Address): net.Socket {
   return net.connect('path' in address ? {path: address.path} : {host: address.host, port: address.port});
 }

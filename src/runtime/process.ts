@@ -127,15 +127,3 @@ export function signalProcess(pid: number, signal: 'SIGTERM' | 'SIGINT' | 'SIGQU
     return false;
   }
 }
-
-/**
- * Becomes an unprivileged system user for good, when this process is root (Postgres refuses root, and nothing a compute
- * does needs it). All modules must be loaded by then: the user may not be able to read the project's folder.
- */
-export function dropPrivileges(user: string): void {
-  if (!runsAsRoot) return;
-  const {uid, gid} = lookUpUser(user);
-  process.initgroups!(user, gid);
-  process.setgid!(gid);
-  process.setuid!(uid);
-}

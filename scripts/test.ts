@@ -1,0 +1,22 @@
+/**
+ * `npm test`: sets the machine up, then everything that must pass: check, the tests that need a real Postgres, and the
+ * whole system. The closing lines are those of node's test runner.
+ */
+import {readdirSync} from 'node:fs';
+import {run, summarise} from './run.ts';
+
+const node = process.execPath;
+const find = (folder: string, ending: string): string[] =>
+  readdirSync(folder, {recursive: true, encoding: 'utf8'})
+    .filter((f) => f.endsWith(ending) && !f.includes('node_modules'))
+    .map((f) => `${folder}/${f}`)
+    .sort();
+
+const results = [await run('set-up', node, ['scripts/setup.ts'])];
+if (results[0]!.ok) {
+  results.push(await run('check', node, ['scripts/check.ts']));
+  const files = [...find('src', '.pg.test.ts'), ...find('extension', '.pg.test.ts'), ...find('test', '.test.ts')];
+  // One file at a time: they start whole clusters, and the machine may have two cores.
+  results.push(await run('tests with Postgres', node, ['--test', '--test-concurrency=1', '--test-timeout=900000', ...files]));
+}
+process.exitCode = summarise(results);

@@ -1,0 +1,392 @@
+/**
+ * The compute agent: one Postgres of one branch, from election to graceful stop.
+ *
+ *   electing ──► unpacking ──► starting ──► running ──► stopping ──► stopped
+ *       ▲                                     │  └─► fenced (another compute has the branch: never again)
+ *       └──────── Postgres or proposer died ◄─┘
+ *
+ * 1. The proposer wins a term and commits what the safekeepers hold: X.
+ * 2. A data directory without relation files is made from a basebackup at exactly X.
+ * 3. Postgres starts from the synthesised checkpoint at X; the extension hydrates what is touched.
+ * 4. The proposer is Postgres's synchronous standby: a commit returns when a quorum of safekeepers has it.
+ * A crash of Postgres is answered by starting again from 1: nothing local is ever recovered (design D3).
+ */
+import type {Clock} from '#runtime/clock.ts';
+import {systemClock} from '#runtime/clock.ts';
+import type {Disk} from '#runtime/disk.ts';
+import {joinPath, systemDisk} from '#runtime/disk.ts';
+import {HttpError, type Route, startHttpServer} from '#runtime/http.ts';
+import {type Log, createLog} from '#runtime/log.ts';
+import {Metrics} from '#runtime/metrics.ts';
+import {freePort} from '#runtime/net.ts';
+import {lookUpUser, runsAsRoot} from '#runtime/process.ts';
+import type {Lsn} from '#postgres/lsn.ts';
+import {formatLsn} from '#postgres/lsn.ts';
+import {applyCatalog} from '#compute/catalog.ts';
+import {makeDataDirectory} from '#compute/data-directory.ts';
+import {HydrationServer} from '#compute/hydration-server.ts';
+import {PageSource} from '#compute/page-source.ts';
+import {PostgresProcess} from '#compute/postgres-process.ts';
+import {adminRole, storageSettings} from '#compute/postgres-settings.ts';
+import {ProposerProcess} from '#compute/proposer-process.ts';
+import type {ComputeConfig, ComputeSpec} from '#compute/spec.ts';
+import {keepAcrossStop, uploadStatistics} from '#compute/graceful-stop.ts';
+import {TokenSource} from '#compute/token-source.ts';
+
+export type ComputeState = 'electing' | 'unpacking' | 'starting' | 'running' | 'stopping' | 'stopped' | 'fenced' | 'failed';
+
+/** After this many starts in a row that never reached `running` the agent gives up; the control plane sees why. */
+const failedStartsMax = 5;
+const stopFastMsMax = 60_000;
+const finalWalMsMax = 30_000;
+
+/** What is alive between one election and the end of that Postgres. */
+interface Incarnation {
+  readonly lsn: Lsn;
+  readonly term: number;
+  readonly proposer: ProposerProcess;
+  readonly postgres: PostgresProcess;
+  readonly pages: PageSource;
+  readonly hydration: HydrationServer;
+}
+
+export interface RunningCompute {
+  readonly pgPort: number;
+  readonly httpPort: number;
+  /** Resolves when the compute is over by itself: fenced, or failed for good. */
+  readonly ended: Promise<{state: ComputeState; reason: string}>;
+  stop(): Promise<void>;
+}
+
+export async function runCompute(config: ComputeConfig): Promise<RunningCompute> {
+  const {spec} = config;
+  const log = createLog({component: 'compute', fields: {tenant: spec.tenantId, branch: spec.branchId, endpoint: spec.endpointId}});
+  const agent = new ComputeAgent(config, {clock: systemClock, disk: systemDisk, log});
+  try {
+    await agent.start();
+  } catch (error) {
+    await agent.abandon();
+    throw error;
+  }
+  return agent;
+}
+
+class ComputeAgent implements RunningCompute {
+  readonly ended: Promise<{state: ComputeState; reason: string}>;
+  readonly #config: ComputeConfig;
+  readonly #clock: Clock;
+  readonly #disk: Disk;
+  readonly #log: Log;
+  readonly #metrics = new Metrics();
+  readonly #tokens: TokenSource;
+  #spec: ComputeSpec;
+  #state: ComputeState = 'electing';
+  #current: Incarnation | undefined;
+  /** Set as soon as it runs, so that a failed start can be cleaned up. */
+  #proposer: ProposerProcess | undefined;
+  #http: {port: number; close(): Promise<void>} | undefined;
+  #pgPort = 0;
+  #catalogApplied: boolean;
+  #stopping: Promise<void> | undefined;
+  #end: (end: {state: ComputeState; reason: string}) => void = () => {};
+
+  constructor(config: ComputeConfig, machine: {clock: Clock; disk: Disk; log: Log}) {
+    this.#config = config;
+    this.#spec = config.spec;
+    this.#catalogApplied = config.spec.alreadyApplied ?? false;
+    this.#clock = machine.clock;
+    this.#disk = machine.disk;
+    this.#log = machine.log;
+    this.ended = new Promise((resolve) => (this.#end = resolve));
+    this.#tokens = new TokenSource({
+      token: config.spec.token,
+      url: config.spec.tokenRefreshUrl,
+      clock: machine.clock,
+      log: machine.log,
+      onChange: (token) => this.#proposer?.refreshToken(token),
+    });
+  }
+
+  get pgPort(): number {
+    return this.#pgPort;
+  }
+
+  get httpPort(): number {
+    return this.#http?.port ?? 0;
+  }
+
+  get #paths(): {pgdata: string; run: string; proposerConfig: string; hydrationSocket: string} {
+    const {dataDir} = this.#config;
+    return {
+      pgdata: joinPath(dataDir, 'pgdata'),
+      run: joinPath(dataDir, 'run'),
+      proposerConfig: joinPath(dataDir, 'proposer.json'),
+      hydrationSocket: joinPath(dataDir, 'run', 'hydration.sock'),
+    };
+  }
+
+  async start(): Promise<void> {
+    this.#pgPort = this.#config.pgPort === 0 ? await freePort() : this.#config.pgPort;
+    this.#http = await startHttpServer({
+      host: '127.0.0.1',
+      port: this.#config.httpPort,
+      log: this.#log,
+      routes: this.#routes(),
+      authenticate: async (token) => {
+        if (token !== this.#config.httpToken) throw new HttpError(401, 'unauthorized', 'this agent wants the token of its control plane');
+      },
+    });
+    await this.#launch();
+  }
+
+  stop(): Promise<void> {
+    return (this.#stopping ??= this.#stopGracefully());
+  }
+
+  /** Ends whatever a failed start has left running. */
+  async abandon(): Promise<void> {
+    this.#state = 'failed';
+    this.#tokens.stop();
+    await this.#tearDown();
+    await this.#http?.close();
+  }
+
+  /** Steps 1 to 4. */
+  async #launch(): Promise<void> {
+    const config = this.#config;
+    const paths = this.#paths;
+    const started = this.#clock.monotonicMs();
+    const owner = runsAsRoot ? lookUpUser(config.systemUser) : undefined;
+    this.#state = 'electing';
+    this.#disk.makeDirectory(config.dataDir);
+    this.#disk.remove(paths.run);
+    this.#disk.makeDirectory(paths.run);
+    if (owner) {
+      this.#disk.changeOwner(config.dataDir, owner.uid, owner.gid);
+      this.#disk.changeOwner(paths.run, owner.uid, owner.gid);
+    }
+    this.#disk.writeFileAtomic(paths.proposerConfig, Buffer.from(JSON.stringify(this.#proposerConfig())));
+    const proposer = await ProposerProcess.start({
+      command: config.proposerCommand.command,
+      args: [...config.proposerCommand.args, '--config', paths.proposerConfig],
+      log: this.#log,
+      onFenced: (reason) => void this.#fence(reason),
+    });
+    this.#proposer = proposer;
+    const {lsn, term} = await proposer.elected;
+    const electedMs = this.#clock.monotonicMs() - started;
+
+    this.#state = 'unpacking';
+    const token = this.#tokens.current;
+    await makeDataDirectory({disk: this.#disk, path: paths.pgdata, spec: this.#spec, lsn, token, owner});
+    const pages = new PageSource({spec: this.#spec, token: () => this.#tokens.current, lsn, clock: this.#clock, log: this.#log});
+    const hydration = await HydrationServer.start({path: paths.hydrationSocket, pages, log: this.#log, metrics: this.#metrics});
+    if (owner) this.#disk.changeOwner(paths.hydrationSocket, owner.uid, owner.gid);
+    const unpackedMs = this.#clock.monotonicMs() - started;
+
+    this.#state = 'starting';
+    let postgres: PostgresProcess;
+    try {
+      postgres = await PostgresProcess.start({
+        binDir: config.binDir,
+        dataDir: paths.pgdata,
+        user: config.systemUser,
+        settings: storageSettings({
+          extensionLibrary: config.extensionLibrary,
+          agentSocket: paths.hydrationSocket,
+          socketDir: paths.run,
+          port: this.#pgPort,
+          preloadLibraries: this.#spec.settings['shared_preload_libraries'],
+        }),
+        clock: this.#clock,
+        log: this.#log,
+        onLine: (line) => this.#log.info(`postgres: ${line}`),
+      });
+    } catch (error) {
+      pages.stop();
+      await hydration.close();
+      throw error;
+    }
+    const incarnation: Incarnation = {lsn, term, proposer, postgres, pages, hydration};
+    this.#current = incarnation;
+    void postgres.exited.then(() => this.#onDeath(incarnation, 'Postgres'));
+    void proposer.exited.then(() => this.#onDeath(incarnation, 'the proposer'));
+    proposer.stream({socketDir: paths.run, port: this.#pgPort, user: adminRole});
+    if (!this.#catalogApplied) {
+      await applyCatalog({socketDir: paths.run, port: this.#pgPort}, this.#spec);
+      this.#catalogApplied = true;
+    }
+    this.#state = 'running';
+    this.#log.info('running', {
+      lsn: formatLsn(lsn),
+      term,
+      pgPort: this.#pgPort,
+      electedMs: Math.round(electedMs),
+      unpackedMs: Math.round(unpackedMs),
+      totalMs: Math.round(this.#clock.monotonicMs() - started),
+    });
+  }
+
+  #proposerConfig(): unknown {
+    const {tenantId, timelineId, systemId, pgVersion, safekeepers} = this.#spec;
+    return {tenantId, timelineId, systemId, pgVersion, safekeepers, token: this.#tokens.current};
+  }
+
+  /** A part died that nobody asked to stop: everything of this incarnation goes, and a new one starts from storage. */
+  async #onDeath(incarnation: Incarnation, who: string): Promise<void> {
+    if (this.#current !== incarnation || this.#state !== 'running') return;
+    this.#log.error(`${who} died; starting anew from storage`, {lsn: formatLsn(incarnation.lsn), term: incarnation.term});
+    await this.#restart();
+  }
+
+  async #restart(): Promise<void> {
+    this.#state = 'electing';
+    for (let failures = 0; this.#stopping === undefined; failures++) {
+      await this.#tearDown();
+      try {
+        await this.#launch();
+        return;
+      } catch (error) {
+        if (this.#hasEnded()) return;
+        this.#log.error('start from storage failed', {error, attempt: failures + 1});
+        if (failures + 1 >= failedStartsMax) {
+          await this.#tearDown();
+          this.#finish('failed', `Postgres could not be started ${failedStartsMax} times: ${(error as Error).message}`);
+          return;
+        }
+        await this.#clock.sleep(500 * 2 ** failures);
+      }
+    }
+  }
+
+  #hasEnded(): boolean {
+    return this.#state === 'fenced' || this.#state === 'failed' || this.#state === 'stopped';
+  }
+
+  /** Another compute owns the branch: our Postgres must not answer anyone any more (invariant 12). */
+  async #fence(reason: string): Promise<void> {
+    if (this.#hasEnded()) return;
+    this.#log.error('fenced: another compute has this branch', {reason});
+    this.#state = 'fenced';
+    this.#current?.postgres.stopImmediately();
+    await this.#tearDown();
+    this.#finish('fenced', reason);
+  }
+
+  #finish(state: ComputeState, reason: string): void {
+    this.#state = state;
+    this.#tokens.stop();
+    this.#end({state, reason});
+  }
+
+  /** Ends all processes and sockets of the present incarnation, without grace. */
+  async #tearDown(): Promise<void> {
+    const current = this.#current;
+    const proposer = this.#proposer;
+    this.#current = undefined;
+    this.#proposer = undefined;
+    if (current) {
+      current.postgres.stopImmediately();
+      const timer = this.#clock.setTimer(5000, () => current.postgres.kill());
+      await current.postgres.exited;
+      timer.cancel();
+      current.pages.stop();
+      await current.hydration.close();
+    }
+    if (proposer) {
+      proposer.kill();
+      await proposer.exited;
+    }
+  }
+
+  async #stopGracefully(): Promise<void> {
+    const current = this.#current;
+    if (current && this.#state === 'running') {
+      this.#state = 'stopping';
+      const {postgres, proposer, lsn} = current;
+      const address = {socketDir: this.#paths.run, port: this.#pgPort};
+      try {
+        await keepAcrossStop(address);
+      } catch (error) {
+        // Only comfort is lost (free-space map, sequence gaps as after a crash): never a reason not to stop.
+        this.#log.warn('could not log the free-space map and sequences before the stop', {error, lsn: formatLsn(lsn)});
+      }
+      postgres.stopFast();
+      const timer = this.#clock.setTimer(stopFastMsMax, () => postgres.stopImmediately());
+      await postgres.exited;
+      timer.cancel();
+      const committed = await Promise.race([
+        proposer.stopped,
+        proposer.exited.then(() => undefined),
+        this.#clock.sleep(finalWalMsMax).then(() => undefined),
+      ]);
+      if (committed === undefined) this.#log.warn('stopped before the shutdown checkpoint was committed; nothing acknowledged is lost');
+      else {
+        try {
+          await uploadStatistics({disk: this.#disk, pgdata: this.#paths.pgdata, spec: this.#spec, lsn: committed, token: this.#tokens.current});
+        } catch (error) {
+          this.#log.warn('statistics were not kept', {error});
+        }
+      }
+    }
+    this.#state = 'stopping';
+    await this.#tearDown();
+    await this.#http?.close();
+    this.#disk.remove(this.#paths.pgdata);
+    this.#finish('stopped', 'asked to stop');
+  }
+
+  #routes(): Route[] {
+    return [
+      {
+        method: 'GET',
+        path: '/status',
+        handler: async () => ({
+          status: 200,
+          json: {
+            state: this.#state,
+            pgPort: this.#pgPort,
+            pid: this.#current?.postgres.pid,
+            startLsn: this.#current && formatLsn(this.#current.lsn),
+            term: this.#current?.term,
+            pagesFetched: this.#current?.hydration.pagesFetched,
+          },
+        }),
+      },
+      {
+        method: 'GET',
+        path: '/metrics',
+        handler: async () => ({status: 200, body: Buffer.from(this.#metrics.text()), headers: {'content-type': 'text/plain; version=0.0.4'}}),
+      },
+      {method: 'POST', path: '/configure', handler: async (request) => this.#configure((await request.json(4 * 1024 * 1024)) as Partial<ComputeSpec>)},
+      {
+        method: 'POST',
+        path: '/stop',
+        handler: async () => {
+          // The HTTP server closes only after this answer has been sent.
+          void this.#clock.sleep(0).then(() => this.stop());
+          await this.ended;
+          return {status: 200, json: {state: this.#state}};
+        },
+      },
+    ];
+  }
+
+  /** Roles and databases changed while the compute runs. */
+  async #configure(change: Partial<ComputeSpec>): Promise<{status: number; json: unknown}> {
+    this.#spec = {
+      ...this.#spec,
+      ...(change.roles && {roles: change.roles}),
+      ...(change.databases && {databases: change.databases}),
+      droppedRoles: change.droppedRoles ?? [],
+      droppedDatabases: change.droppedDatabases ?? [],
+    };
+    if (this.#state !== 'running') throw new HttpError(409, 'not_running', `compute ${this.#spec.endpointId} is ${this.#state}; the change applies at its next start`);
+    try {
+      await applyCatalog({socketDir: this.#paths.run, port: this.#pgPort}, this.#spec);
+    } catch (error) {
+      throw new HttpError(422, 'not_applied', `compute ${this.#spec.endpointId}: ${(error as Error).message}`);
+    }
+    return {status: 200, json: {state: this.#state}};
+  }
+}

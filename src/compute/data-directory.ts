@@ -1,0 +1,82 @@
+/** The compute's data directory: unpacked from a basebackup, configured, thrown away. */
+import {readTar} from '#postgres/tar.ts';
+import type {Lsn} from '#postgres/lsn.ts';
+import {formatLsn} from '#postgres/lsn.ts';
+import type {Disk} from '#runtime/disk.ts';
+import {dirname, joinPath} from '#runtime/disk.ts';
+import {requestStream} from '#runtime/http.ts';
+import type {ComputeSpec} from '#compute/spec.ts';
+import {hostBasedAuthentication, postgresqlConf} from '#compute/postgres-settings.ts';
+
+/** Who owns the files; undefined when the agent itself is not root. */
+export interface Owner {
+  readonly uid: number;
+  readonly gid: number;
+}
+
+/** Waiting for the pageserver to reach X is part of it. */
+const basebackupMsMax = 120_000;
+
+/**
+ * Makes `path` a data directory that starts at `lsn` without recovery. Throws an Error that names tenant, branch and LSN
+ * when the pageserver does not give the basebackup.
+ */
+export async function makeDataDirectory(options: {disk: Disk; path: string; spec: ComputeSpec; lsn: Lsn; token: string; owner: Owner | undefined}): Promise<void> {
+  const {disk, path, spec, lsn} = options;
+  const where = `tenant ${spec.tenantId}, branch ${spec.branchId} (timeline ${spec.timelineId}), LSN ${formatLsn(lsn)}`;
+  const url =
+    `http://${spec.pageserver.host}:${spec.pageserver.httpPort}/v1/tenant/${spec.tenantId}/timeline/${spec.timelineId}` +
+    `/basebackup?lsn=${encodeURIComponent(formatLsn(lsn))}`;
+  const response = await requestStream({method: 'GET', url, token: options.token, timeoutMs: basebackupMsMax});
+  if (response.status !== 200) {
+    const parts: Buffer[] = [];
+    for await (const part of response.body) parts.push(part);
+    throw new Error(`the pageserver gave no basebackup (${where}): ${response.status} ${Buffer.concat(parts).toString('utf8').slice(0, 2000)}`);
+  }
+  disk.remove(path);
+  disk.makeDirectory(path);
+  let sawControlFile = false;
+  for await (const entry of readTar(response.body)) {
+    if (entry.path.startsWith('/') || entry.path.split('/').includes('..'))
+      throw new Error(`basebackup names ${JSON.stringify(entry.path)}, which is outside the data directory (${where})`);
+    const target = joinPath(path, entry.path);
+    if (entry.type === 'directory') {
+      disk.makeDirectory(target);
+      continue;
+    }
+    disk.makeDirectory(dirname(target));
+    const file = disk.open(target, 'truncate');
+    try {
+      let at = 0;
+      for await (const part of entry.content) {
+        writeSparse(file, part, at);
+        at += part.length;
+      }
+      if (file.size() < entry.size) file.truncate(entry.size);
+    } finally {
+      file.close();
+    }
+    sawControlFile ||= entry.path === 'global/pg_control';
+  }
+  // pg_control comes last in the stream: a basebackup that was cut off cannot be started.
+  if (!sawControlFile) throw new Error(`the basebackup ended before pg_control (${where}); the pageserver's log says why`);
+  disk.writeFileAtomic(joinPath(path, 'postgresql.conf'), Buffer.from(postgresqlConf(spec)));
+  disk.writeFileAtomic(joinPath(path, 'pg_hba.conf'), Buffer.from(hostBasedAuthentication));
+  disk.writeFileAtomic(joinPath(path, 'pg_ident.conf'), Buffer.alloc(0));
+  if (options.owner !== undefined) giveAway(disk, path, options.owner);
+}
+
+function giveAway(disk: Disk, path: string, owner: Owner): void {
+  disk.changeOwner(path, owner.uid, owner.gid);
+  if (disk.stat(path)?.isDirectory) for (const name of disk.list(path)) giveAway(disk, joinPath(path, name), owner);
+}
+
+const zeros = Buffer.alloc(65536);
+
+/** The 16 MiB WAL segment is nearly all zeros: holes cost no write. */
+function writeSparse(file: {write(b: Buffer, at: number): void}, part: Buffer, position: number): void {
+  for (let at = 0; at < part.length; at += zeros.length) {
+    const piece = part.subarray(at, at + zeros.length);
+    if (!piece.equals(piece.length === zeros.length ? zeros : zeros.subarray(0, piece.length))) file.write(piece, position + at);
+  }
+}

@@ -1,0 +1,88 @@
+/**
+ * Pages of the branch at the compute's start LSN, over one connection to the pageserver that is made again when it
+ * breaks. Everything is read at that one LSN: what is newer is in the local files (design D2).
+ */
+import type {Lsn} from '#postgres/lsn.ts';
+import {formatLsn} from '#postgres/lsn.ts';
+import type {RelTag} from '#postgres/relation.ts';
+import {formatRel} from '#postgres/relation.ts';
+import type {Clock} from '#runtime/clock.ts';
+import type {Log} from '#runtime/log.ts';
+import {PageServiceError, PagesClient, type RelListEntry} from '#wire/pages.ts';
+import type {ComputeSpec} from '#compute/spec.ts';
+
+/** How long a read waits for a pageserver that is away before the backend gets an error. A cancel ends it earlier. */
+const unreachableMsMax = 120_000;
+const reconnectMs = 100;
+
+export class PageSource {
+  readonly #spec: ComputeSpec;
+  readonly #token: () => string;
+  readonly #clock: Clock;
+  readonly #log: Log;
+  readonly #lsn: Lsn;
+  #client: Promise<PagesClient> | undefined;
+  #stopped = false;
+
+  constructor(options: {spec: ComputeSpec; token: () => string; lsn: Lsn; clock: Clock; log: Log}) {
+    this.#spec = options.spec;
+    this.#token = options.token;
+    this.#lsn = options.lsn;
+    this.#clock = options.clock;
+    this.#log = options.log;
+  }
+
+  stop(): void {
+    this.#stopped = true;
+    void this.#client?.then((client) => client.close(), () => {});
+  }
+
+  relSize(rel: RelTag): Promise<number | undefined> {
+    return this.#withClient(`size of ${formatRel(rel)}`, (client) => client.relSize(rel, {requestLsn: this.#lsn}));
+  }
+
+  getPages(rel: RelTag, block: number, count: number): Promise<Buffer[]> {
+    return this.#withClient(`block ${block} of ${formatRel(rel)}`, (client) =>
+      client.getPages(rel, block, count, {requestLsn: this.#lsn}),
+    );
+  }
+
+  listDb(spcNode: number, dbNode: number): Promise<RelListEntry[]> {
+    return this.#withClient(`relations of database ${dbNode}`, (client) => client.listDb(spcNode, dbNode, {requestLsn: this.#lsn}));
+  }
+
+  dbSize(dbNode: number): Promise<number> {
+    return this.#withClient(`size of database ${dbNode}`, (client) => client.dbSize(dbNode, {requestLsn: this.#lsn}));
+  }
+
+  async #withClient<T>(what: string, ask: (client: PagesClient) => Promise<T>): Promise<T> {
+    const deadline = this.#clock.monotonicMs() + unreachableMsMax;
+    for (let attempt = 0; ; attempt++) {
+      try {
+        return await ask(await (this.#client ??= this.#connect()));
+      } catch (error) {
+        if (this.#stopped) throw error;
+        const transient = !(error instanceof PageServiceError) || error.code === 'disconnected' || error.code === 'unavailable';
+        if (!transient) throw error;
+        if (!(error instanceof PageServiceError) || error.code === 'disconnected') this.#client = undefined;
+        if (this.#clock.monotonicMs() > deadline)
+          throw new Error(
+            `pageserver ${this.#spec.pageserver.host}:${this.#spec.pageserver.port} could not give ${what} at ${formatLsn(this.#lsn)} ` +
+              `for ${unreachableMsMax / 1000} s (tenant ${this.#spec.tenantId}, branch ${this.#spec.branchId}): ${(error as Error).message}. ` +
+              'See `pagoda status` and `pagoda logs pageserver`.',
+            {cause: error},
+          );
+        if (attempt % 50 === 0) this.#log.warn('the pageserver is away, trying again', {what, error});
+        await this.#clock.sleep(reconnectMs);
+      }
+    }
+  }
+
+  async #connect(): Promise<PagesClient> {
+    const {pageserver, tenantId, timelineId} = this.#spec;
+    const attempt = PagesClient.connect(pageserver, this.#token(), tenantId, timelineId);
+    const client = await attempt;
+    void client.closed.then(() => (this.#client = undefined));
+    return client;
+  }
+}

@@ -1,0 +1,82 @@
+/** The proposer runs as a process of its own, so that commits never wait behind page traffic. This is our end of its pipe. */
+import type {Lsn} from '#postgres/lsn.ts';
+import {parseLsn} from '#postgres/lsn.ts';
+import type {Log} from '#runtime/log.ts';
+import {type ChildProcessHandle, spawnProcess} from '#runtime/process.ts';
+
+export interface Elected {
+  readonly term: number;
+  /** All WAL below it is committed; the compute starts exactly here. */
+  readonly lsn: Lsn;
+}
+
+export class ProposerProcess {
+  readonly exited: Promise<{code: number | null; signal: string | null}>;
+  /** Rejects when the proposer ends first. */
+  readonly elected: Promise<Elected>;
+  /** Resolves when the final WAL of a stopped Postgres is committed. */
+  readonly stopped: Promise<void>;
+  readonly #child: ChildProcessHandle;
+
+  private constructor(child: ChildProcessHandle, elected: Promise<Elected>, stopped: Promise<void>) {
+    this.#child = child;
+    this.exited = child.exited;
+    this.elected = elected;
+    this.stopped = stopped;
+  }
+
+  static async start(options: {command: string; args: readonly string[]; log: Log; onFenced: (reason: string) => void}): Promise<ProposerProcess> {
+    let onElected: (e: Elected) => void = () => {};
+    let onStopped: () => void = () => {};
+    let lastError = '';
+    const electedEvent = new Promise<Elected>((resolve) => (onElected = resolve));
+    const stopped = new Promise<void>((resolve) => (onStopped = resolve));
+    const child = await spawnProcess({
+      command: options.command,
+      args: options.args,
+      detached: true,
+      onStdoutLine(line) {
+        let event: Record<string, unknown>;
+        try {
+          event = JSON.parse(line) as Record<string, unknown>;
+        } catch {
+          options.log.warn('the proposer said something that is no event', {line});
+          return;
+        }
+        if (event['event'] === 'elected') onElected({term: Number(event['term']), lsn: parseLsn(String(event['lsn']))});
+        else if (event['event'] === 'stopped') onStopped();
+        else if (event['event'] === 'fenced') options.onFenced(String(event['message'] ?? line));
+      },
+      onStderrLine(line) {
+        lastError = line;
+        options.log.info(`proposer: ${line}`);
+      },
+    });
+    const early = child.exited.then(({code, signal}) => {
+      throw new Error(`the proposer ended before it was elected (${signal ?? `code ${code}`}): ${lastError}`);
+    });
+    const elected = Promise.race([electedEvent, early]);
+    elected.catch(() => {});
+    return new ProposerProcess(child, elected, stopped);
+  }
+
+  stream(postgres: {socketDir: string; port: number; user: string}): void {
+    this.#say({event: 'stream', ...postgres});
+  }
+
+  refreshToken(token: string): void {
+    this.#say({event: 'token', token});
+  }
+
+  stop(): void {
+    this.#child.kill('SIGTERM');
+  }
+
+  kill(): void {
+    this.#child.kill('SIGKILL');
+  }
+
+  #say(event: Record<string, unknown>): void {
+    this.#child.writeStdin(JSON.stringify(event) + '\n');
+  }
+}
