@@ -331,9 +331,10 @@ class ComputeAgent implements RunningCompute {
     }
     this.#state = 'stopping';
     await this.#tearDown();
-    await this.#http?.close();
     this.#disk.remove(this.#paths.pgdata);
     this.#finish('stopped', 'asked to stop');
+    await this.#clock.sleep(20); // the answer to POST /stop leaves first
+    await this.#http?.close();
   }
 
   #routes(): Route[] {
@@ -363,8 +364,7 @@ class ComputeAgent implements RunningCompute {
         method: 'POST',
         path: '/stop',
         handler: async () => {
-          // The HTTP server closes only after this answer has been sent.
-          void this.#clock.sleep(0).then(() => this.stop());
+          void this.stop();
           await this.ended;
           return {status: 200, json: {state: this.#state}};
         },

@@ -14,11 +14,11 @@ export class ProposerProcess {
   readonly exited: Promise<{code: number | null; signal: string | null}>;
   /** Rejects when the proposer ends first. */
   readonly elected: Promise<Elected>;
-  /** Resolves when the final WAL of a stopped Postgres is committed. */
-  readonly stopped: Promise<void>;
+  /** Resolves with the final commit LSN when all WAL of a stopped Postgres is committed. */
+  readonly stopped: Promise<Lsn>;
   readonly #child: ChildProcessHandle;
 
-  private constructor(child: ChildProcessHandle, elected: Promise<Elected>, stopped: Promise<void>) {
+  private constructor(child: ChildProcessHandle, elected: Promise<Elected>, stopped: Promise<Lsn>) {
     this.#child = child;
     this.exited = child.exited;
     this.elected = elected;
@@ -27,10 +27,10 @@ export class ProposerProcess {
 
   static async start(options: {command: string; args: readonly string[]; log: Log; onFenced: (reason: string) => void}): Promise<ProposerProcess> {
     let onElected: (e: Elected) => void = () => {};
-    let onStopped: () => void = () => {};
+    let onStopped: (lsn: Lsn) => void = () => {};
     let lastError = '';
     const electedEvent = new Promise<Elected>((resolve) => (onElected = resolve));
-    const stopped = new Promise<void>((resolve) => (onStopped = resolve));
+    const stopped = new Promise<Lsn>((resolve) => (onStopped = resolve));
     const child = await spawnProcess({
       command: options.command,
       args: options.args,
@@ -44,7 +44,7 @@ export class ProposerProcess {
           return;
         }
         if (event['event'] === 'elected') onElected({term: Number(event['term']), lsn: parseLsn(String(event['lsn']))});
-        else if (event['event'] === 'stopped') onStopped();
+        else if (event['event'] === 'stopped') onStopped(parseLsn(String(event['commitLsn'])));
         else if (event['event'] === 'fenced') options.onFenced(String(event['message'] ?? line));
       },
       onStderrLine(line) {
