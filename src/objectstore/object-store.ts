@@ -1,0 +1,54 @@
+/**
+ * Named, immutable bytes. Everything that must survive a node lies behind this interface. Names are paths of
+ * [A-Za-z0-9._-] segments joined by '/'.
+ */
+
+export interface PutOptions {
+  /** `If-None-Match: *`: ObjectStoreError 'exists' when the object is already there; it is then left as it is. */
+  readonly ifNoneMatch?: '*';
+}
+
+export interface ObjectHead {
+  readonly size: number;
+  readonly modifiedMs: number;
+}
+
+export interface ListedObject extends ObjectHead {
+  readonly key: string;
+}
+
+export interface ObjectStore {
+  /** Resolves when the object is durable. When it throws anything but 'exists', the object may or may not be there. */
+  put(key: string, bytes: Buffer, options?: PutOptions): Promise<void>;
+  /** The whole object. ObjectStoreError 'not-found'. */
+  get(key: string): Promise<Buffer>;
+  /** Exactly `length` bytes from `start`; ObjectStoreError 'bad-range' when the object ends before. */
+  getRange(key: string, start: number, length: number): Promise<Buffer>;
+  head(key: string): Promise<ObjectHead | undefined>;
+  /** All objects whose key starts with `prefix`, sorted by key. */
+  list(prefix: string): Promise<ListedObject[]>;
+  /** Missing ones are fine. */
+  delete(keys: readonly string[]): Promise<void>;
+}
+
+/**
+ * 'unavailable': no answer, or a temporary refusal; whether a put or delete took effect is unknown. Retried by
+ * RetryingObjectStore. The others are final.
+ */
+export type ObjectStoreErrorCode = 'not-found' | 'exists' | 'bad-range' | 'bad-key' | 'unavailable' | 'full';
+
+export class ObjectStoreError extends Error {
+  readonly code: ObjectStoreErrorCode;
+  readonly key: string;
+  constructor(code: ObjectStoreErrorCode, key: string, message: string, options?: ErrorOptions) {
+    super(`object store: ${key}: ${message}`, options);
+    this.code = code;
+    this.key = key;
+  }
+}
+
+/** Throws 'bad-key' for a name that could leave its folder or that S3 and file systems treat differently. */
+export function checkObjectKey(key: string): void {
+  if (!/^[A-Za-z0-9_-][A-Za-z0-9._-]*(\/[A-Za-z0-9_-][A-Za-z0-9._-]*)*$/.test(key) || key.length > 1000)
+    throw new ObjectStoreError('bad-key', key.slice(0, 100), 'not a name for an object');
+}
