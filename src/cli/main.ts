@@ -1,0 +1,53 @@
+/** The one program: `pagoda <command>` for people, `pagoda <role> --config FILE` for the parts. */
+import {exitProcess, printLine} from '#runtime/process.ts';
+import {printErrorLine, programArguments, workingDirectory} from '#runtime/program.ts';
+import {parseArguments, UsageError} from '#cli/arguments.ts';
+import {Layout, portOptions} from '#cli/layout.ts';
+import {roleNames, runRole} from '#cli/roles.ts';
+
+const dataOption = {'--data': 'value'} as const;
+
+async function main(argv: readonly string[]): Promise<void> {
+  const [command = 'help', ...rest] = argv;
+  if (roleNames.includes(command)) {
+    await runRole(command, parseArguments(rest, {'--config': 'value'}).options.get('--config'));
+    return;
+  }
+  const layoutOf = (options: ReadonlyMap<string, string>): Layout => Layout.choose(options, workingDirectory);
+  switch (command) {
+    case 'up': {
+      const args = parseArguments(rest, {...dataOption, ...portOptions, '--listen': 'value'});
+      const {up} = await import('#cli/up.ts');
+      return up(args, layoutOf(args.options));
+    }
+    case 'stop': {
+      const args = parseArguments(rest, dataOption);
+      const {stop} = await import('#cli/commands.ts');
+      return stop(layoutOf(args.options));
+    }
+    case 'status': {
+      const args = parseArguments(rest, {...dataOption, '-o': 'value', '--output': 'value'});
+      const {status} = await import('#cli/commands.ts');
+      return status(args, layoutOf(args.options));
+    }
+    case 'logs': {
+      const args = parseArguments(rest, dataOption);
+      const {logs} = await import('#cli/commands.ts');
+      return logs(args, layoutOf(args.options));
+    }
+    case 'help':
+    case '--help':
+    case '-h': {
+      const {help} = await import('#cli/commands.ts');
+      return printLine(help);
+    }
+    default:
+      throw new UsageError(`unknown command ${command}; see \`pagoda help\``);
+  }
+}
+
+main(programArguments).catch((error: unknown) => {
+  const failure = error as Error;
+  printErrorLine(`pagoda: ${failure instanceof UsageError ? failure.message : (failure.stack ?? String(failure))}`);
+  exitProcess(1);
+});

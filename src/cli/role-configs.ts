@@ -1,0 +1,153 @@
+/** The configuration of every role in an installation on one machine: what the supervisor writes before it starts them. */
+import {joinPath} from '#runtime/disk.ts';
+import {internalPorts, type Layout, type Ports, safekeeperCount} from '#cli/layout.ts';
+import {pagodaCommand} from '#cli/role-process.ts';
+import type {Installation} from '#cli/setup.ts';
+import type {ControlConfig} from '#control/config.ts';
+
+const loopback = '127.0.0.1';
+
+/** Name (also of log and pid file), role, configuration; in the order in which they start. */
+export interface RoleConfig {
+  readonly name: string;
+  readonly role: string;
+  readonly config: unknown;
+}
+
+export interface InstallationChoices {
+  readonly layout: Layout;
+  readonly ports: Ports;
+  readonly installation: Installation;
+  /** Where API and proxy listen; everything else stays on loopback. */
+  readonly listen: string;
+  /** The proxy serves Postgres clients; without it computes are reached directly on loopback. */
+  readonly withProxy: boolean;
+}
+
+export function roleConfigs(choices: InstallationChoices): RoleConfig[] {
+  const {layout, ports} = choices;
+  const internal = internalPorts(ports.internal);
+  const broker = {host: loopback, port: internal.broker};
+  const nodeIds = Array.from({length: safekeeperCount}, (_, i) => i + 1);
+  const objectStore = {kind: 'folder', path: layout.objects};
+  const controlUrl = `http://${loopback}:${internal.control}`;
+  const roles: RoleConfig[] = [
+    {name: 'broker', role: 'broker', config: {host: loopback, port: internal.broker, keysDir: layout.keys}},
+    ...nodeIds.map((nodeId) => ({
+      name: `safekeeper-${nodeId}`,
+      role: 'safekeeper',
+      config: {
+        nodeId,
+        host: loopback,
+        port: internal.safekeeper(nodeId),
+        httpPort: internal.safekeeperHttp(nodeId),
+        dataDir: layout.node(`safekeeper-${nodeId}`),
+        keysDir: layout.keys,
+        broker,
+        objectStore,
+      },
+    })),
+    {
+      name: 'pageserver',
+      role: 'pageserver',
+      config: {
+        nodeId: 1,
+        host: loopback,
+        port: internal.pageserver,
+        httpPort: internal.pageserverHttp,
+        dataDir: layout.node('pageserver'),
+        keysDir: layout.keys,
+        broker,
+        objectStore,
+        controlUrl,
+      },
+    },
+    {name: 'control', role: 'control', config: controlConfig(choices)},
+  ];
+  if (choices.withProxy)
+    roles.push({
+      name: 'proxy',
+      role: 'proxy',
+      config: {
+        host: choices.listen,
+        port: ports.proxy,
+        keysDir: layout.keys,
+        dataDir: layout.node('proxy'),
+        controlUrl,
+        domain: 'localhost',
+      },
+    });
+  return roles;
+}
+
+/** Computes are started by control, and stopped by the supervisor at the end. */
+export function localComputes(choices: InstallationChoices): ControlConfig['computes'] {
+  const {layout, installation} = choices;
+  return {
+    computesDir: layout.computes,
+    logsDir: layout.logs,
+    pagodaCommand,
+    systemUser: installation.systemUser,
+    binDir: installation.binDir,
+    extensionLibrary: installation.extensionLibrary,
+  };
+}
+
+function controlConfig(choices: InstallationChoices): ControlConfig {
+  const {layout, ports} = choices;
+  const internal = internalPorts(ports.internal);
+  return {
+    apiHost: choices.listen,
+    apiPort: ports.api,
+    internalHost: loopback,
+    internalPort: internal.control,
+    database: layout.database,
+    keysDir: layout.keys,
+    installKeyFile: layout.installKeyFile,
+    cacheDir: layout.cache,
+    regionId: 'local',
+    pageservers: [{nodeId: 1, host: loopback, port: internal.pageserver, httpPort: internal.pageserverHttp}],
+    safekeepers: Array.from({length: safekeeperCount}, (_, i) => ({
+      nodeId: i + 1,
+      host: loopback,
+      port: internal.safekeeper(i + 1),
+      httpPort: internal.safekeeperHttp(i + 1),
+    })),
+    computes: localComputes(choices),
+    ...(choices.withProxy ? {proxy: {domain: 'localhost', port: ports.proxy}} : {}),
+    firstApiKeyFile: layout.apiKeyFile,
+  };
+}
+
+/** Every port that must be free, with the flag that moves it. */
+export function portsInUse(choices: InstallationChoices): {host: string; port: number; what: string; flag: string}[] {
+  const {ports} = choices;
+  const internal = internalPorts(ports.internal);
+  const inBlock = (port: number, what: string): {host: string; port: number; what: string; flag: string} => ({
+    host: loopback,
+    port,
+    what,
+    flag: '--internal-port',
+  });
+  return [
+    ...(choices.withProxy ? [{host: choices.listen, port: ports.proxy, what: 'Postgres', flag: '--port'}] : []),
+    {host: choices.listen, port: ports.api, what: 'the API', flag: '--api-port'},
+    inBlock(internal.broker, 'the broker'),
+    ...Array.from({length: safekeeperCount}, (_, i) => i + 1).flatMap((nodeId) => [
+      inBlock(internal.safekeeper(nodeId), `safekeeper ${nodeId}`),
+      inBlock(internal.safekeeperHttp(nodeId), `safekeeper ${nodeId} (HTTP)`),
+    ]),
+    inBlock(internal.pageserver, 'the pageserver'),
+    inBlock(internal.pageserverHttp, 'the pageserver (HTTP)'),
+    inBlock(internal.control, 'the control plane'),
+  ];
+}
+
+export function writeRoleConfigs(
+  layout: Layout,
+  roles: readonly RoleConfig[],
+  write: (path: string, bytes: Buffer) => void,
+): void {
+  for (const {name, config} of roles)
+    write(joinPath(layout.config, `${name}.json`), Buffer.from(`${JSON.stringify(config, undefined, 2)}\n`));
+}

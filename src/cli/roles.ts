@@ -1,0 +1,88 @@
+/** The roles of the one program, and how `pagoda <role> --config FILE` runs one. */
+import {createLog} from '#runtime/log.ts';
+import {exitProcess, onTerminate, printLine} from '#runtime/process.ts';
+import {readSecretFile} from '#runtime/secret-file.ts';
+import {UsageError} from '#cli/arguments.ts';
+
+interface RoleEntry {
+  /** Imported when the role runs: a process loads only what it is. */
+  readonly module: string;
+  readonly run: string;
+}
+
+/** Ports that a role may report; they go into the ready line. */
+const portNames = ['port', 'httpPort', 'pgPort', 'apiPort', 'internalPort'] as const;
+
+/** What every `runX` answers. */
+type RunningRole = {
+  stop(): Promise<void>;
+  /** Resolves when the role ends by itself (a compute: fenced, failed, or stopped over HTTP). */
+  readonly ended?: Promise<unknown>;
+} & {readonly [name in (typeof portNames)[number]]?: number};
+
+const roles: Readonly<Record<string, RoleEntry>> = {
+  broker: {module: '#broker/server.ts', run: 'runBroker'},
+  safekeeper: {module: '#safekeeper/server.ts', run: 'runSafekeeper'},
+  pageserver: {module: '#pageserver/server.ts', run: 'runPageserver'},
+  control: {module: '#control/server.ts', run: 'runControl'},
+  proxy: {module: '#proxy/server.ts', run: 'runProxy'},
+  compute: {module: '#compute/agent.ts', run: 'runCompute'},
+  proposer: {module: '#proposer/run.ts', run: 'runProposer'},
+};
+
+export const roleNames: readonly string[] = Object.keys(roles);
+
+/** Runs one role until it is told to stop. The configuration is private: it may hold tokens. */
+export async function runRole(name: string, configFile: string | undefined): Promise<void> {
+  const role = roles[name];
+  if (role === undefined) throw new UsageError(`unknown role ${name}`);
+  if (configFile === undefined) throw new UsageError(`pagoda ${name} needs --config FILE`);
+  const config = parseConfig(name, configFile);
+  const log = createLog({component: name});
+  const module = (await import(role.module)) as Record<string, unknown>;
+  const run = module[role.run];
+  if (typeof run !== 'function') throw new Error(`${role.module} does not export ${role.run}`);
+  let stopping = false;
+  let running: RunningRole | undefined;
+  const stop = async (signal: string): Promise<void> => {
+    if (stopping) return;
+    stopping = true;
+    log.info(`${signal}: stopping`);
+    await running?.stop();
+    exitProcess(0);
+  };
+  onTerminate((signal) => void stop(signal).catch((error: unknown) => fail(name, error)));
+  running = await (run as (config: unknown) => Promise<RunningRole>)(config);
+  if (stopping) {
+    await running.stop();
+    exitProcess(0);
+  }
+  const ready: Record<string, unknown> = {ready: true};
+  for (const port of portNames) if (typeof running[port] === 'number') ready[port] = running[port];
+  printLine(JSON.stringify(ready));
+  if (running.ended === undefined) return;
+  const end = await running.ended;
+  if (stopping) return;
+  log.info('ended by itself', {end});
+  await running.stop();
+  const state = typeof end === 'object' && end !== null && 'state' in end ? end.state : undefined;
+  exitProcess(state === 'failed' || state === 'fenced' ? 1 : 0);
+}
+
+function fail(name: string, error: unknown): never {
+  createLog({component: name}).error('stopped by an error', {error: String((error as Error).stack ?? error)});
+  exitProcess(1);
+}
+
+function parseConfig(name: string, path: string): unknown {
+  const text = readSecretFile(path);
+  let value: unknown;
+  try {
+    value = JSON.parse(text);
+  } catch (error) {
+    throw new UsageError(`the configuration of ${name} (${path}) is not JSON: ${(error as Error).message}`);
+  }
+  if (typeof value !== 'object' || value === null || Array.isArray(value))
+    throw new UsageError(`the configuration of ${name} (${path}) must be an object`);
+  return value;
+}

@@ -1,0 +1,216 @@
+/**
+ * `pagoda up`: the supervisor of an installation on one machine.
+ *
+ *   lock → leftovers of a killed run ended → ports free? → set-up → keys → configurations
+ *        → broker → safekeepers → pageserver → control → proxy → first project → banner
+ *
+ * Each role is a process of its own and is started again when it dies. Stopping goes the other way round: proxy and control
+ * first (nobody new), then the computes, gracefully, then what they need.
+ */
+import {generateKeys} from '#wire/auth.ts';
+import {type Clock, systemClock} from '#runtime/clock.ts';
+import {joinPath, systemDisk} from '#runtime/disk.ts';
+import {createLog} from '#runtime/log.ts';
+import {type Listener, listenSockets} from '#runtime/net.ts';
+import {changeMode} from '#runtime/permissions.ts';
+import {exitProcess, onTerminate, ownPid, printLine, runProcess, runsAsRoot} from '#runtime/process.ts';
+import {systemRandom} from '#runtime/random.ts';
+import {sha256} from '#runtime/crypto.ts';
+import {LocalComputeLauncher} from '#control/local-launcher.ts';
+import type {Arguments} from '#cli/arguments.ts';
+import {UsageError} from '#cli/arguments.ts';
+import {banner, ensureFirstProject} from '#cli/first-project.ts';
+import {choosePorts, type Layout, packageRoot, type Ports} from '#cli/layout.ts';
+import {endLeftovers} from '#cli/leftovers.ts';
+import {type InstallationChoices, localComputes, portsInUse, roleConfigs} from '#cli/role-configs.ts';
+import {RoleProcess} from '#cli/role-process.ts';
+import {setUp} from '#cli/setup.ts';
+
+/** What `status` and `stop` read while the supervisor runs. */
+export interface SupervisorFile {
+  readonly pid: number;
+  readonly startedAtMs: number;
+  readonly ports: Ports;
+  readonly listen: string;
+  readonly withProxy: boolean;
+}
+
+export async function up(args: Arguments, layout: Layout): Promise<void> {
+  const ports = choosePorts(args.options);
+  const listen = args.options.get('--listen') ?? '127.0.0.1';
+  const disk = systemDisk;
+  disk.makeDirectory(layout.data);
+  // Postgres runs as another user than root and must be able to pass through; what is private lies in closed folders.
+  changeMode(layout.data, 0o711);
+  const lock = await takeLock(layout);
+  const report = (line: string): void => printLine(`pagoda: ${line}`);
+  let supervisor: Supervisor | undefined;
+  let stopping = false;
+  const stop = (signal: string): void => {
+    if (stopping) {
+      report('still stopping; computes finish their transactions first');
+      return;
+    }
+    stopping = true;
+    report(`${signal}: stopping`);
+    void (async () => {
+      await supervisor?.stop();
+      disk.remove(layout.supervisorFile);
+      await lock.close();
+      report('stopped');
+      exitProcess(0);
+    })();
+  };
+  onTerminate(stop);
+  try {
+    await endLeftovers(layout.data, systemClock, report);
+    const installation = await setUp(disk, report);
+    const withProxy = disk.exists(joinPath(packageRoot, 'src', 'proxy', 'server.ts'));
+    const choices: InstallationChoices = {layout, ports, installation, listen, withProxy};
+    await checkPorts(choices);
+    await checkReachable(layout);
+    supervisor = new Supervisor(choices, systemClock, report);
+    const notes: SupervisorFile = {pid: ownPid, startedAtMs: systemClock.nowMs(), ports, listen, withProxy};
+    disk.writeFileAtomic(layout.supervisorFile, Buffer.from(JSON.stringify(notes)), 0o644);
+    await supervisor.start(() => stopping);
+    if (stopping) return;
+    const project = await ensureFirstProject(layout, ports, disk, report);
+    if (!stopping) printLine(banner(layout, ports, project));
+  } catch (error) {
+    if (stopping) return;
+    stopping = true;
+    await supervisor?.stop();
+    disk.remove(layout.supervisorFile);
+    await lock.close();
+    throw error;
+  }
+}
+
+class Supervisor {
+  readonly #choices: InstallationChoices;
+  readonly #clock: Clock;
+  readonly #report: (line: string) => void;
+  readonly #processes: RoleProcess[] = [];
+
+  constructor(choices: InstallationChoices, clock: Clock, report: (line: string) => void) {
+    this.#choices = choices;
+    this.#clock = clock;
+    this.#report = report;
+  }
+
+  async start(isStopping: () => boolean): Promise<void> {
+    const {layout} = this.#choices;
+    const disk = systemDisk;
+    for (const folder of [layout.config, layout.logs, layout.keys, layout.computes, layout.cache, layout.objects])
+      disk.makeDirectory(folder);
+    changeMode(layout.computes, 0o711);
+    changeMode(layout.cache, 0o711);
+    await generateKeys(layout.keys);
+    if (!disk.exists(layout.installKeyFile))
+      disk.writeFileAtomic(layout.installKeyFile, Buffer.from(systemRandom.bytes(32).toString('hex')), 0o600);
+    const roles = roleConfigs(this.#choices);
+    for (const {name, config} of roles)
+      disk.writeFileAtomic(layout.configFile(name), Buffer.from(`${JSON.stringify(config, undefined, 2)}\n`), 0o600);
+    // Safekeepers do not wait for one another.
+    for (const group of groupByRole(roles)) {
+      if (isStopping()) return;
+      const started = group.map(({name, role}) => {
+        const process = new RoleProcess({name, role, layout, clock: this.#clock, disk, report: this.#report});
+        this.#processes.push(process);
+        return process.start();
+      });
+      const results = await Promise.allSettled(started);
+      const failed = results.find((r) => r.status === 'rejected');
+      if (failed && !isStopping()) throw failed.reason;
+    }
+  }
+
+  async stop(): Promise<void> {
+    const take = (...prefixes: readonly string[]): Promise<unknown> =>
+      Promise.all(
+        this.#processes.filter((p) => prefixes.some((prefix) => p.name.startsWith(prefix))).map((p) => p.stop()),
+      );
+    await take('proxy', 'control');
+    const launcher = new LocalComputeLauncher({
+      ...localComputes(this.#choices),
+      clock: this.#clock,
+      random: systemRandom,
+      disk: systemDisk,
+      log: createLog({component: 'stop', level: 'error'}),
+    });
+    await launcher.stopAll().catch((error: unknown) => this.#report(`computes: ${(error as Error).message}`));
+    await take('pageserver');
+    await take('safekeeper');
+    await take('broker');
+  }
+}
+
+function groupByRole<T extends {role: string}>(roles: readonly T[]): T[][] {
+  const groups: T[][] = [];
+  for (const role of roles) {
+    const last = groups.at(-1);
+    if (last?.[0]?.role === role.role) last.push(role);
+    else groups.push([role]);
+  }
+  return groups;
+}
+
+/**
+ * One supervisor per data directory. The lock is an abstract unix socket named after the directory: the kernel gives it to one
+ * process and takes it back when that one dies, however it dies.
+ */
+async function takeLock(layout: Layout): Promise<Listener> {
+  try {
+    return await listenSockets({path: lockAddress(layout)}, (socket) => socket.destroy());
+  } catch (error) {
+    const code = ((error as Error).cause as {code?: string} | undefined)?.code;
+    if (code !== 'EADDRINUSE') throw error;
+    const pid = readSupervisor(layout)?.pid;
+    throw new UsageError(
+      `another \`pagoda up\`${pid === undefined ? '' : ` (pid ${pid})`} runs on ${layout.data}. Stop it with \`pagoda stop\`, or choose another directory with --data DIR`,
+    );
+  }
+}
+
+export function lockAddress(layout: Layout): string {
+  return `\0pagoda-${sha256(Buffer.from(layout.data)).toString('hex').slice(0, 32)}`;
+}
+
+/** The notes of a running supervisor, or of one that was killed. */
+export function readSupervisor(layout: Layout): SupervisorFile | undefined {
+  if (!systemDisk.exists(layout.supervisorFile)) return undefined;
+  try {
+    return JSON.parse(systemDisk.readFile(layout.supervisorFile).toString('utf8')) as SupervisorFile;
+  } catch {
+    return undefined;
+  }
+}
+
+async function checkPorts(choices: InstallationChoices): Promise<void> {
+  for (const {host, port, what, flag} of portsInUse(choices)) {
+    try {
+      await (await listenSockets({host, port}, (socket) => socket.destroy())).close();
+    } catch (error) {
+      const code = ((error as Error).cause as {code?: string} | undefined)?.code;
+      if (code === 'EADDRINUSE')
+        throw new UsageError(
+          `port ${port} (${what}) is in use by another program. Choose another with ${flag} N, for example ${flag} ${port + 1000}`,
+        );
+      if (code === 'EACCES')
+        throw new UsageError(
+          `this user may not listen on port ${port} (${what}). Choose one above 1024 with ${flag} N`,
+        );
+      throw error;
+    }
+  }
+}
+
+/** Postgres refuses to be root; the user it runs as must reach its data directory. */
+async function checkReachable(layout: Layout): Promise<void> {
+  if (!runsAsRoot) return;
+  const {code} = await runProcess({command: '/usr/bin/test', args: ['-x', layout.data], user: 'postgres'});
+  if (code !== 0)
+    throw new UsageError(
+      `Postgres runs as user postgres, who cannot reach ${layout.data} because a directory above it is closed. Choose another place with --data DIR (for example /var/lib/pagoda)`,
+    );
+}

@@ -1,0 +1,52 @@
+/** What `pagoda control --config FILE` reads. */
+
+export interface PageserverNode {
+  readonly nodeId: number;
+  readonly host: string;
+  /** Page service. */
+  readonly port: number;
+  /** Management. */
+  readonly httpPort: number;
+}
+
+export interface SafekeeperNode {
+  readonly nodeId: number;
+  readonly host: string;
+  /** WAL protocol. */
+  readonly port: number;
+  /** Management. */
+  readonly httpPort: number;
+}
+
+export interface ControlConfig {
+  /** API v2. */
+  readonly apiHost: string;
+  readonly apiPort: number;
+  /** For pageservers, proxies and computes; needs internal tokens. */
+  readonly internalHost: string;
+  readonly internalPort: number;
+  /** Path of a SQLite file, or `postgres://…`. */
+  readonly database: string;
+  readonly keysDir: string;
+  /** 32 bytes in hex, made at first start: encrypts stored role passwords. */
+  readonly installKeyFile: string;
+  /** The initdb template lies here. */
+  readonly cacheDir: string;
+  readonly regionId: string;
+  readonly pageservers: readonly PageserverNode[];
+  /** New timelines live on all of them: three. */
+  readonly safekeepers: readonly SafekeeperNode[];
+  readonly computes: {
+    readonly computesDir: string;
+    readonly logsDir: string;
+    /** This program: command and the arguments before a role's name. */
+    readonly pagodaCommand: {readonly command: string; readonly args: readonly string[]};
+    readonly systemUser: string;
+    readonly binDir: string;
+    readonly extensionLibrary: string;
+  };
+  /** How clients reach computes: hosts are `<endpoint>.<domain>:<port>`. Without a proxy: the compute's own loopback port. */
+  readonly proxy?: {readonly domain: string; readonly port: number};
+  /** The first user's API key is written here (mode 0600) when the database is new. */
+  readonly firstApiKeyFile: string;
+}

@@ -1,0 +1,321 @@
+/**
+ * Computes as processes of this machine: `pagoda compute --config FILE`, one directory each.
+ *
+ *   <computes>/<endpoint>/config.json   for the agent; holds its token: mode 0600
+ *   <computes>/<endpoint>/run.json      pid, ports and HTTP token of the running agent
+ *   <computes>/<endpoint>/data/         the agent's; a cache, thrown away at every start
+ *
+ * A compute outlives the control plane that started it: a restarted one finds it again through run.json. A pid is
+ * believed only when the process's command line names the endpoint's own configuration file.
+ */
+import type {Clock, Timer} from '#runtime/clock.ts';
+import type {Disk} from '#runtime/disk.ts';
+import {joinPath} from '#runtime/disk.ts';
+import {requestJson} from '#runtime/http.ts';
+import type {Log} from '#runtime/log.ts';
+import {changeMode, changeOwner} from '#runtime/permissions.ts';
+import {listProcesses, processArguments} from '#runtime/process-table.ts';
+import {signalProcess, spawnProcess} from '#runtime/process.ts';
+import type {Random} from '#runtime/random.ts';
+import type {ComputeLauncher, ComputeSpec, RunningCompute} from '#control/launcher.ts';
+
+export interface LocalLauncherOptions {
+  readonly computesDir: string;
+  readonly logsDir: string;
+  /** `pagoda` itself: command and the arguments before the role. */
+  readonly pagodaCommand: {readonly command: string; readonly args: readonly string[]};
+  /** System user of Postgres. */
+  readonly systemUser: string;
+  /** PostgreSQL's binaries. */
+  readonly binDir: string;
+  readonly extensionLibrary: string;
+  readonly clock: Clock;
+  readonly random: Random;
+  readonly disk: Disk;
+  readonly log: Log;
+}
+
+interface RunFile {
+  readonly pid: number;
+  readonly pgPort: number;
+  readonly httpPort: number;
+  readonly httpToken: string;
+}
+
+const startMsMax = 120_000;
+const gracefulStopMsMax = 120_000;
+const watchEveryMs = 1000;
+/** An old log is kept once. */
+const logBytesMax = 16 * 1024 * 1024;
+
+export class LocalComputeLauncher implements ComputeLauncher {
+  onExit: (endpointId: string) => void = () => {};
+  readonly #options: LocalLauncherOptions;
+  readonly #watches = new Map<string, Timer>();
+  readonly #stopping = new Set<string>();
+
+  constructor(options: LocalLauncherOptions) {
+    this.#options = options;
+  }
+
+  async start(spec: ComputeSpec): Promise<RunningCompute> {
+    const running = await this.find(spec.endpointId);
+    if (running) return running;
+    const {disk} = this.#options;
+    const endpointId = spec.endpointId;
+    await this.#killLeftovers(endpointId);
+    const directory = this.#directory(endpointId);
+    disk.makeDirectory(directory);
+    changeMode(this.#options.computesDir, 0o711);
+    changeMode(directory, 0o711);
+    const dataDir = joinPath(directory, 'data');
+    disk.makeDirectory(dataDir);
+    changeOwner(dataDir, this.#options.systemUser);
+    const httpToken = this.#options.random.bytes(24).toString('base64url');
+    disk.writeFileAtomic(
+      this.#configFile(endpointId),
+      Buffer.from(JSON.stringify(this.#agentConfig(spec, dataDir, httpToken), undefined, 2)),
+      0o600,
+    );
+    const child = await this.#spawn(endpointId);
+    disk.writeFileAtomic(
+      this.#runFile(endpointId),
+      Buffer.from(JSON.stringify({pid: child.pid, httpToken, ...child.ports})),
+      0o600,
+    );
+    this.#watch(endpointId, child.pid);
+    return {host: '127.0.0.1', port: child.ports.pgPort};
+  }
+
+  async find(endpointId: string): Promise<RunningCompute | undefined> {
+    const run = this.#running(endpointId);
+    if (!run) return undefined;
+    if (!this.#watches.has(endpointId)) this.#watch(endpointId, run.pid);
+    return {host: '127.0.0.1', port: run.pgPort};
+  }
+
+  async configure(spec: ComputeSpec): Promise<void> {
+    const run = this.#running(spec.endpointId);
+    if (!run) throw new Error(`the compute of endpoint ${spec.endpointId} does not run`);
+    const {status, json} = await requestJson({
+      method: 'POST',
+      url: `http://127.0.0.1:${run.httpPort}/configure`,
+      token: run.httpToken,
+      body: spec,
+      timeoutMs: 60_000,
+    });
+    if (status >= 300)
+      throw new Error(
+        `the compute of endpoint ${spec.endpointId} refused its configuration: ${messageOf(json, status)}`,
+      );
+  }
+
+  async stop(endpointId: string): Promise<void> {
+    this.#stopping.add(endpointId);
+    try {
+      const run = this.#running(endpointId);
+      if (run) await this.#stopAgent(endpointId, run);
+      await this.#killLeftovers(endpointId);
+      this.#options.disk.remove(this.#runFile(endpointId));
+    } finally {
+      this.#watches.get(endpointId)?.cancel();
+      this.#watches.delete(endpointId);
+      this.#stopping.delete(endpointId);
+    }
+  }
+
+  /** Stops every compute that runs below the directory; for the end of the whole installation. */
+  async stopAll(): Promise<void> {
+    const {disk, computesDir} = this.#options;
+    if (!disk.exists(computesDir)) return;
+    await Promise.all(disk.list(computesDir).map((endpointId) => this.stop(endpointId)));
+  }
+
+  close(): void {
+    for (const timer of this.#watches.values()) timer.cancel();
+    this.#watches.clear();
+  }
+
+  async #stopAgent(endpointId: string, run: RunFile): Promise<void> {
+    const {clock, log} = this.#options;
+    try {
+      await requestJson({
+        method: 'POST',
+        url: `http://127.0.0.1:${run.httpPort}/stop`,
+        token: run.httpToken,
+        timeoutMs: gracefulStopMsMax,
+      });
+    } catch (error) {
+      log.warn('the compute did not answer to stop; ending its processes', {endpoint: endpointId, error});
+      signalProcess(run.pid, 'SIGTERM');
+    }
+    const deadline = clock.monotonicMs() + gracefulStopMsMax;
+    while (this.#isAgent(endpointId, run.pid)) {
+      if (clock.monotonicMs() > deadline) {
+        log.warn('the compute did not stop in time', {endpoint: endpointId});
+        return;
+      }
+      await clock.sleep(20);
+    }
+  }
+
+  /** Processes of a compute that nobody watches: agent, proposer and Postgres of an earlier life. */
+  async #killLeftovers(endpointId: string): Promise<void> {
+    const {clock, log} = this.#options;
+    const directory = this.#directory(endpointId);
+    const deadline = clock.monotonicMs() + 20_000;
+    for (let round = 0; ; round++) {
+      const left = findComputeProcesses(directory);
+      if (left.length === 0) return;
+      for (const {pid, isPostgres} of left) {
+        // SIGQUIT lets a postmaster take its children along; its directory is a cache, so nothing is lost.
+        if (round === 0) log.warn('ending a left-over process of a compute', {endpoint: endpointId, pid});
+        signalProcess(pid, isPostgres && round < 100 ? 'SIGQUIT' : 'SIGKILL');
+      }
+      if (clock.monotonicMs() > deadline)
+        throw new Error(`processes ${left.map((p) => p.pid).join(', ')} of endpoint ${endpointId} cannot be ended`);
+      await clock.sleep(50);
+    }
+  }
+
+  #agentConfig(spec: ComputeSpec, dataDir: string, httpToken: string): Record<string, unknown> {
+    return {
+      spec,
+      dataDir,
+      systemUser: this.#options.systemUser,
+      binDir: this.#options.binDir,
+      extensionLibrary: this.#options.extensionLibrary,
+      pgPort: 0,
+      httpPort: 0,
+      httpToken,
+      proposerCommand: {
+        command: this.#options.pagodaCommand.command,
+        args: [...this.#options.pagodaCommand.args, 'proposer'],
+      },
+    };
+  }
+
+  async #spawn(endpointId: string): Promise<{pid: number; ports: {pgPort: number; httpPort: number}}> {
+    const {disk, clock} = this.#options;
+    const logFile = joinPath(this.#options.logsDir, `compute-${endpointId}.log`);
+    if ((disk.stat(logFile)?.size ?? 0) > logBytesMax) disk.rename(logFile, `${logFile}.1`);
+    const ready = Promise.withResolvers<{pgPort: number; httpPort: number}>();
+    const {command, args} = this.#options.pagodaCommand;
+    const child = await spawnProcess({
+      // The log is a file and not a pipe to us: the compute goes on when the control plane ends.
+      command: '/bin/sh',
+      args: [
+        '-c',
+        'exec "$0" "$@" 2>>"$PAGODA_LOG_FILE"',
+        command,
+        ...args,
+        'compute',
+        '--config',
+        this.#configFile(endpointId),
+      ],
+      env: {PAGODA_LOG_FILE: logFile},
+      detached: true,
+      onStdoutLine(line) {
+        const ports = parseReady(line);
+        if (ports) ready.resolve(ports);
+      },
+    });
+    const timer = clock.setTimer(startMsMax, () => {
+      ready.reject(
+        new Error(`the compute of endpoint ${endpointId} was not ready within ${startMsMax / 1000} s; see ${logFile}`),
+      );
+    });
+    void child.exited.then(({code, signal}) => {
+      ready.reject(
+        new Error(
+          `the compute of endpoint ${endpointId} ended while starting (${signal ?? `code ${code}`}): ${lastLine(disk, logFile)}; see ${logFile}`,
+        ),
+      );
+    });
+    try {
+      return {pid: child.pid, ports: await ready.promise};
+    } catch (error) {
+      child.kill('SIGKILL');
+      await this.#killLeftovers(endpointId);
+      throw error;
+    } finally {
+      timer.cancel();
+    }
+  }
+
+  #watch(endpointId: string, pid: number): void {
+    const check = (): void => {
+      if (this.#isAgent(endpointId, pid)) {
+        this.#watches.set(endpointId, this.#options.clock.setTimer(watchEveryMs, check));
+        return;
+      }
+      this.#watches.delete(endpointId);
+      if (!this.#stopping.has(endpointId)) this.onExit(endpointId);
+    };
+    this.#watches.get(endpointId)?.cancel();
+    this.#watches.set(endpointId, this.#options.clock.setTimer(watchEveryMs, check));
+  }
+
+  #running(endpointId: string): RunFile | undefined {
+    const {disk} = this.#options;
+    const path = this.#runFile(endpointId);
+    if (!disk.exists(path)) return undefined;
+    let run: RunFile;
+    try {
+      run = JSON.parse(disk.readFile(path).toString('utf8')) as RunFile;
+    } catch {
+      return undefined;
+    }
+    return this.#isAgent(endpointId, run.pid) ? run : undefined;
+  }
+
+  #isAgent(endpointId: string, pid: number): boolean {
+    return processArguments(pid)?.includes(this.#configFile(endpointId)) ?? false;
+  }
+  #directory(endpointId: string): string {
+    return joinPath(this.#options.computesDir, endpointId);
+  }
+  #configFile(endpointId: string): string {
+    return joinPath(this.#directory(endpointId), 'config.json');
+  }
+  #runFile(endpointId: string): string {
+    return joinPath(this.#directory(endpointId), 'run.json');
+  }
+}
+
+/** Processes whose arguments name a path inside the directory: agent, proposer, postmaster (not its children: they follow it). */
+export function findComputeProcesses(directory: string): {pid: number; isPostgres: boolean}[] {
+  const inside = `${directory}/`;
+  return listProcesses()
+    .filter(({args}) => args.some((argument) => argument.startsWith(inside) || argument === directory))
+    .map(({pid, args}) => ({pid, isPostgres: args[0]?.endsWith('/postgres') ?? false}));
+}
+
+function parseReady(line: string): {pgPort: number; httpPort: number} | undefined {
+  try {
+    const value = JSON.parse(line) as {ready?: unknown; pgPort?: unknown; httpPort?: unknown};
+    return value.ready === true && typeof value.pgPort === 'number' && typeof value.httpPort === 'number'
+      ? {pgPort: value.pgPort, httpPort: value.httpPort}
+      : undefined;
+  } catch {
+    return undefined;
+  }
+}
+
+function lastLine(disk: Disk, path: string): string {
+  const size = disk.stat(path)?.size ?? 0;
+  if (size === 0) return 'it wrote no log';
+  const file = disk.open(path, 'read');
+  try {
+    const tail = Buffer.alloc(Math.min(size, 2000));
+    file.read(tail, size - tail.length);
+    return tail.toString('utf8').trimEnd().split('\n').at(-1) ?? '';
+  } finally {
+    file.close();
+  }
+}
+
+function messageOf(json: unknown, status: number): string {
+  const message = typeof json === 'object' && json !== null && 'message' in json ? json.message : undefined;
+  return typeof message === 'string' ? message : `status ${status}`;
+}

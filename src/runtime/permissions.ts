@@ -1,0 +1,23 @@
+/** Owners and modes of files: what a root process does before it hands a directory to another system user. */
+import * as fs from 'node:fs';
+import {lookUpUser, runsAsRoot} from '#runtime/process.ts';
+
+export function changeMode(path: string, mode: number): void {
+  fs.chmodSync(path, mode);
+}
+
+/** Gives the path to a system user when this process is root; otherwise everything belongs to the one user anyway. */
+export function changeOwner(path: string, user: string): void {
+  if (!runsAsRoot) return;
+  const {uid, gid} = lookUpUser(user);
+  fs.chownSync(path, uid, gid);
+}
+
+/** The absolute path with links resolved; the path itself when it does not exist. */
+export function realPath(path: string): string {
+  try {
+    return fs.realpathSync(path);
+  } catch {
+    return path;
+  }
+}
