@@ -11,9 +11,9 @@
  *   while (reader.next(record)) use(record);
  *   if (reader.failure) …   // the end of valid WAL: position and reason
  */
-import {crc32c} from '#runtime/crc.ts';
 import {type Lsn, formatLsn} from '#postgres/lsn.ts';
 import {WalDecodeError, type WalRecord, decodeRecord, recordHeaderSize} from '#postgres/wal/record.ts';
+import {recordCrc} from '#postgres/wal/record-crc.ts';
 import {rmgr} from '#postgres/wal/rmgr.ts';
 import {
   longPageHeaderSize,
@@ -94,7 +94,8 @@ export class WalReader {
     // Records start at multiples of 8; a position in between is the unrounded end of one.
     this.#skip = -this.#pageOffset & 7;
     const headerSize = options.startLsn % this.#segmentSize < walPageSize ? longPageHeaderSize : shortPageHeaderSize;
-    if (this.#pageOffset > 0 && this.#pageOffset < headerSize) this.#fail(options.startLsn, 'the start position lies inside a page header');
+    if (this.#pageOffset > 0 && this.#pageOffset < headerSize)
+      this.#fail(options.startLsn, 'the start position lies inside a page header');
   }
 
   /** Position of the next byte that push() expects. */
@@ -176,8 +177,8 @@ export class WalReader {
           }
           if (total <= pageLeft && total <= left) {
             if (!this.#checkHeader(chunk, at)) break;
+            if (!this.#checkCrc(chunk, at, total)) break;
             const bytes = chunk.subarray(at, at + total);
-            if (!this.#checkCrc(bytes)) break;
             this.#at = at + total;
             this.#pageOffset = (this.#pageOffset + total) & (walPageSize - 1);
             this.#finish(bytes);
@@ -203,7 +204,9 @@ export class WalReader {
     const wanted = (this.#needed === 0 ? 4 : this.#needed) - before;
     const count = wanted < available ? wanted : available;
     if (this.#assembly.length < before + count) {
-      const larger = Buffer.allocUnsafe(Math.min(Math.max(before + count, this.#assembly.length * 2, 4 * walPageSize), this.#needed || 64));
+      const larger = Buffer.allocUnsafe(
+        Math.min(Math.max(before + count, this.#assembly.length * 2, 4 * walPageSize), this.#needed || 64),
+      );
       this.#assembly.copy(larger, 0, 0, before);
       this.#assembly = larger;
     }
@@ -220,10 +223,11 @@ export class WalReader {
       this.#needed = total;
       return undefined;
     }
-    if (before < recordHeaderSize && this.#assembled >= recordHeaderSize && !this.#checkHeader(this.#assembly, 0)) return undefined;
+    if (before < recordHeaderSize && this.#assembled >= recordHeaderSize && !this.#checkHeader(this.#assembly, 0))
+      return undefined;
     if (this.#assembled < this.#needed) return undefined;
     const bytes = this.#assembly.length === this.#needed ? this.#assembly : this.#assembly.subarray(0, this.#needed);
-    if (!this.#checkCrc(bytes)) return undefined;
+    if (!this.#checkCrc(bytes, 0, bytes.length)) return undefined;
     this.#assembly = empty; // it belongs to the record now
     this.#assembling = false;
     this.#finish(bytes);
@@ -250,17 +254,23 @@ export class WalReader {
       this.#fail(this.#recordLsn, `invalid resource manager ${rmid}`);
       return false;
     }
-    const previous = bytes.readUInt32LE(at + 8) + bytes.readUInt32LE(at + 12) * 4294967296;
+    const previous =
+      ((bytes[at + 8]! | (bytes[at + 9]! << 8) | (bytes[at + 10]! << 16) | (bytes[at + 11]! << 24)) >>> 0) +
+      ((bytes[at + 12]! | (bytes[at + 13]! << 8) | (bytes[at + 14]! << 16) | (bytes[at + 15]! << 24)) >>> 0) *
+        4294967296;
     if (this.#previousKnown ? previous !== this.#previousLsn : previous >= this.#recordLsn) {
-      this.#fail(this.#recordLsn, `xl_prev is ${formatLsn(previous as Lsn)}${this.#previousKnown ? `, expected ${formatLsn(this.#previousLsn as Lsn)}` : ''}`);
+      this.#fail(
+        this.#recordLsn,
+        `xl_prev is ${formatLsn(previous as Lsn)}${this.#previousKnown ? `, expected ${formatLsn(this.#previousLsn as Lsn)}` : ''}`,
+      );
       return false;
     }
     return true;
   }
 
-  #checkCrc(bytes: Buffer): boolean {
-    const sum = headerCrc(bytes, crc32c(bytes.subarray(recordHeaderSize)));
-    const stored = (bytes[20]! | (bytes[21]! << 8) | (bytes[22]! << 16) | (bytes[23]! << 24)) >>> 0;
+  #checkCrc(bytes: Buffer, at: number, total: number): boolean {
+    const sum = recordCrc(bytes, at, at + total);
+    const stored = (bytes[at + 20]! | (bytes[at + 21]! << 8) | (bytes[at + 22]! << 16) | (bytes[at + 23]! << 24)) >>> 0;
     if (sum === stored) return true;
     this.#fail(this.#recordLsn, `checksum ${sum.toString(16)}, the record says ${stored.toString(16)}`);
     return false;
@@ -278,7 +288,9 @@ export class WalReader {
     }
     // Near the end of a chunk: gather it, first the short form, which says whether it is the long one.
     const wanted =
-      this.#headerLength < shortPageHeaderSize || (this.#header[2]! & pageLongHeader) === 0 ? shortPageHeaderSize : longPageHeaderSize;
+      this.#headerLength < shortPageHeaderSize || (this.#header[2]! & pageLongHeader) === 0
+        ? shortPageHeaderSize
+        : longPageHeaderSize;
     const count = Math.min(left, wanted - this.#headerLength);
     this.#chunk.copy(this.#header, this.#headerLength, this.#at, this.#at + count);
     this.#headerLength += count;
@@ -344,7 +356,8 @@ export class WalReader {
   #checkOverwrite(record: WalRecord): boolean {
     const named =
       record.mainDataLength >= 8
-        ? record.bytes.readUInt32LE(record.mainDataOffset) + record.bytes.readUInt32LE(record.mainDataOffset + 4) * 4294967296
+        ? record.bytes.readUInt32LE(record.mainDataOffset) +
+          record.bytes.readUInt32LE(record.mainDataOffset + 4) * 4294967296
         : 0;
     // Reading may have begun after the record that was given up; then there is nothing to compare.
     if (this.#overwrittenLsn === 0 || named === this.#overwrittenLsn) {
@@ -376,29 +389,4 @@ export class WalReader {
   #fail(position: number, reason: string): void {
     this.#failure = {position: position as Lsn, reason};
   }
-}
-
-/** CRC-32C over the first 20 bytes, going on from `seed`: too short for a native call to pay. */
-function headerCrc(bytes: Buffer, seed: number): number {
-  let sum = ~seed;
-  for (let i = 0; i < 20; i += 4) {
-    sum ^= bytes[i]! | (bytes[i + 1]! << 8) | (bytes[i + 2]! << 16) | (bytes[i + 3]! << 24);
-    sum = table3[sum & 0xff]! ^ table2[(sum >>> 8) & 0xff]! ^ table1[(sum >>> 16) & 0xff]! ^ table0[sum >>> 24]!;
-  }
-  return ~sum >>> 0;
-}
-
-const table0 = new Int32Array(256);
-const table1 = new Int32Array(256);
-const table2 = new Int32Array(256);
-const table3 = new Int32Array(256);
-for (let i = 0; i < 256; i++) {
-  let sum = i;
-  for (let bit = 0; bit < 8; bit++) sum = (sum >>> 1) ^ ((sum & 1) * 0x82f63b78);
-  table0[i] = sum;
-}
-for (let i = 0; i < 256; i++) {
-  table1[i] = (table0[i]! >>> 8) ^ table0[table0[i]! & 0xff]!;
-  table2[i] = (table1[i]! >>> 8) ^ table0[table1[i]! & 0xff]!;
-  table3[i] = (table2[i]! >>> 8) ^ table0[table2[i]! & 0xff]!;
 }
