@@ -1,9 +1,27 @@
 import {test} from 'node:test';
 import assert from 'node:assert/strict';
 import {
-  checkItem, hasStorage, itemFlags, itemLength, itemOffset, lpDead, lpNormal, lpUnused, maxOffset, pageAddItem, pageGetLower,
-  pageGetUpper, pageIndexMultiDelete, pageIndexTupleDelete, pageIndexTupleDeleteNoCompact, pageIndexTupleOverwrite, pageInit,
-  pageIsNew, pageRepairFragmentation, pageTruncateLinePointerArray, setItemId,
+  checkItem,
+  hasStorage,
+  itemFlags,
+  itemLength,
+  itemOffset,
+  lpDead,
+  lpNormal,
+  lpUnused,
+  maxOffset,
+  pageAddItem,
+  pageGetLower,
+  pageGetUpper,
+  pageIndexMultiDelete,
+  pageIndexTupleDelete,
+  pageIndexTupleDeleteNoCompact,
+  pageIndexTupleOverwrite,
+  pageInit,
+  pageIsNew,
+  pageRepairFragmentation,
+  pageTruncateLinePointerArray,
+  setItemId,
 } from './bufpage.ts';
 import {RedoError} from './redo.ts';
 
@@ -66,7 +84,10 @@ test('index deletes compact and overwrites shift', () => {
 });
 
 test('pageRepairFragmentation compacts sorted and unsorted pages alike and truncates the line pointers', () => {
-  for (const order of [[1, 2, 3, 4, 5], [3, 1, 5, 2, 4]]) {
+  for (const order of [
+    [1, 2, 3, 4, 5],
+    [3, 1, 5, 2, 4],
+  ]) {
     const page = newPage();
     add(page, 'one', 'two', 'three', 'four', 'five');
     // let line pointers point at the items in another order

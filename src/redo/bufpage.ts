@@ -43,7 +43,8 @@ export interface AddItemFlags {
 /** Zeroes the page and writes an empty header with `specialSize` bytes (rounded up to 8) of special space (PageInit). */
 export function pageInit(page: Buffer, specialSize: number): void {
   const special = pageSize - maxAlign(specialSize);
-  if (specialSize < 0 || special < pageHeaderSize) throw new RedoError(`page cannot hold a special space of ${specialSize} bytes`);
+  if (specialSize < 0 || special < pageHeaderSize)
+    throw new RedoError(`page cannot hold a special space of ${specialSize} bytes`);
   page.fill(0);
   setU16(page, pdLowerAt, pageHeaderSize);
   setU16(page, pdUpperAt, special);
@@ -107,7 +108,8 @@ export function pageSetPruneXid(page: Buffer, xid: number): void {
  */
 export function specialOffset(page: Buffer, size: number): number {
   const special = pageGetSpecial(page);
-  if (special !== pageSize - maxAlign(size)) throw new RedoError(`special space starts at ${special}, ${pageSize - maxAlign(size)} expected`);
+  if (special !== pageSize - maxAlign(size))
+    throw new RedoError(`special space starts at ${special}, ${pageSize - maxAlign(size)} expected`);
   return special;
 }
 
@@ -181,7 +183,9 @@ export function checkItem(page: Buffer, n: number, lengthMin = 1): number {
   const length = itemLength(page, n);
   const special = pageGetSpecial(page);
   if (special > pageSize || length < lengthMin || offset < pageGetLower(page) || offset + length > special)
-    throw new RedoError(`item ${n} has ${length} bytes at ${offset}: at least ${lengthMin} expected inside ${pageGetLower(page)} to ${special}`);
+    throw new RedoError(
+      `item ${n} has ${length} bytes at ${offset}: at least ${lengthMin} expected inside ${pageGetLower(page)} to ${special}`,
+    );
   return offset;
 }
 
@@ -217,8 +221,16 @@ export function pageAddItem(page: Buffer, item: Buffer, offsetNumber: number, fl
 }
 
 /** pageAddItem without a slice of the source: `length` bytes of `source` from `start`; bounds of the source are checked. */
-export function pageAddItemFrom(page: Buffer, source: Buffer, start: number, length: number, offsetNumber: number, flags?: AddItemFlags): number {
-  if (start < 0 || length < 0 || start + length > source.length) throw new RedoError(`item of ${length} bytes at ${start} runs beyond its source of ${source.length}`);
+export function pageAddItemFrom(
+  page: Buffer,
+  source: Buffer,
+  start: number,
+  length: number,
+  offsetNumber: number,
+  flags?: AddItemFlags,
+): number {
+  if (start < 0 || length < 0 || start + length > source.length)
+    throw new RedoError(`item of ${length} bytes at ${start} runs beyond its source of ${source.length}`);
   const n = pageAddSpace(page, length, offsetNumber, flags?.overwrite === true, flags?.isHeap === true);
   copyBytes(page, pageGetUpper(page), source, start, length);
   return n;
@@ -228,18 +240,26 @@ export function pageAddItemFrom(page: Buffer, source: Buffer, start: number, len
  * The first half of PageAddItemExtended: finds the line pointer, sets it and the header. The caller must then write the
  * item's `length` bytes at pageGetUpper(page). Returns the item number; throws as pageAddItem does.
  */
-export function pageAddSpace(page: Buffer, length: number, offsetNumber: number, overwrite: boolean, isHeap: boolean): number {
+export function pageAddSpace(
+  page: Buffer,
+  length: number,
+  offsetNumber: number,
+  overwrite: boolean,
+  isHeap: boolean,
+): number {
   const oldLower = pageGetLower(page);
   const oldUpper = pageGetUpper(page);
   const special = pageGetSpecial(page);
-  if (oldLower < pageHeaderSize || oldLower > oldUpper || oldUpper > special || special > pageSize) throw corruptedPointers(page);
+  if (oldLower < pageHeaderSize || oldLower > oldUpper || oldUpper > special || special > pageSize)
+    throw corruptedPointers(page);
   const limit = ((oldLower - pageHeaderSize) >>> 2) + 1;
   let n = offsetNumber;
   let shuffle = false;
   if (n !== 0) {
     if (n < limit) {
       if (!overwrite) shuffle = true;
-      else if (itemFlags(page, n) !== lpUnused || hasStorage(page, n)) throw new RedoError(`item ${n} is in use and cannot be overwritten`);
+      else if (itemFlags(page, n) !== lpUnused || hasStorage(page, n))
+        throw new RedoError(`item ${n} is in use and cannot be overwritten`);
     }
   } else if ((page[pdFlagsAt]! & pdHasFreeLines) !== 0) {
     for (n = 1; n < limit; n++) if (itemFlags(page, n) === lpUnused && !hasStorage(page, n)) break;
@@ -248,10 +268,12 @@ export function pageAddSpace(page: Buffer, length: number, offsetNumber: number,
     n = limit;
   }
   if (n > limit || n < 1) throw new RedoError(`item ${n} cannot be added: the next free number is ${limit}`);
-  if (isHeap && n > heapTuplesMax) throw new RedoError(`item ${n} cannot be added: a heap page has at most ${heapTuplesMax}`);
+  if (isHeap && n > heapTuplesMax)
+    throw new RedoError(`item ${n} cannot be added: a heap page has at most ${heapTuplesMax}`);
   const lower = n === limit || shuffle ? oldLower + itemIdSize : oldLower;
   const upper = oldUpper - maxAlign(length);
-  if (lower > upper) throw new RedoError(`item of ${length} bytes does not fit: lower = ${oldLower}, upper = ${oldUpper}`);
+  if (lower > upper)
+    throw new RedoError(`item of ${length} bytes does not fit: lower = ${oldLower}, upper = ${oldUpper}`);
   if (shuffle) moveBytes(page, 24 + n * 4, 20 + n * 4, (limit - n) * itemIdSize);
   setItemId(page, n, upper, lpNormal, length);
   setU16(page, pdLowerAt, lower);
@@ -308,7 +330,8 @@ export function pageIndexTupleOverwrite(page: Buffer, off: number, newTuple: Buf
   const offset = checkIndexItem(page, off, lines);
   const oldSize = maxAlign(itemLength(page, off));
   const newSize = maxAlign(newTuple.length);
-  if (newSize > oldSize + (upper - lower)) throw new RedoError(`tuple of ${newTuple.length} bytes does not fit in place of item ${off} of ${oldSize} bytes`);
+  if (newSize > oldSize + (upper - lower))
+    throw new RedoError(`tuple of ${newTuple.length} bytes does not fit in place of item ${off} of ${oldSize} bytes`);
   const difference = oldSize - newSize;
   if (difference !== 0) {
     moveBytes(page, upper + difference, upper, offset - upper);
@@ -358,8 +381,10 @@ export function pageIndexMultiDelete(page: Buffer, offsets: ArrayLike<number>, c
     total += itemSize[used]!;
     used++;
   }
-  if (next !== count) throw new RedoError(`item numbers to delete are out of order or beyond the page's ${lines} items`);
-  if (total > special - lower) throw new RedoError(`corrupted item lengths: total ${total}, available space ${special - lower}`);
+  if (next !== count)
+    throw new RedoError(`item numbers to delete are out of order or beyond the page's ${lines} items`);
+  if (total > special - lower)
+    throw new RedoError(`corrupted item lengths: total ${total}, available space ${special - lower}`);
   for (let i = 0; i < used; i++) {
     const from = 20 + keptNumber[i]! * 4;
     const to = pageHeaderSize + i * 4;
@@ -402,8 +427,10 @@ export function pageRepairFragmentation(page: Buffer): void {
     }
     lastUsed = n;
   }
-  if (total > special - lower) throw new RedoError(`corrupted item lengths: total ${total}, available space ${special - lower}`);
-  for (let n = 1; unused > 0 && n <= lines; n++) if (itemFlags(page, n) === lpUnused) setItemId(page, n, 0, lpUnused, 0);
+  if (total > special - lower)
+    throw new RedoError(`corrupted item lengths: total ${total}, available space ${special - lower}`);
+  for (let n = 1; unused > 0 && n <= lines; n++)
+    if (itemFlags(page, n) === lpUnused) setItemId(page, n, 0, lpUnused, 0);
   if (stored === 0) setU16(page, pdUpperAt, special);
   else compactify(page, stored, presorted);
   if (lastUsed !== lines) {
@@ -471,14 +498,20 @@ function checkPointersAligned(page: Buffer): void {
   const upper = pageGetUpper(page);
   const lower = pageGetLower(page);
   const special = pageGetSpecial(page);
-  if (lower < pageHeaderSize || lower > upper || upper > special || special > pageSize || (special & 7) !== 0) throw corruptedPointers(page);
+  if (lower < pageHeaderSize || lower > upper || upper > special || special > pageSize || (special & 7) !== 0)
+    throw corruptedPointers(page);
 }
 
 /** What the PageIndexTuple… functions demand of the item they change. Returns its offset. */
 function checkIndexItem(page: Buffer, off: number, lines: number): number {
   if (off < 1 || off > lines) throw new RedoError(`invalid index item number ${off}: page has ${lines}`);
   const offset = itemOffset(page, off);
-  if (offset < pageGetUpper(page) || offset + maxAlign(itemLength(page, off)) > pageGetSpecial(page) || (offset & 7) !== 0) throw corruptedItem(page, off);
+  if (
+    offset < pageGetUpper(page) ||
+    offset + maxAlign(itemLength(page, off)) > pageGetSpecial(page) ||
+    (offset & 7) !== 0
+  )
+    throw corruptedItem(page, off);
   return offset;
 }
 
@@ -492,9 +525,13 @@ function setU16(page: Buffer, at: number, value: number): void {
 }
 
 function corruptedPointers(page: Buffer): RedoError {
-  return new RedoError(`corrupted page pointers: lower = ${pageGetLower(page)}, upper = ${pageGetUpper(page)}, special = ${pageGetSpecial(page)}`);
+  return new RedoError(
+    `corrupted page pointers: lower = ${pageGetLower(page)}, upper = ${pageGetUpper(page)}, special = ${pageGetSpecial(page)}`,
+  );
 }
 
 function corruptedItem(page: Buffer, n: number): RedoError {
-  return new RedoError(`corrupted line pointer ${n}: offset = ${itemOffset(page, n)}, length = ${itemLength(page, n)}, upper = ${pageGetUpper(page)}`);
+  return new RedoError(
+    `corrupted line pointer ${n}: offset = ${itemOffset(page, n)}, length = ${itemLength(page, n)}, upper = ${pageGetUpper(page)}`,
+  );
 }
