@@ -1,0 +1,43 @@
+/** Cancel keys. A client gets random ones; the compute's own never leave the proxy. */
+import {connectSocket} from '#runtime/net.ts';
+import type {Random} from '#runtime/random.ts';
+import type {ComputeAddress} from '#proxy/control-client.ts';
+import {encodeCancel} from '#proxy/messages.ts';
+
+interface CancelTarget {
+  readonly address: ComputeAddress;
+  readonly key: Buffer;
+  readonly clientIp: string;
+}
+
+export class CancelRegistry {
+  readonly #random: Random;
+  readonly #targets = new Map<string, CancelTarget>();
+
+  constructor(random: Random) {
+    this.#random = random;
+  }
+
+  /** A fresh key for one session; `release` it when the session ends. */
+  register(target: CancelTarget): {key: Buffer; release(): void} {
+    for (;;) {
+      const key = this.#random.bytes(8);
+      key[0]! &= 0x7f; // clients show the process id as a signed number
+      const name = key.toString('hex');
+      if (this.#targets.has(name)) continue;
+      this.#targets.set(name, target);
+      return {key, release: () => void this.#targets.delete(name)};
+    }
+  }
+
+  /** Passes a cancel on. A wrong key, or one from another address, does nothing; nobody is told (as in Postgres). */
+  cancel(key: Buffer, clientIp: string): void {
+    const target = this.#targets.get(key.toString('hex'));
+    if (!target || target.clientIp !== clientIp) return;
+    const socket = connectSocket(target.address);
+    socket.on('error', () => {});
+    socket.setTimeout(5000, () => socket.destroy());
+    socket.end(encodeCancel(target.key));
+    socket.resume();
+  }
+}

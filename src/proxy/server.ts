@@ -1,0 +1,59 @@
+/** The front door: Postgres clients on one port, each brought to the compute of its endpoint, which is woken if it sleeps. */
+import {systemClock} from '#runtime/clock.ts';
+import {systemDisk} from '#runtime/disk.ts';
+import {createLog} from '#runtime/log.ts';
+import {listenSockets} from '#runtime/net.ts';
+import {systemRandom} from '#runtime/random.ts';
+import {readSecretFile} from '#runtime/secret-file.ts';
+import {loadTlsIdentity} from '#runtime/tls.ts';
+import {TokenIssuer} from '#wire/auth.ts';
+import {CancelRegistry} from '#proxy/cancel.ts';
+import type {ProxyConfig} from '#proxy/config.ts';
+import {ControlClient} from '#proxy/control-client.ts';
+import {proxyErrors} from '#proxy/errors.ts';
+import {FailureThrottle, openingMax} from '#proxy/limits.ts';
+import {type SessionContext, serveClient} from '#proxy/session.ts';
+
+export async function runProxy(config: ProxyConfig): Promise<{port: number; stop(): Promise<void>}> {
+  const log = createLog({component: 'proxy'});
+  const clock = systemClock;
+  const random = systemRandom;
+  const identity = loadTlsIdentity(
+    systemDisk.readFile(config.certificateFile).toString('utf8'),
+    readSecretFile(config.privateKeyFile),
+  );
+  const context: SessionContext = {
+    identity,
+    domains: config.domains ?? identity.domains,
+    requireTls: config.requireTls ?? 'remote',
+    control: new ControlClient({
+      url: config.controlUrl,
+      issuer: await TokenIssuer.load(config.keysDir, 'proxy', clock),
+      clock,
+    }),
+    cancels: new CancelRegistry(random),
+    throttle: new FailureThrottle(clock),
+    mockSecret: random.bytes(32),
+    clock,
+    random,
+    log,
+  };
+  let opening = 0;
+  const listener = await listenSockets({host: config.host, port: config.port}, (socket) => {
+    if (opening >= openingMax) {
+      socket.on('error', () => {});
+      socket.end(proxyErrors.tooMany().encode());
+      return;
+    }
+    opening++;
+    let counted = true;
+    const opened = (): void => {
+      if (counted) opening--;
+      counted = false;
+    };
+    socket.once('close', opened);
+    void serveClient(socket, context, opened);
+  });
+  log.info('serving', {host: config.host, port: listener.port, domains: context.domains.join(',')});
+  return {port: listener.port, stop: () => listener.close()};
+}
