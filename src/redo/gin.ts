@@ -11,6 +11,7 @@ import {
   pageIndexTupleDelete,
   pageSetPruneXid,
 } from './bufpage.ts';
+import {blockData, mainData, setU32, u16, u32} from './bytes.ts';
 import {
   addPostingItem,
   checkGinDataPage,
@@ -90,7 +91,7 @@ export const redoGin: RedoFunction = (page, record, block, restored) => {
  * Block 0: metapage. Block 1, if any: tail of the pending list; it gets the tuples in its data, or a right link.
  */
 function redoUpdateMetaPage(page: Buffer, record: WalRecord, block: BlockRef, restored: boolean): boolean {
-  const main = needMain(record, 84);
+  const main = mainData(record, 84);
   const bytes = record.bytes;
   if (block.id === 0) {
     needBlock(block.willInit, block);
@@ -106,8 +107,8 @@ function redoUpdateMetaPage(page: Buffer, record: WalRecord, block: BlockRef, re
     setGinMaxoff(page, ginMaxoff(page) + 1);
     return true;
   }
-  if (bytes.readUInt32LE(main + 72) === invalidBlockNumber) return false;
-  page.writeUInt32LE(bytes.readUInt32LE(main + 76), rightLinkAt);
+  if (u32(bytes, main + 72) === invalidBlockNumber) return false;
+  setU32(page, rightLinkAt, u32(bytes, main + 76));
   return true;
 }
 
@@ -117,7 +118,7 @@ function redoUpdateMetaPage(page: Buffer, record: WalRecord, block: BlockRef, re
  */
 function redoInsert(page: Buffer, record: WalRecord, block: BlockRef): boolean {
   const bytes = record.bytes;
-  const main = needMain(record, 2);
+  const main = mainData(record, 2);
   const flags = bytes[main]!;
   const leaf = (flags & insertIsLeaf) !== 0;
   if (block.id !== 0) {
@@ -125,7 +126,7 @@ function redoInsert(page: Buffer, record: WalRecord, block: BlockRef): boolean {
     clearIncompleteSplit(page);
     return true;
   }
-  if (!leaf) needMain(record, 10);
+  if (!leaf) mainData(record, 10);
   if ((flags & insertIsData) === 0) {
     insertEntry(page, bytes, block, leaf, main);
   } else if (leaf) {
@@ -134,8 +135,8 @@ function redoInsert(page: Buffer, record: WalRecord, block: BlockRef): boolean {
   } else {
     checkGinDataPage(page, false);
     // ginxlogInsertDataInternal: item number u16, posting item
-    const at = needData(block, 12);
-    addPostingItem(page, bytes.readUInt16LE(at), bytes, at + 2, readBlockId(bytes, main + 6));
+    const at = blockData(block, 12);
+    addPostingItem(page, u16(bytes, at), bytes, at + 2, readBlockId(bytes, main + 6));
   }
   return true;
 }
@@ -148,7 +149,7 @@ function insertEntry(page: Buffer, bytes: Buffer, block: BlockRef, leaf: boolean
     throw new RedoError(
       `not ${leaf ? 'a leaf' : 'an inner page'} of a GIN entry tree: flags ${pageFlags.toString(16)}`,
     );
-  const at = needData(block, 12);
+  const at = blockData(block, 12);
   const offset = bytes[at]! | (bytes[at + 1]! << 8);
   // IndexTupleSize: low 13 bits of t_info
   const size = bytes[at + 10]! | ((bytes[at + 11]! & 0x1f) << 8);
@@ -172,8 +173,8 @@ function insertEntry(page: Buffer, bytes: Buffer, block: BlockRef, leaf: boolean
 /** Main data: size u32, then as many bytes of posting lists. Block 0: the new leaf. */
 function redoCreatePostingTree(page: Buffer, record: WalRecord, block: BlockRef): boolean {
   needBlock(block.id === 0 && block.willInit, block);
-  const main = needMain(record, 4);
-  const size = record.bytes.readUInt32LE(main);
+  const main = mainData(record, 4);
+  const size = u32(record.bytes, main);
   if (size > ginDataBytesMax || size > record.mainDataLength - 4)
     throw new RedoError(`Gin CREATE_PTREE: ${size} bytes of posting lists in ${record.mainDataLength} bytes`);
   initGinPage(page, ginData | ginLeaf | ginCompressed);
@@ -187,7 +188,7 @@ function redoCreatePostingTree(page: Buffer, record: WalRecord, block: BlockRef)
  * split this record completes; it may come without an image.
  */
 function redoSplit(page: Buffer, record: WalRecord, block: BlockRef, restored: boolean): boolean {
-  const flags = record.bytes[needMain(record, 26) + 24]!;
+  const flags = record.bytes[mainData(record, 26) + 24]!;
   if (block.id === 3) {
     needBlock((flags & insertIsLeaf) === 0, block);
     if (restored) return false;
@@ -205,11 +206,11 @@ function redoSplit(page: Buffer, record: WalRecord, block: BlockRef, restored: b
  */
 function redoDeletePage(page: Buffer, record: WalRecord, block: BlockRef): boolean {
   needBlock(block.id <= 2, block);
-  const main = needMain(record, 12);
+  const main = mainData(record, 12);
   const bytes = record.bytes;
   if (block.id === 1) {
     checkGinDataPage(page, false);
-    deletePostingItem(page, bytes.readUInt16LE(main));
+    deletePostingItem(page, u16(bytes, main));
     return true;
   }
   checkGinPage(page);
@@ -218,9 +219,9 @@ function redoDeletePage(page: Buffer, record: WalRecord, block: BlockRef): boole
   if (block.id === 0) {
     setGinFlags(page, ginFlags(page) | ginDeleted);
     // GinPageSetDeleteXid
-    pageSetPruneXid(page, bytes.readUInt32LE(main + 8));
+    pageSetPruneXid(page, u32(bytes, main + 8));
   } else {
-    page.writeUInt32LE(bytes.readUInt32LE(main + 4), rightLinkAt);
+    setU32(page, rightLinkAt, u32(bytes, main + 4));
   }
   return true;
 }
@@ -228,11 +229,11 @@ function redoDeletePage(page: Buffer, record: WalRecord, block: BlockRef): boole
 /** Main data: rightlink u32, ntuples i32. Block 0: a new page of the pending list, data = its tuples. */
 function redoInsertListPage(page: Buffer, record: WalRecord, block: BlockRef): boolean {
   needBlock(block.id === 0 && block.willInit, block);
-  const main = needMain(record, 8);
-  const rightLink = record.bytes.readUInt32LE(main);
+  const main = mainData(record, 8);
+  const rightLink = u32(record.bytes, main);
   const isTail = rightLink === invalidBlockNumber;
   initGinPage(page, isTail ? ginList | ginListFullRow : ginList);
-  page.writeUInt32LE(rightLink, rightLinkAt);
+  setU32(page, rightLinkAt, rightLink);
   setGinMaxoff(page, isTail ? 1 : 0);
   addTuples(page, record, block, record.bytes.readInt32LE(main + 4), 1);
   return true;
@@ -240,7 +241,7 @@ function redoInsertListPage(page: Buffer, record: WalRecord, block: BlockRef): b
 
 /** Main data: GinMetaPageData, ndeleted i32. Block 0: metapage. Blocks 1 to ndeleted: pages that leave the pending list. */
 function redoDeleteListPage(page: Buffer, record: WalRecord, block: BlockRef): boolean {
-  const main = needMain(record, ginMetaSize + 4);
+  const main = mainData(record, ginMetaSize + 4);
   needBlock(block.willInit && block.id <= record.bytes.readInt32LE(main + ginMetaSize), block);
   if (block.id === 0) initGinMetaPage(page, record.bytes, main);
   else initGinPage(page, ginDeleted);
@@ -280,18 +281,4 @@ function addTuples(page: Buffer, record: WalRecord, block: BlockRef, count: numb
 function needBlock(condition: boolean, block: BlockRef): void {
   if (!condition)
     throw new RedoError(`Gin record: unexpected block ${block.id}${block.willInit ? ' with WILL_INIT' : ''}`);
-}
-
-/** Start of the main data, which must have at least `length` bytes. */
-function needMain(record: WalRecord, length: number): number {
-  if (record.mainDataLength < length)
-    throw new RedoError(`Gin record: main data of ${record.mainDataLength} bytes, ${length} expected`);
-  return record.mainDataOffset;
-}
-
-/** Start of the block's data, which must have at least `length` bytes. */
-function needData(block: BlockRef, length: number): number {
-  if (block.dataLength < length)
-    throw new RedoError(`Gin record: block ${block.id} has ${block.dataLength} bytes of data, ${length} expected`);
-  return block.dataOffset;
 }

@@ -10,6 +10,7 @@ import {
   pageGetUpper,
   pageIndexMultiDelete,
 } from './bufpage.ts';
+import {blockData, mainData, setU16, setU32, u16, u32} from './bytes.ts';
 import {
   bitmapsMax,
   checkHashMetaPage,
@@ -90,7 +91,7 @@ export const redoHash: RedoFunction = (page, record, block, restored) => {
 function redoInsert(page: Buffer, record: WalRecord, block: BlockRef): boolean {
   if (block.id === 0) {
     checkHashPage(page);
-    const main = needMain(record, 2);
+    const main = mainData(record, 2);
     const bytes = record.bytes;
     const length = block.dataLength;
     const offset = bytes[main]! | (bytes[main + 1]! << 8);
@@ -107,9 +108,9 @@ function redoInsert(page: Buffer, record: WalRecord, block: BlockRef): boolean {
 /** Main data: num_tuples double, procid u32, ffactor u16. Block 0: metapage. */
 function redoInitMetaPage(page: Buffer, record: WalRecord, block: BlockRef): boolean {
   needBlock(block.id === 0 && block.willInit, block);
-  const main = needMain(record, 14);
+  const main = mainData(record, 14);
   const bytes = record.bytes;
-  initHashMetaPage(page, bytes.readDoubleLE(main), bytes.readUInt32LE(main + 8), bytes.readUInt16LE(main + 12));
+  initHashMetaPage(page, bytes.readDoubleLE(main), u32(bytes, main + 8), u16(bytes, main + 12));
   return true;
 }
 
@@ -117,14 +118,14 @@ function redoInitMetaPage(page: Buffer, record: WalRecord, block: BlockRef): boo
 function redoInitBitmapPage(page: Buffer, record: WalRecord, block: BlockRef, restored: boolean): boolean {
   if (block.id === 0) {
     needBlock(block.willInit, block);
-    initHashBitmapPage(page, record.bytes.readUInt16LE(needMain(record, 2)));
+    initHashBitmapPage(page, u16(record.bytes, mainData(record, 2)));
     return true;
   }
   needBlock(block.id === 1, block);
   if (restored) return false;
   checkHashMetaPage(page);
   // the first bitmap page follows the buckets, which start at block 1
-  addBitmapPage(page, page.readUInt32LE(meta.maxbucket) + 2);
+  addBitmapPage(page, u32(page, meta.maxbucket) + 2);
   return true;
 }
 
@@ -133,37 +134,37 @@ function redoInitBitmapPage(page: Buffer, record: WalRecord, block: BlockRef, re
  * Block 2, if any: bitmap page, data = bit number. Block 3, if any: a new bitmap page. Block 4: metapage, data = firstfree.
  */
 function redoAddOverflowPage(page: Buffer, record: WalRecord, block: BlockRef, restored: boolean): boolean {
-  const main = needMain(record, 3);
+  const main = mainData(record, 3);
   const bytes = record.bytes;
   if (block.id === 0) {
     needBlock(block.willInit, block);
-    initHashPage(page, blockNumberOf(record, 1), bytes.readUInt32LE(needData(block, 4)), lhOverflowPage);
+    initHashPage(page, blockNumberOf(record, 1), u32(bytes, blockData(block, 4)), lhOverflowPage);
     return true;
   }
   if (block.id === 3) {
     needBlock(block.willInit, block);
-    initHashBitmapPage(page, bytes.readUInt16LE(main));
+    initHashBitmapPage(page, u16(bytes, main));
     return true;
   }
   needBlock(block.id <= 4, block);
   if (restored) return false;
   if (block.id === 1) {
     checkHashPage(page);
-    page.writeUInt32LE(blockNumberOf(record, 0), nextBlockAt);
+    setU32(page, nextBlockAt, blockNumberOf(record, 0));
   } else if (block.id === 2) {
     checkHashPage(page);
-    setHashBitmapBit(page, bytes.readUInt32LE(needData(block, 4)), true);
+    setHashBitmapBit(page, u32(bytes, blockData(block, 4)), true);
   } else {
     checkHashMetaPage(page);
-    page.writeUInt32LE(bytes.readUInt32LE(needData(block, 4)), meta.firstfree);
+    setU32(page, meta.firstfree, u32(bytes, blockData(block, 4)));
     if (bytes[main + 2] === 0) {
-      const split = page.readUInt32LE(meta.ovflpoint);
+      const split = u32(page, meta.ovflpoint);
       if (split >= splitPointsMax)
         throw new RedoError(`hash metapage: split point ${split} is beyond ${splitPointsMax}`);
       const at = meta.spares + split * 4;
       const newBitmap = record.block(3);
       if (newBitmap !== undefined) addBitmapPage(page, newBitmap.blockNumber);
-      page.writeUInt32LE((page.readUInt32LE(at) + (newBitmap === undefined ? 1 : 2)) >>> 0, at);
+      setU32(page, at, u32(page, at) + (newBitmap === undefined ? 1 : 2));
     }
   }
   return true;
@@ -174,19 +175,19 @@ function redoAddOverflowPage(page: Buffer, record: WalRecord, block: BlockRef, r
  * even after a restore. Block 1: new bucket's first page. Block 2: metapage, data = masks and split point, as flags say.
  */
 function redoSplitAllocatePage(page: Buffer, record: WalRecord, block: BlockRef, restored: boolean): boolean {
-  const main = needMain(record, 9);
+  const main = mainData(record, 9);
   const bytes = record.bytes;
-  const newBucket = bytes.readUInt32LE(main);
+  const newBucket = u32(bytes, main);
   if (block.id === 0) {
     needBlock(!block.willInit, block);
     checkHashPage(page);
-    page.writeUInt16LE(bytes.readUInt16LE(main + 4), flagAt);
-    page.writeUInt32LE(newBucket, prevBlockAt);
+    setU16(page, flagAt, u16(bytes, main + 4));
+    setU32(page, prevBlockAt, newBucket);
     return true;
   }
   if (block.id === 1) {
     needBlock(block.willInit, block);
-    initHashPage(page, newBucket, newBucket, bytes.readUInt16LE(main + 6));
+    initHashPage(page, newBucket, newBucket, u16(bytes, main + 6));
     return true;
   }
   needBlock(block.id === 2, block);
@@ -195,19 +196,19 @@ function redoSplitAllocatePage(page: Buffer, record: WalRecord, block: BlockRef,
   const flags = bytes[main + 8]!;
   const masks = (flags & metaUpdateMasks) !== 0;
   const splitPoint = (flags & metaUpdateSplitPoint) !== 0;
-  let at = needData(block, (masks ? 8 : 0) + (splitPoint ? 8 : 0));
-  page.writeUInt32LE(newBucket, meta.maxbucket);
+  let at = blockData(block, (masks ? 8 : 0) + (splitPoint ? 8 : 0));
+  setU32(page, meta.maxbucket, newBucket);
   if (masks) {
-    page.writeUInt32LE(bytes.readUInt32LE(at), meta.lowmask);
-    page.writeUInt32LE(bytes.readUInt32LE(at + 4), meta.highmask);
+    setU32(page, meta.lowmask, u32(bytes, at));
+    setU32(page, meta.highmask, u32(bytes, at + 4));
     at += 8;
   }
   if (splitPoint) {
-    const split = bytes.readUInt32LE(at);
+    const split = u32(bytes, at);
     if (split >= splitPointsMax)
       throw new RedoError(`Hash SPLIT_ALLOCATE_PAGE: split point ${split} is beyond ${splitPointsMax}`);
-    page.writeUInt32LE(bytes.readUInt32LE(at + 4), meta.spares + split * 4);
-    page.writeUInt32LE(split, meta.ovflpoint);
+    setU32(page, meta.spares + split * 4, u32(bytes, at + 4));
+    setU32(page, meta.ovflpoint, split);
   }
   return true;
 }
@@ -216,8 +217,8 @@ function redoSplitAllocatePage(page: Buffer, record: WalRecord, block: BlockRef,
 function redoSplitComplete(page: Buffer, record: WalRecord, block: BlockRef): boolean {
   needBlock(block.id <= 1 && !block.willInit, block);
   checkHashPage(page);
-  const main = needMain(record, 4);
-  page.writeUInt16LE(record.bytes.readUInt16LE(main + block.id * 2), flagAt);
+  const main = mainData(record, 4);
+  setU16(page, flagAt, u16(record.bytes, main + block.id * 2));
   return true;
 }
 
@@ -229,7 +230,7 @@ function redoMovePageContents(page: Buffer, record: WalRecord, block: BlockRef):
   needBlock(block.id <= 2 && !block.willInit, block);
   if (block.id === 0) return false;
   checkHashPage(page);
-  if (block.id === 1) addTuples(page, record, block, record.bytes.readUInt16LE(needMain(record, 3)));
+  if (block.id === 1) addTuples(page, record, block, u16(record.bytes, mainData(record, 3)));
   else deleteItems(page, record.bytes, block.dataOffset, block.dataLength >>> 1);
   return true;
 }
@@ -241,7 +242,7 @@ function redoMovePageContents(page: Buffer, record: WalRecord, block: BlockRef):
  */
 function redoSqueezePage(page: Buffer, record: WalRecord, block: BlockRef): boolean {
   needBlock(block.id <= 6 && !block.willInit, block);
-  const main = needMain(record, 12);
+  const main = mainData(record, 12);
   const bytes = record.bytes;
   const previousIsWritten = bytes[main + 11] !== 0;
   switch (block.id) {
@@ -249,8 +250,8 @@ function redoSqueezePage(page: Buffer, record: WalRecord, block: BlockRef): bool
       return false;
     case 1:
       checkHashPage(page);
-      addTuples(page, record, block, bytes.readUInt16LE(main + 8));
-      if (previousIsWritten) page.writeUInt32LE(bytes.readUInt32LE(main + 4), nextBlockAt);
+      addTuples(page, record, block, u16(bytes, main + 8));
+      if (previousIsWritten) setU32(page, nextBlockAt, u32(bytes, main + 4));
       return true;
     case 2:
       initHashPage(page, invalidBlockNumber, invalidBlockNumber, lhUnusedPage);
@@ -258,19 +259,19 @@ function redoSqueezePage(page: Buffer, record: WalRecord, block: BlockRef): bool
     case 3:
       if (previousIsWritten) return false;
       checkHashPage(page);
-      page.writeUInt32LE(bytes.readUInt32LE(main + 4), nextBlockAt);
+      setU32(page, nextBlockAt, u32(bytes, main + 4));
       return true;
     case 4:
       checkHashPage(page);
-      page.writeUInt32LE(bytes.readUInt32LE(main), prevBlockAt);
+      setU32(page, prevBlockAt, u32(bytes, main));
       return true;
     case 5:
       checkHashPage(page);
-      setHashBitmapBit(page, bytes.readUInt32LE(needData(block, 4)), false);
+      setHashBitmapBit(page, u32(bytes, blockData(block, 4)), false);
       return true;
     default:
       checkHashMetaPage(page);
-      page.writeUInt32LE(bytes.readUInt32LE(needData(block, 4)), meta.firstfree);
+      setU32(page, meta.firstfree, u32(bytes, blockData(block, 4)));
       return true;
   }
 }
@@ -280,7 +281,7 @@ function redoDelete(page: Buffer, record: WalRecord, block: BlockRef): boolean {
   needBlock(block.id <= 1 && !block.willInit, block);
   if (block.id === 0) return false;
   checkHashPage(page);
-  const main = needMain(record, 2);
+  const main = mainData(record, 2);
   deleteItems(page, record.bytes, block.dataOffset, block.dataLength >>> 1);
   if (record.bytes[main] !== 0) page[flagAt] = page[flagAt]! & ~lhPageHasDeadTuples;
   return true;
@@ -299,14 +300,14 @@ function redoUpdateMetaPage(page: Buffer, record: WalRecord, block: BlockRef): b
   needBlock(block.id === 0 && !block.willInit, block);
   checkHashMetaPage(page);
   // the bytes, not the number: a NaN keeps its payload
-  record.bytes.copy(page, meta.ntuples, needMain(record, 8), record.mainDataOffset + 8);
+  record.bytes.copy(page, meta.ntuples, mainData(record, 8), record.mainDataOffset + 8);
   return true;
 }
 
 /** Main data: latestRemovedXid u32, ntuples i32, then item numbers. Block 0: the page. Block 1: metapage. */
 function redoVacuumOnePage(page: Buffer, record: WalRecord, block: BlockRef): boolean {
   needBlock(block.id <= 1 && !block.willInit, block);
-  const main = needMain(record, 8);
+  const main = mainData(record, 8);
   const count = record.bytes.readInt32LE(main + 4);
   if (block.id === 0) {
     checkHashPage(page);
@@ -323,10 +324,10 @@ function redoVacuumOnePage(page: Buffer, record: WalRecord, block: BlockRef): bo
 
 /** Appends a bitmap page to hashm_mapp. */
 function addBitmapPage(page: Buffer, blockNumber: number): void {
-  const maps = page.readUInt32LE(meta.nmaps);
+  const maps = u32(page, meta.nmaps);
   if (maps >= bitmapsMax) throw new RedoError(`hash metapage: ${maps} bitmap pages, no room for one more`);
-  page.writeUInt32LE(blockNumber >>> 0, meta.mapp + maps * 4);
-  page.writeUInt32LE(maps + 1, meta.nmaps);
+  setU32(page, meta.mapp + maps * 4, blockNumber);
+  setU32(page, meta.nmaps, maps + 1);
 }
 
 /** Block data: `count` item numbers u16, then as many index tuples, each rounded up to 8 bytes. */
@@ -339,10 +340,10 @@ function addTuples(page: Buffer, record: WalRecord, block: BlockRef, count: numb
   for (let i = 0; i < count; i++) {
     if (at + 8 > end) throw new RedoError(`${count} tuples announced, the block data end after ${i}`);
     // IndexTupleSize: low 13 bits of t_info
-    const size = maxAlign(bytes.readUInt16LE(at + 6) & 0x1fff);
+    const size = maxAlign(u16(bytes, at + 6) & 0x1fff);
     if (size < 8 || at + size > end)
       throw new RedoError(`tuple ${i} of ${count} has ${size} bytes at ${end - at} bytes before the end`);
-    pageAddItemFrom(page, bytes, at, size, bytes.readUInt16LE(numberAt));
+    pageAddItemFrom(page, bytes, at, size, u16(bytes, numberAt));
     at += size;
     numberAt += 2;
   }
@@ -361,20 +362,6 @@ function deleteItems(page: Buffer, bytes: Buffer, at: number, count: number): vo
 function needBlock(condition: boolean, block: BlockRef): void {
   if (!condition)
     throw new RedoError(`Hash record: unexpected block ${block.id}${block.willInit ? ' with WILL_INIT' : ''}`);
-}
-
-/** Start of the main data, which must have at least `length` bytes. */
-function needMain(record: WalRecord, length: number): number {
-  if (record.mainDataLength < length)
-    throw new RedoError(`Hash record: main data of ${record.mainDataLength} bytes, ${length} expected`);
-  return record.mainDataOffset;
-}
-
-/** Start of the block's data, which must have at least `length` bytes. */
-function needData(block: BlockRef, length: number): number {
-  if (block.dataLength < length)
-    throw new RedoError(`Hash record: block ${block.id} has ${block.dataLength} bytes of data, ${length} expected`);
-  return block.dataOffset;
 }
 
 function blockNumberOf(record: WalRecord, id: number): number {
