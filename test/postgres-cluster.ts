@@ -10,7 +10,17 @@
  * The directory is removed at the end unless it was given as `dir`. PAGODA_PG_BIN names another installation.
  */
 import {type ChildProcess, execFileSync, spawn} from 'node:child_process';
-import {chownSync, closeSync, existsSync, mkdirSync, mkdtempSync, openSync, readFileSync, rmSync, writeFileSync} from 'node:fs';
+import {
+  chownSync,
+  closeSync,
+  existsSync,
+  mkdirSync,
+  mkdtempSync,
+  openSync,
+  readFileSync,
+  rmSync,
+  writeFileSync,
+} from 'node:fs';
 import {createServer} from 'node:net';
 import {tmpdir} from 'node:os';
 import {join} from 'node:path';
@@ -60,10 +70,20 @@ export class PostgresCluster {
     if (runAs.uid !== undefined) chownSync(dir, runAs.uid, runAs.gid!);
     const cluster = new PostgresCluster(dir, await freePort(), options);
     if (!existsSync(join(cluster.dataDir, 'PG_VERSION'))) {
-      runTool('initdb', ['-N', '-A', 'trust', '-U', 'postgres', '--locale=C', '--encoding=UTF8', '-D', cluster.dataDir, ...(options.initdbArgs ?? [])]);
-    } else if (runAs.uid !== undefined) {
-      execFileSync('chown', ['-R', `${runAs.uid}:${runAs.gid}`, cluster.dataDir]);
-      execFileSync('chmod', ['0700', cluster.dataDir]);
+      runTool('initdb', [
+        '-N',
+        '-A',
+        'trust',
+        '-U',
+        'postgres',
+        '--locale=C',
+        '--encoding=UTF8',
+        '-D',
+        cluster.dataDir,
+        ...(options.initdbArgs ?? []),
+      ]);
+    } else {
+      cluster.takeOwnership();
     }
     if (options.start !== false) await cluster.start();
     return cluster;
@@ -87,9 +107,24 @@ export class PostgresCluster {
     if (this.#process) throw new Error('cluster is already running');
     // An own pg_hba.conf: the data directory may come from a basebackup whose file is empty.
     const hba = join(this.dir, 'pg_hba.conf');
-    writeFileSync(hba, 'local all all trust\nhost all all 127.0.0.1/32 trust\nlocal replication all trust\nhost replication all 127.0.0.1/32 trust\n', {mode: 0o644});
+    writeFileSync(
+      hba,
+      'local all all trust\nhost all all 127.0.0.1/32 trust\nlocal replication all trust\nhost replication all 127.0.0.1/32 trust\n',
+      {mode: 0o644},
+    );
     const settings = {fsync: 'off', autovacuum: 'off', shared_buffers: '32MB', ...this.settings};
-    const args = ['-D', this.dataDir, '-p', String(this.port), '-k', this.socketDir, '-h', '127.0.0.1', '-c', `hba_file=${hba}`];
+    const args = [
+      '-D',
+      this.dataDir,
+      '-p',
+      String(this.port),
+      '-k',
+      this.socketDir,
+      '-h',
+      '127.0.0.1',
+      '-c',
+      `hba_file=${hba}`,
+    ];
     for (const [name, value] of Object.entries(settings)) args.push('-c', `${name}=${value}`);
     const logFile = openSync(join(this.dir, 'log'), 'a', 0o644);
     const child = spawn(join(postgresBinDir, 'postgres'), args, {stdio: ['ignore', logFile, logFile], ...runAs});
@@ -129,6 +164,12 @@ export class PostgresCluster {
     await client?.end().catch(() => {});
     this.#process?.kill(stopSignals[mode]);
     await this.#exited;
+  }
+
+  /** Gives all files of the data directory to the server's user: call it after writing into the directory as root. */
+  takeOwnership(): void {
+    if (runAs.uid !== undefined) execFileSync('chown', ['-R', `${runAs.uid}:${runAs.gid}`, this.dataDir]);
+    execFileSync('chmod', ['0700', this.dataDir]);
   }
 
   /** kill -9 of the postmaster (its children notice and go). */
@@ -181,9 +222,21 @@ export class PostgresCluster {
   }
 
   #runClient(name: string, args: readonly string[]): Promise<string> {
-    const env = {...process.env, PGHOST: this.socketDir, PGPORT: String(this.port), PGUSER: 'postgres', PGDATABASE: 'postgres', PGDATA: this.dataDir};
+    const env = {
+      ...process.env,
+      PGHOST: this.socketDir,
+      PGPORT: String(this.port),
+      PGUSER: 'postgres',
+      PGDATABASE: 'postgres',
+      PGDATA: this.dataDir,
+    };
     return new Promise((resolve, reject) => {
-      const child = spawn(join(postgresBinDir, name), args, {stdio: ['ignore', 'pipe', 'pipe'], env, cwd: this.dir, ...runAs});
+      const child = spawn(join(postgresBinDir, name), args, {
+        stdio: ['ignore', 'pipe', 'pipe'],
+        env,
+        cwd: this.dir,
+        ...runAs,
+      });
       const out: Buffer[] = [];
       const errors: Buffer[] = [];
       child.stdout.on('data', (chunk: Buffer) => out.push(chunk));
@@ -191,7 +244,12 @@ export class PostgresCluster {
       child.once('error', reject);
       child.once('close', (code) => {
         if (code === 0) resolve(Buffer.concat(out).toString());
-        else reject(new Error(`${name} ${args.join(' ')} exited with ${code}: ${Buffer.concat(errors).toString().slice(-4000)}`));
+        else
+          reject(
+            new Error(
+              `${name} ${args.join(' ')} exited with ${code}: ${Buffer.concat(errors).toString().slice(-4000)}`,
+            ),
+          );
       });
     });
   }
@@ -200,12 +258,20 @@ export class PostgresCluster {
 /** spawn options that drop root to user postgres. */
 export const runAs: {uid?: number; gid?: number} =
   process.getuid?.() === 0
-    ? {uid: Number(execFileSync('id', ['-u', 'postgres']).toString()), gid: Number(execFileSync('id', ['-g', 'postgres']).toString())}
+    ? {
+        uid: Number(execFileSync('id', ['-u', 'postgres']).toString()),
+        gid: Number(execFileSync('id', ['-g', 'postgres']).toString()),
+      }
     : {};
 
 /** Runs one of the installation's tools to its end; answers stdout. */
 export function runTool(name: string, args: readonly string[]): string {
-  return execFileSync(join(postgresBinDir, name), args, {...runAs, cwd: '/', stdio: ['ignore', 'pipe', 'pipe'], maxBuffer: 1 << 30}).toString();
+  return execFileSync(join(postgresBinDir, name), args, {
+    ...runAs,
+    cwd: '/',
+    stdio: ['ignore', 'pipe', 'pipe'],
+    maxBuffer: 1 << 30,
+  }).toString();
 }
 
 function freePort(): Promise<number> {
@@ -214,7 +280,9 @@ function freePort(): Promise<number> {
     server.once('error', reject);
     server.listen(0, '127.0.0.1', () => {
       const address = server.address();
-      server.close(() => (typeof address === 'object' && address ? resolve(address.port) : reject(new Error('no port'))));
+      server.close(() =>
+        typeof address === 'object' && address ? resolve(address.port) : reject(new Error('no port')),
+      );
     });
   });
 }

@@ -47,6 +47,7 @@ export interface WalReadFailure {
 const recordLengthMax = 1024 * 1024 * 1024;
 const rmgrBuiltinMax = 21;
 const rmgrCustomMin = 128;
+const opcodeCheckpointShutdown = 0x00;
 const opcodeSwitch = 0x40;
 const opcodeOverwriteContrecord = 0xd0;
 const empty = Buffer.alloc(0);
@@ -258,7 +259,11 @@ export class WalReader {
       ((bytes[at + 8]! | (bytes[at + 9]! << 8) | (bytes[at + 10]! << 16) | (bytes[at + 11]! << 24)) >>> 0) +
       ((bytes[at + 12]! | (bytes[at + 13]! << 8) | (bytes[at + 14]! << 16) | (bytes[at + 15]! << 24)) >>> 0) *
         4294967296;
-    if (this.#previousKnown ? previous !== this.#previousLsn : previous >= this.#recordLsn) {
+    if (
+      this.#previousKnown
+        ? previous !== this.#previousLsn && !isSynthesisedCheckpoint(bytes, at, previous)
+        : previous >= this.#recordLsn
+    ) {
       this.#fail(
         this.#recordLsn,
         `xl_prev is ${formatLsn(previous as Lsn)}${this.#previousKnown ? `, expected ${formatLsn(this.#previousLsn as Lsn)}` : ''}`,
@@ -389,4 +394,12 @@ export class WalReader {
   #fail(position: number, reason: string): void {
     this.#failure = {position: position as Lsn, reason};
   }
+}
+
+/**
+ * A compute's first record (checkpoint-segment.ts) has xl_prev 0 when whoever made it did not know the record before. No
+ * record of Postgres has that, but the first one after initdb.
+ */
+function isSynthesisedCheckpoint(bytes: Buffer, at: number, previous: number): boolean {
+  return previous === 0 && bytes[at + 17] === rmgr.xlog && (bytes[at + 16]! & 0xf0) === opcodeCheckpointShutdown;
 }
