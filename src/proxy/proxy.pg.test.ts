@@ -8,9 +8,7 @@ import {join} from 'node:path';
 import {after, before, test} from 'node:test';
 import {promisify} from 'node:util';
 import pg from 'pg';
-import {makeSelfSignedCertificate} from '#runtime/certificate.ts';
 import {systemClock} from '#runtime/clock.ts';
-import {systemDisk} from '#runtime/disk.ts';
 import {startHttpServer} from '#runtime/http.ts';
 import {silentLog} from '#runtime/log.ts';
 import {TokenVerifier, generateKeys} from '#wire/auth.ts';
@@ -69,14 +67,13 @@ before(async () => {
       },
     ],
   });
-  const files = {certificateFile: join(dir, 'cert.pem'), privateKeyFile: join(dir, 'key.pem')};
-  await makeSelfSignedCertificate({disk: systemDisk, domains: ['db.test', 'localhost'], ...files});
   proxy = await runProxy({
     host: '127.0.0.1',
     port: 0,
     keysDir,
+    dataDir: join(dir, 'proxy'),
+    domain: 'db.test',
     controlUrl: `http://127.0.0.1:${control.port}`,
-    ...files,
   });
 });
 

@@ -1,11 +1,12 @@
 /** The front door: Postgres clients on one port, each brought to the compute of its endpoint, which is woken if it sleeps. */
 import {systemClock} from '#runtime/clock.ts';
-import {systemDisk} from '#runtime/disk.ts';
+import {makeSelfSignedCertificate} from '#runtime/certificate.ts';
+import {joinPath, systemDisk} from '#runtime/disk.ts';
 import {createLog} from '#runtime/log.ts';
 import {listenSockets} from '#runtime/net.ts';
 import {systemRandom} from '#runtime/random.ts';
 import {readSecretFile} from '#runtime/secret-file.ts';
-import {loadTlsIdentity} from '#runtime/tls.ts';
+import {type TlsIdentity, loadTlsIdentity} from '#runtime/tls.ts';
 import {TokenIssuer} from '#wire/auth.ts';
 import {CancelRegistry} from '#proxy/cancel.ts';
 import type {ProxyConfig} from '#proxy/config.ts';
@@ -18,13 +19,10 @@ export async function runProxy(config: ProxyConfig): Promise<{port: number; stop
   const log = createLog({component: 'proxy'});
   const clock = systemClock;
   const random = systemRandom;
-  const identity = loadTlsIdentity(
-    systemDisk.readFile(config.certificateFile).toString('utf8'),
-    readSecretFile(config.privateKeyFile),
-  );
+  const identity = await loadIdentity(config);
   const context: SessionContext = {
     identity,
-    domains: config.domains ?? identity.domains,
+    domains: [...new Set([config.domain, ...identity.domains])],
     requireTls: config.requireTls ?? 'remote',
     control: new ControlClient({
       url: config.controlUrl,
@@ -56,4 +54,15 @@ export async function runProxy(config: ProxyConfig): Promise<{port: number; stop
   });
   log.info('serving', {host: config.host, port: listener.port, domains: context.domains.join(',')});
   return {port: listener.port, stop: () => listener.close()};
+}
+
+/** The operator's certificate, or one of our own from the first start. */
+async function loadIdentity(config: ProxyConfig): Promise<TlsIdentity> {
+  const certificateFile = config.certificateFile ?? joinPath(config.dataDir, 'certificate.pem');
+  const privateKeyFile = config.privateKeyFile ?? joinPath(config.dataDir, 'certificate.key.pem');
+  if (config.certificateFile === undefined && !systemDisk.exists(privateKeyFile)) {
+    const domains = [...new Set([config.domain, 'localhost'])];
+    await makeSelfSignedCertificate({disk: systemDisk, certificateFile, privateKeyFile, domains});
+  }
+  return loadTlsIdentity(systemDisk.readFile(certificateFile).toString('utf8'), readSecretFile(privateKeyFile));
 }
