@@ -104,8 +104,8 @@ export type AcceptorMessage =
       readonly term: number;
       /** Durable, at the end of a record. */
       readonly flushLsn: Lsn;
-      /** Written, not all of it durable: for flow control only (one record may be larger than any window). */
-      readonly writeLsn: Lsn;
+      /** All bytes below are durable; may lie inside a record. For flow control only: one record may be larger than any window. */
+      readonly syncedLsn: Lsn;
       readonly commitLsn: Lsn;
       /** What the pageserver told this safekeeper; 0 = nothing yet. For back-pressure. */
       readonly feedback: WalFeedback;
@@ -261,13 +261,13 @@ export function decodeProposerMessage(type: number, payload: Buffer): ProposerMe
 export function encodeAcceptorMessage(message: AcceptorMessage): Frame {
   switch (message.kind) {
     case 'append-response': {
-      // generation u32, 0 u32, then u64: term, flush, write, commit, lastReceived, diskConsistent, remoteConsistent
+      // generation u32, 0 u32, then u64: term, flush, synced, commit, lastReceived, diskConsistent, remoteConsistent
       const b = Buffer.allocUnsafe(64);
       b.writeUInt32LE(message.generation, 0);
       b.writeUInt32LE(0, 4);
       writeLsn64(b, 8, message.term as Lsn);
       writeLsn64(b, 16, message.flushLsn);
-      writeLsn64(b, 24, message.writeLsn);
+      writeLsn64(b, 24, message.syncedLsn);
       writeLsn64(b, 32, message.commitLsn);
       writeFeedback(b, 40, message.feedback);
       return {type: frameAppendResponse, parts: [b]};
@@ -304,7 +304,7 @@ export function decodeAcceptorMessage(type: number, payload: Buffer): AcceptorMe
         generation: payload.readUInt32LE(0),
         term: fixedLsn(payload, 8),
         flushLsn: fixedLsn(payload, 16),
-        writeLsn: fixedLsn(payload, 24),
+        syncedLsn: fixedLsn(payload, 24),
         commitLsn: fixedLsn(payload, 32),
         feedback: readFeedback(payload, 40),
       };

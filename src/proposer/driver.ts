@@ -1,0 +1,331 @@
+/**
+ * Runs a Proposer with real sockets: links to the safekeepers, recovery reads, and the compute's Postgres. The commit path
+ * is onWal → step → send, and append-response → step → sendStatus: no timer, no JSON, no copy of WAL.
+ */
+import {type Lsn, formatLsn} from '#postgres/lsn.ts';
+import type {ProposerConfig} from '#proposer/config.ts';
+import {type PeerStatus, Proposer, type ProposerInput, type ProposerOutput} from '#proposer/proposer.ts';
+import {isQuorum} from '#proposer/quorum.ts';
+import {SafekeeperLink} from '#proposer/safekeeper-link.ts';
+import type {Clock, Timer} from '#runtime/clock.ts';
+import type {Log} from '#runtime/log.ts';
+import type {Address} from '#runtime/net.ts';
+import type {Random} from '#runtime/random.ts';
+import {ReplicationClient} from '#wire/pg-replication.ts';
+import type {Membership} from '#wire/safekeeper.ts';
+import {WalStreamClient} from '#wire/wal-stream.ts';
+
+const tickMs = 1000;
+const tickEarlyMs = 100;
+/** Safekeepers learn a commit LSN with the next append, at the latest so much later. */
+const commitDueMs = 5;
+const postgresRetryMs = 200;
+/** After the compute has stopped: how long to wait until safekeepers have confirmed the last commit LSN. */
+const farewellMs = 3000;
+
+export type ProposerEvent =
+  /** The term is won and everything before `lsn` is committed: the compute must start from a basebackup at exactly `lsn`. */
+  | {readonly event: 'elected'; readonly term: number; readonly lsn: string}
+  /** A safekeeper cannot be used at the moment; said once per safekeeper and reason. */
+  | {readonly event: 'trouble'; readonly nodeId: number; readonly code: string; readonly message: string}
+  | {readonly event: 'streaming'; readonly lsn: string}
+  /** The replication connection broke; it is made again until this process is stopped. */
+  | {readonly event: 'postgres-lost'; readonly message: string}
+  /** A newer compute of this branch exists: nothing is acknowledged any more. */
+  | {readonly event: 'fenced'; readonly term: number; readonly message: string}
+  /** Postgres has shut down in order and everything it wrote is committed. */
+  | {readonly event: 'stopped'; readonly commitLsn: string};
+
+export interface ProposerDriverOptions {
+  readonly config: ProposerConfig;
+  readonly clock: Clock;
+  readonly random: Random;
+  readonly log: Log;
+  readonly onEvent: (event: ProposerEvent) => void;
+}
+
+export class ProposerDriver {
+  readonly #options: ProposerDriverOptions;
+  readonly #core: Proposer;
+  readonly #membership: Membership;
+  readonly #links = new Map<number, SafekeeperLink>();
+  readonly #recoveries = new Map<number, Recovery>();
+  readonly #troubles = new Map<number, string>();
+  #token: string;
+  #tickTimer: Timer;
+  #commitTimerSet = false;
+  #postgres: ReplicationClient | undefined;
+  #stopped = false;
+
+  constructor(options: ProposerDriverOptions) {
+    this.#options = options;
+    const {config, clock} = options;
+    this.#token = config.token;
+    this.#membership = {generation: config.generation ?? 1, members: config.safekeepers, newMembers: []};
+    this.#core = new Proposer({...config, membership: this.#membership});
+    for (const member of config.safekeepers) {
+      this.#links.set(
+        member.nodeId,
+        new SafekeeperLink({
+          member,
+          tenantId: config.tenantId,
+          timelineId: config.timelineId,
+          token: () => this.#token,
+          clock,
+          hurry: () => this.#core.phase !== 'elected',
+          onConnected: () => {
+            this.#troubles.delete(member.nodeId);
+            this.#step({kind: 'connected', peer: member.nodeId});
+          },
+          onDisconnected: () => this.#step({kind: 'disconnected', peer: member.nodeId}),
+          onMessage: (message) => this.#step({kind: 'message', peer: member.nodeId, message}),
+          onTrouble: (code, message) => this.#trouble(member.nodeId, code, message),
+        }),
+      );
+    }
+    this.#tickTimer = clock.setTimer(tickEarlyMs, () => this.#tick());
+  }
+
+  get commitLsn(): Lsn {
+    return this.#core.commitLsn;
+  }
+
+  status(): {term: number; phase: string; commitLsn: string; endLsn: string; peers: readonly PeerStatus[]} {
+    return {
+      term: this.#core.term,
+      phase: this.#core.phase,
+      commitLsn: formatLsn(this.#core.commitLsn),
+      endLsn: formatLsn(this.#core.endLsn),
+      peers: this.#core.peers(),
+    };
+  }
+
+  setToken(token: string): void {
+    this.#token = token;
+  }
+
+  /** Streams from Postgres, whose WAL must begin at the elected LSN (or go on where this proposer stopped reading). */
+  stream(options: {readonly address: Address; readonly user: string}): void {
+    if (this.#stopped) return;
+    this.#connectPostgres(options).catch((error: unknown) => this.#postgresLost(options, error));
+  }
+
+  stop(): void {
+    this.#stopped = true;
+    this.#tickTimer.cancel();
+    for (const recovery of this.#recoveries.values()) recovery.close();
+    for (const link of this.#links.values()) link.close();
+    this.#postgres?.close();
+  }
+
+  async #connectPostgres(options: {readonly address: Address; readonly user: string}): Promise<void> {
+    const client = await ReplicationClient.connect({...options, applicationName: 'pagoda'});
+    try {
+      const {systemId} = this.#options.config;
+      const identity = await client.identifySystem();
+      if (systemId !== '' && identity.systemId !== systemId) throw new Error(`the system identifier of this Postgres is ${identity.systemId}, the branch's is ${systemId}`);
+      // Without a slot, a checkpoint may recycle WAL that safekeepers were too slow to take.
+      const slot = `pagoda_${this.#options.random.bytes(6).toString('hex')}`;
+      await client.createTemporarySlot(slot);
+      if (this.#stopped) throw new Error('the proposer is stopping');
+      this.#postgres = client;
+      const startLsn = this.#core.endLsn;
+      client.start({
+        slot,
+        startLsn,
+        onWal: (lsn, bytes) => this.#step({kind: 'wal', lsn, bytes}),
+        onReplyRequested: () => client.sendStatus(this.#core.commitLsn),
+        onEnd: (end) => {
+          this.#postgres = undefined;
+          client.close();
+          if (this.#stopped) return;
+          if (end.kind === 'done') void this.#farewell();
+          else this.#postgresLost(options, end.reason);
+        },
+      });
+      client.sendStatus(this.#core.commitLsn);
+      this.#options.onEvent({event: 'streaming', lsn: formatLsn(startLsn)});
+    } catch (error) {
+      client.close();
+      throw error;
+    }
+  }
+
+  #postgresLost(options: {readonly address: Address; readonly user: string}, error: unknown): void {
+    if (this.#stopped) return;
+    this.#options.onEvent({event: 'postgres-lost', message: error instanceof Error ? error.message : String(error)});
+    this.#options.clock.setTimer(postgresRetryMs, () => this.stream(options));
+  }
+
+  /** Postgres only ends the stream when all it wrote is confirmed; what is left is to tell the safekeepers. */
+  async #farewell(): Promise<void> {
+    const {clock} = this.#options;
+    const {commitLsn} = this.#core;
+    const deadline = clock.monotonicMs() + farewellMs;
+    for (;;) {
+      this.#step({kind: 'commit-due'});
+      this.#tickCore();
+      await clock.sleep(20);
+      if (this.#stopped) return;
+      const peers = new Map(this.#core.peers().map((peer) => [peer.nodeId, peer]));
+      const told = isQuorum(this.#membership, (nodeId) => (peers.get(nodeId)?.commitLsn ?? 0) >= commitLsn);
+      const all = [...peers.values()].every((peer) => peer.phase !== 'streaming' || peer.commitLsn >= commitLsn);
+      if ((told && all) || clock.monotonicMs() > deadline) break;
+    }
+    this.#options.onEvent({event: 'stopped', commitLsn: formatLsn(commitLsn)});
+  }
+
+  #step(input: ProposerInput): void {
+    if (this.#stopped) return;
+    for (const output of this.#core.step(input)) this.#carryOut(output);
+  }
+
+  #carryOut(output: ProposerOutput): void {
+    switch (output.kind) {
+      case 'send':
+        this.#links.get(output.peer)!.send(output.message);
+        break;
+      case 'committed':
+        this.#postgres?.sendStatus(output.lsn);
+        if (!this.#commitTimerSet) {
+          this.#commitTimerSet = true;
+          this.#options.clock.setTimer(commitDueMs, () => {
+            this.#commitTimerSet = false;
+            this.#step({kind: 'commit-due'});
+          });
+        }
+        break;
+      case 'close':
+        this.#links.get(output.peer)!.reset(output.reason);
+        break;
+      case 'elected':
+        this.#options.log.info('won the election', {term: output.term, termStartLsn: formatLsn(output.termStartLsn)});
+        break;
+      case 'synced':
+        this.#options.onEvent({event: 'elected', term: this.#core.term, lsn: formatLsn(output.lsn)});
+        break;
+      case 'recover':
+        this.#recover(output.peer, output.donor, output.startLsn, output.term);
+        break;
+      case 'pause-recovery':
+        this.#recoveries.get(output.peer)?.pause();
+        break;
+      case 'resume-recovery':
+        this.#recoveries.get(output.peer)?.resume();
+        break;
+      case 'stop-recovery':
+        this.#recoveries.get(output.peer)?.close();
+        this.#recoveries.delete(output.peer);
+        break;
+      case 'pause-source':
+        this.#postgres?.pause();
+        break;
+      case 'resume-source':
+        this.#postgres?.resume();
+        break;
+      case 'fenced':
+        this.stop();
+        this.#options.onEvent({
+          event: 'fenced',
+          term: output.term,
+          message: `safekeeper ${output.peer} is in term ${output.term}, this proposer's is ${this.#core.term}: a newer compute of timeline ${this.#options.config.timelineId} has taken over`,
+        });
+        break;
+    }
+  }
+
+  #recover(peer: number, donor: number, startLsn: Lsn, term: number): void {
+    const {config, log} = this.#options;
+    const {host, port} = this.#links.get(donor)!.member;
+    log.info('bringing a safekeeper up to date', {safekeeper: peer, from: donor, startLsn: formatLsn(startLsn)});
+    const recovery: Recovery = new Recovery({
+      open: async (callbacks) =>
+        await WalStreamClient.connect({
+          address: {host, port},
+          token: this.#token,
+          tenantId: config.tenantId,
+          timelineId: config.timelineId,
+          startLsn,
+          term,
+          onKeepalive: () => {},
+          ...callbacks,
+        }),
+      onWal: (lsn, bytes) => this.#step({kind: 'recovered', peer, lsn, bytes}),
+      onEnd: (error) => {
+        log.warn('reading from another safekeeper failed', {safekeeper: peer, from: donor, error});
+        this.#recoveries.delete(peer);
+        this.#step({kind: 'recovery-ended', peer});
+      },
+    });
+    this.#recoveries.get(peer)?.close();
+    this.#recoveries.set(peer, recovery);
+  }
+
+  #trouble(nodeId: number, code: string, message: string): void {
+    if (this.#stopped) return;
+    const text = `${code} ${message}`;
+    if (this.#troubles.get(nodeId) === text) return;
+    this.#troubles.set(nodeId, text);
+    this.#options.onEvent({event: 'trouble', nodeId, code, message});
+  }
+
+  #tick(): void {
+    this.#tickTimer = this.#options.clock.setTimer(this.#core.phase === 'elected' ? tickMs : tickEarlyMs, () => this.#tick());
+    this.#tickCore();
+    for (const link of this.#links.values()) link.checkSilence();
+    this.#postgres?.sendStatus(this.#core.commitLsn);
+  }
+
+  #tickCore(): void {
+    this.#step({kind: 'tick', nowMs: this.#options.clock.monotonicMs(), random: this.#options.random.float()});
+  }
+}
+
+interface RecoveryOptions {
+  readonly open: (callbacks: {onWal: (lsn: Lsn, bytes: Buffer) => void; onClose: (reason?: Error) => void}) => Promise<WalStreamClient>;
+  readonly onWal: (lsn: Lsn, bytes: Buffer) => void;
+  readonly onEnd: (error: Error) => void;
+}
+
+/** One read from a donor; after close() nothing is called any more. */
+class Recovery {
+  #client: WalStreamClient | undefined;
+  #closed = false;
+  #paused = false;
+
+  constructor(options: RecoveryOptions) {
+    const end = (error: Error): void => {
+      if (this.#closed) return;
+      this.#closed = true;
+      options.onEnd(error);
+    };
+    options
+      .open({
+        onWal: (lsn, bytes) => {
+          if (!this.#closed) options.onWal(lsn, bytes);
+        },
+        onClose: (reason) => end(reason ?? new Error('closed')),
+      })
+      .then((client) => {
+        this.#client = client;
+        if (this.#closed) client.close();
+        else if (this.#paused) client.pause();
+      })
+      .catch(end);
+  }
+
+  pause(): void {
+    this.#paused = true;
+    this.#client?.pause();
+  }
+
+  resume(): void {
+    this.#paused = false;
+    this.#client?.resume();
+  }
+
+  close(): void {
+    this.#closed = true;
+    this.#client?.close();
+  }
+}

@@ -1,0 +1,104 @@
+/** Carries out the acceptor's storage outputs for one timeline. The same class runs on a real disk and on a simulated one. */
+import type {Lsn} from '#postgres/lsn.ts';
+import {assert} from '#runtime/assert.ts';
+import type {Disk, DiskFile} from '#runtime/disk.ts';
+import type {AcceptorOutput, AcceptorState} from '#safekeeper/acceptor.ts';
+import {controlFileName, decodeControlFile, encodeControlFile} from '#safekeeper/control-file.ts';
+import type {RecordBoundary} from '#safekeeper/record-boundary.ts';
+import {WalStore} from '#safekeeper/wal-store.ts';
+import type {Membership} from '#wire/safekeeper.ts';
+
+export interface TimelineStorageOptions {
+  readonly disk: Disk;
+  readonly directory: string;
+  readonly segmentSize?: number;
+}
+
+export interface NewTimeline {
+  readonly tenantId: string;
+  readonly timelineId: string;
+  /** Empty = the first proposer says it. */
+  readonly systemId: string;
+  /** 0 = the first proposer says it. */
+  readonly pgVersion: number;
+  readonly startLsn: Lsn;
+  readonly membership: Membership;
+}
+
+/** The state of a timeline that has no WAL of its own yet. */
+export function initialState(timeline: NewTimeline): AcceptorState {
+  return {
+    ...timeline,
+    term: 0,
+    history: [{term: 0, lsn: timeline.startLsn}],
+    commitLsn: timeline.startLsn,
+    remoteConsistentLsn: 0 as Lsn,
+  };
+}
+
+export class TimelineStorage {
+  readonly wal: WalStore;
+  /** As found at start. */
+  readonly state: AcceptorState;
+  readonly flushLsn: Lsn;
+  readonly #disk: Disk;
+  readonly #directory: string;
+
+  /** Makes a timeline durable. Its parent directory exists. */
+  static create(options: TimelineStorageOptions, state: AcceptorState): void {
+    options.disk.makeDirectory(options.directory);
+    options.disk.writeFileAtomic(`${options.directory}/${controlFileName}`, encodeControlFile(state));
+    options.disk.syncDirectory(parent(options.directory));
+  }
+
+  static exists(options: TimelineStorageOptions): boolean {
+    return options.disk.exists(`${options.directory}/${controlFileName}`);
+  }
+
+  /** Throws ControlFileError, WalLostError, or the disk's error. */
+  static open(options: TimelineStorageOptions, boundary: RecordBoundary): TimelineStorage {
+    return new TimelineStorage(options, boundary);
+  }
+
+  private constructor(options: TimelineStorageOptions, boundary: RecordBoundary) {
+    this.#disk = options.disk;
+    this.#directory = options.directory;
+    const path = `${options.directory}/${controlFileName}`;
+    this.state = decodeControlFile(options.disk.readFile(path), path);
+    this.wal = new WalStore({...options, startLsn: this.state.startLsn});
+    this.flushLsn = this.wal.recover(this.state.commitLsn, this.state.history, boundary);
+  }
+
+  /** Durable as far as AcceptorOutput demands it when this returns. Throws the disk's error. */
+  apply(output: Extract<AcceptorOutput, {kind: 'write' | 'truncate' | 'save'}>): void {
+    switch (output.kind) {
+      case 'write':
+        this.wal.write(output.lsn, output.bytes);
+        break;
+      case 'truncate':
+        this.wal.truncate(output.lsn);
+        break;
+      case 'save':
+        this.#disk.writeFileAtomic(`${this.#directory}/${controlFileName}`, encodeControlFile(output.state));
+        break;
+    }
+  }
+
+  beginSync(): readonly DiskFile[] {
+    return this.wal.beginSync();
+  }
+
+  endSync(): void {
+    this.wal.endSync();
+  }
+
+  close(): void {
+    this.wal.close();
+  }
+}
+
+function parent(path: string): string {
+  const slash = path.lastIndexOf('/');
+  assert(slash > 0, `a timeline's directory is an absolute path: ${path}`);
+  return path.slice(0, slash);
+}

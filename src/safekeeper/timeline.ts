@@ -1,0 +1,311 @@
+/**
+ * One timeline of a running safekeeper: carries messages between connections and the acceptor, and the acceptor's outputs
+ * to disk and sockets, in order. Group commit: all appends that arrived together, and all that arrive while an fdatasync is
+ * under way, share the next one.
+ */
+import {type Lsn, formatLsn} from '#postgres/lsn.ts';
+import type {Clock, Timer} from '#runtime/clock.ts';
+import type {DiskFile} from '#runtime/disk.ts';
+import type {Log} from '#runtime/log.ts';
+import {type FrameConnection, sendJson} from '#runtime/net.ts';
+import {Acceptor, type AcceptorInput, type AcceptorOutput} from '#safekeeper/acceptor.ts';
+import type {SafekeeperMetrics} from '#safekeeper/metrics.ts';
+import type {RecordBoundary} from '#safekeeper/record-boundary.ts';
+import type {TimelineStorage} from '#safekeeper/timeline-storage.ts';
+import {WalSender} from '#safekeeper/wal-sender.ts';
+import {type Refusal, type RefusalCode, type WalFeedback, decodeProposerMessage, encodeAcceptorMessage, frameAppend, frameRefused} from '#wire/safekeeper.ts';
+
+/** commitLsn is saved when it has stood still for so long, or when this much was committed since. */
+const saveAfterMs = 2000;
+const saveAfterBytes = 16 * 1024 * 1024;
+/** A proposer asks for a sign of life every second; a connection that is silent for so long is dead. */
+const proposerSilenceMs = 30_000;
+
+export interface TimelineOptions {
+  readonly nodeId: number;
+  readonly storage: TimelineStorage;
+  readonly boundary: RecordBoundary;
+  readonly clock: Clock;
+  readonly log: Log;
+  readonly metrics: SafekeeperMetrics;
+  /** commitLsn has advanced, or the term has changed. */
+  readonly onProgress: (timeline: Timeline) => void;
+  /** The disk failed under us: the node must stop, and find out at its next start what is durable. */
+  readonly onDiskFailure: (error: Error) => void;
+}
+
+interface ProposerConnection {
+  readonly frames: FrameConnection;
+  lastHeardMs: number;
+}
+
+export class Timeline {
+  readonly acceptor: Acceptor;
+  readonly #options: TimelineOptions;
+  readonly #proposers = new Map<number, ProposerConnection>();
+  readonly #senders = new Set<WalSender>();
+  readonly #feedback = new Map<WalSender, WalFeedback>();
+  #connections = 0;
+  #batchScheduled = false;
+  #failed = false;
+  #savedCommitLsn: Lsn;
+  #lastSeenCommitLsn: Lsn;
+  #commitStillSinceMs: number;
+  #idleSinceMs: number;
+  #timer: Timer;
+
+  constructor(options: TimelineOptions) {
+    this.#options = options;
+    this.acceptor = new Acceptor({
+      nodeId: options.nodeId,
+      state: options.storage.state,
+      flushLsn: options.storage.flushLsn,
+      boundary: options.boundary,
+    });
+    this.#savedCommitLsn = options.storage.state.commitLsn;
+    this.#lastSeenCommitLsn = options.storage.state.commitLsn;
+    this.#idleSinceMs = options.clock.monotonicMs();
+    this.#commitStillSinceMs = this.#idleSinceMs;
+    this.#timer = options.clock.setTimer(1000, () => this.#everySecond());
+  }
+
+  get tenantId(): string {
+    return this.acceptor.state.tenantId;
+  }
+  get timelineId(): string {
+    return this.acceptor.state.timelineId;
+  }
+  /** Somebody writes or reads. */
+  get isActive(): boolean {
+    return this.#proposers.size > 0 || this.#senders.size > 0;
+  }
+  get idleMs(): number {
+    return this.isActive ? 0 : this.#options.clock.monotonicMs() - this.#idleSinceMs;
+  }
+
+  /** Takes over a connection whose hello was accepted. */
+  attachProposer(frames: FrameConnection): void {
+    const id = ++this.#connections;
+    const {clock} = this.#options;
+    const connection = {frames, lastHeardMs: clock.monotonicMs()};
+    this.#proposers.set(id, connection);
+    frames.onFrame = (type, payload) => {
+      connection.lastHeardMs = clock.monotonicMs();
+      let message;
+      try {
+        message = decodeProposerMessage(type, payload);
+      } catch (error) {
+        this.#refuse(id, 'bad-request', error instanceof Error ? error.message : String(error));
+        return;
+      }
+      this.#step({kind: 'message', connection: id, message});
+      // All frames of one read of the socket are handled before the microtask runs: they share one flush.
+      if (type === frameAppend && !this.#batchScheduled) {
+        this.#batchScheduled = true;
+        queueMicrotask(() => {
+          this.#batchScheduled = false;
+          this.#step({kind: 'batch-end'});
+        });
+      }
+    };
+    frames.onClose = () => {
+      this.#proposers.delete(id);
+      this.#step({kind: 'disconnected', connection: id});
+      this.#noteIdle();
+    };
+  }
+
+  /** Streams WAL from `startLsn`; with a term, as a recovery read. */
+  attachReader(connection: FrameConnection, startLsn: Lsn, term: number | undefined): void {
+    const {state} = this.acceptor;
+    const sender: WalSender = new WalSender({
+      connection,
+      acceptor: this.acceptor,
+      wal: this.#options.storage.wal,
+      startLsn,
+      term,
+      clock: this.#options.clock,
+      onFeedback: (feedback) => {
+        this.#feedback.set(sender, feedback);
+        this.#combineFeedback();
+      },
+      onClose: () => {
+        this.#senders.delete(sender);
+        this.#feedback.delete(sender);
+        this.#noteIdle();
+      },
+    });
+    this.#senders.add(sender);
+    if (startLsn < state.startLsn) {
+      sender.refuse('bad-request', `timeline ${state.timelineId} starts at ${formatLsn(state.startLsn)}, WAL from ${formatLsn(startLsn)} belongs to its ancestor`);
+      return;
+    }
+    sender.pump();
+  }
+
+  status(): Record<string, unknown> {
+    const {state} = this.acceptor;
+    return {
+      tenantId: state.tenantId,
+      timelineId: state.timelineId,
+      systemId: state.systemId,
+      pgVersion: state.pgVersion,
+      startLsn: formatLsn(state.startLsn),
+      term: this.acceptor.term,
+      lastLogTerm: this.acceptor.lastLogTerm,
+      termHistory: state.history.map((entry) => ({term: entry.term, lsn: formatLsn(entry.lsn)})),
+      membership: state.membership,
+      flushLsn: formatLsn(this.acceptor.flushLsn),
+      commitLsn: formatLsn(this.acceptor.commitLsn),
+      remoteConsistentLsn: formatLsn(this.acceptor.feedback.remoteConsistentLsn),
+      proposerConnected: this.acceptor.hasProposer,
+      readers: [...this.#senders].map((sender) => ({nextLsn: formatLsn(sender.nextLsn)})),
+    };
+  }
+
+  /** Saves what may be saved and lets go of files; connections are destroyed. */
+  close(): void {
+    this.#timer.cancel();
+    for (const {frames} of this.#proposers.values()) frames.destroy();
+    for (const sender of this.#senders) sender.refuse('stopping', 'the safekeeper stops, or the timeline is deleted');
+    if (!this.#failed) this.#step({kind: 'save'});
+    this.#failed = true;
+    this.#options.storage.close();
+  }
+
+  #step(input: AcceptorInput): void {
+    if (this.#failed) return;
+    const flushLsn = this.acceptor.flushLsn;
+    const {term} = this.acceptor;
+    let progress = false;
+    for (const output of this.acceptor.step(input)) {
+      if (!this.#carryOut(output)) return;
+      if (output.kind === 'commit') progress = true;
+    }
+    if (progress || this.acceptor.flushLsn !== flushLsn || this.acceptor.term !== term) for (const sender of this.#senders) sender.pump();
+    if (progress || this.acceptor.term !== term) this.#options.onProgress(this);
+  }
+
+  /** False: the rest of the outputs must not be carried out. */
+  #carryOut(output: AcceptorOutput): boolean {
+    switch (output.kind) {
+      case 'send': {
+        const connection = this.#proposers.get(output.connection);
+        if (connection !== undefined) {
+          const frame = encodeAcceptorMessage(output.message);
+          connection.frames.send(frame.type, ...frame.parts);
+        }
+        return true;
+      }
+      case 'write':
+        try {
+          this.#options.storage.apply(output);
+          this.#options.metrics.writtenBytes.inc(output.bytes.length);
+          return true;
+        } catch (error) {
+          if (!isDiskFull(error)) return this.#fail(error);
+          this.#options.log.error('disk full: WAL is refused until there is space', {lsn: formatLsn(output.lsn)});
+          this.#step({kind: 'write-failed', message: `safekeeper ${this.acceptor.nodeId} has no disk space for WAL at ${formatLsn(output.lsn)}`});
+          return false;
+        }
+      case 'save':
+        try {
+          this.#options.storage.apply(output);
+          this.#savedCommitLsn = output.state.commitLsn;
+          return true;
+        } catch (error) {
+          // The acceptor has already taken the new state for durable: only a restart can take that back.
+          return this.#fail(error);
+        }
+      case 'truncate':
+        try {
+          this.#options.storage.apply(output);
+          return true;
+        } catch (error) {
+          return this.#fail(error);
+        }
+      case 'flush':
+        this.#flush(output.epoch);
+        return true;
+      case 'commit':
+        return true;
+      case 'refuse':
+        this.#refuse(output.connection, output.code, output.message);
+        return true;
+    }
+  }
+
+  #flush(epoch: number): void {
+    const {storage, clock, metrics} = this.#options;
+    const startedMs = clock.monotonicMs();
+    const finish = (): void => {
+      metrics.flushSeconds.observe((clock.monotonicMs() - startedMs) / 1000);
+      storage.endSync();
+      this.#step({kind: 'flushed', epoch});
+    };
+    const fail = (error: unknown): void => void this.#fail(error);
+    const files = storage.beginSync();
+    const [only] = files;
+    if (files.length === 1) only!.sync().then(finish, fail);
+    else syncAll(files).then(finish, fail);
+  }
+
+  #refuse(id: number, code: RefusalCode, message: string): void {
+    const connection = this.#proposers.get(id);
+    if (connection === undefined) return;
+    this.#options.log.warn('refused a proposer', {peer: connection.frames.peer, code, reason: message});
+    sendJson(connection.frames, frameRefused, {code, message} satisfies Refusal);
+    connection.frames.onFrame = () => {};
+    connection.frames.close();
+  }
+
+  #fail(error: unknown): false {
+    if (!this.#failed) {
+      this.#failed = true;
+      this.#options.onDiskFailure(
+        new Error(`tenant ${this.tenantId} timeline ${this.timelineId}: ${error instanceof Error ? error.message : String(error)}`, {cause: error}),
+      );
+    }
+    return false;
+  }
+
+  #combineFeedback(): void {
+    const all = [...this.#feedback.values()];
+    const highest = (pick: (f: WalFeedback) => Lsn): Lsn => Math.max(...all.map(pick)) as Lsn;
+    this.#step({
+      kind: 'feedback',
+      feedback: {
+        lastReceivedLsn: highest((f) => f.lastReceivedLsn),
+        diskConsistentLsn: highest((f) => f.diskConsistentLsn),
+        remoteConsistentLsn: highest((f) => f.remoteConsistentLsn),
+      },
+    });
+  }
+
+  #everySecond(): void {
+    const {clock} = this.#options;
+    this.#timer = clock.setTimer(1000, () => this.#everySecond());
+    for (const sender of this.#senders) sender.keepalive();
+    const now = clock.monotonicMs();
+    for (const {frames, lastHeardMs} of this.#proposers.values()) if (now - lastHeardMs > proposerSilenceMs) frames.destroy();
+    // While commits go on, saving would cost them their time: it waits for a pause, or for a segment's worth of WAL.
+    const {commitLsn} = this.acceptor;
+    if (commitLsn !== this.#lastSeenCommitLsn) this.#commitStillSinceMs = now;
+    this.#lastSeenCommitLsn = commitLsn;
+    const unsavedBytes = commitLsn - this.#savedCommitLsn;
+    if (unsavedBytes >= saveAfterBytes || (unsavedBytes > 0 && now - this.#commitStillSinceMs >= saveAfterMs)) this.#step({kind: 'save'});
+  }
+
+  #noteIdle(): void {
+    if (!this.isActive) this.#idleSinceMs = this.#options.clock.monotonicMs();
+  }
+}
+
+async function syncAll(files: readonly DiskFile[]): Promise<void> {
+  await Promise.all(files.map(async (file) => file.sync()));
+}
+
+function isDiskFull(error: unknown): boolean {
+  const {code} = error as {code?: string};
+  return code === 'ENOSPC' || code === 'EDQUOT';
+}
