@@ -3,7 +3,15 @@
  * A BRIN index is a metapage, revmap pages (an array of TIDs, one per range of heap blocks) and regular pages (summaries).
  */
 import type {BlockRef, WalRecord} from '#postgres/wal/record.ts';
-import {pageAddItemFrom, pageIndexTupleDeleteNoCompact, pageIndexTupleOverwrite, pageInit, pageSetLower, specialOffset} from './bufpage.ts';
+import {
+  pageAddItemFrom,
+  pageIndexTupleDeleteNoCompact,
+  pageIndexTupleOverwrite,
+  pageInit,
+  pageSetLower,
+  specialOffset,
+} from './bufpage.ts';
+import {mainData, setU16, setU32, u16, u32} from './bytes.ts';
 import {RedoError, type RedoFunction} from './redo.ts';
 
 /** info bits: the high one says that an INSERT or UPDATE puts the first tuple on a new regular page. */
@@ -35,18 +43,18 @@ export const redoBrin: RedoFunction = (page, record, block, restored) => {
     case 0x00:
       return redoCreateIndex(page, record, block);
     case 0x10:
-      return redoInsertUpdate(page, record, block, mainDataAt(record, 10));
+      return redoInsertUpdate(page, record, block, mainData(record, 10));
     case 0x20: {
       // xl_brin_update {oldOffnum u16, xl_brin_insert @4}; block 2 is the page that loses the old tuple
-      const main = mainDataAt(record, 14);
+      const main = mainData(record, 14);
       if (block.id !== 2) return redoInsertUpdate(page, record, block, main + 4);
-      pageIndexTupleDeleteNoCompact(page, readU16(record.bytes, main));
+      pageIndexTupleDeleteNoCompact(page, u16(record.bytes, main));
       return true;
     }
     case 0x30: {
       // xl_brin_samepage_update {offnum u16}; the tuple is block 0's data
       if (block.id !== 0) throw noBlock('SAMEPAGE_UPDATE', block);
-      pageIndexTupleOverwrite(page, readU16(record.bytes, mainDataAt(record, 2)), record.blockData(block));
+      pageIndexTupleOverwrite(page, u16(record.bytes, mainData(record, 2)), record.blockData(block));
       return true;
     }
     case 0x40:
@@ -61,11 +69,11 @@ export const redoBrin: RedoFunction = (page, record, block, restored) => {
 /** xl_brin_createidx {pagesPerRange u32, version u16}: makes the metapage. */
 function redoCreateIndex(page: Buffer, record: WalRecord, block: BlockRef): boolean {
   if (block.id !== 0) throw noBlock('CREATE_INDEX', block);
-  const main = mainDataAt(record, 6);
+  const main = mainData(record, 6);
   brinPageInit(page, pageTypeMeta);
-  page.writeUInt32LE(metaMagic, metaAt);
-  page.writeUInt32LE(readU16(record.bytes, main + 4), metaAt + 4);
-  page.writeUInt32LE(record.bytes.readUInt32LE(main), metaAt + 8);
+  setU32(page, metaAt, metaMagic);
+  setU32(page, metaAt + 4, u16(record.bytes, main + 4));
+  setU32(page, metaAt + 8, u32(record.bytes, main));
   pageSetLower(page, metaAt + metaSize);
   return true;
 }
@@ -73,7 +81,7 @@ function redoCreateIndex(page: Buffer, record: WalRecord, block: BlockRef): bool
 /** xl_brin_insert {heapBlk u32, pagesPerRange u32, offnum u16} at `main`: block 0 gets the tuple, the revmap (1) its TID. */
 function redoInsertUpdate(page: Buffer, record: WalRecord, block: BlockRef, main: number): boolean {
   const bytes = record.bytes;
-  const offset = readU16(bytes, main + 8);
+  const offset = u16(bytes, main + 8);
   if (block.id === 0) {
     if (offset === 0) throw new RedoError('BRIN tuple has item number 0');
     if ((record.info & initPage) !== 0) brinPageInit(page, pageTypeRegular);
@@ -83,7 +91,7 @@ function redoInsertUpdate(page: Buffer, record: WalRecord, block: BlockRef, main
   if (block.id !== 1) throw noBlock('INSERT', block);
   const regular = record.block(0);
   if (regular === undefined) throw new RedoError('BRIN INSERT lacks block 0');
-  setRevmapEntry(page, bytes.readUInt32LE(main + 4), bytes.readUInt32LE(main), regular.blockNumber, offset);
+  setRevmapEntry(page, u32(bytes, main + 4), u32(bytes, main), regular.blockNumber, offset);
   return true;
 }
 
@@ -94,23 +102,29 @@ function redoRevmapExtend(page: Buffer, record: WalRecord, block: BlockRef): boo
     return true;
   }
   if (block.id !== 0) throw noBlock('REVMAP_EXTEND', block);
-  page.writeUInt32LE(record.bytes.readUInt32LE(mainDataAt(record, 4)), metaAt + 12);
+  setU32(page, metaAt + 12, u32(record.bytes, mainData(record, 4)));
   pageSetLower(page, metaAt + metaSize); // indexes from before version 11 may lack it
   return true;
 }
 
 /** xl_brin_desummarize {pagesPerRange u32, heapBlk u32, regOffset u16}: the revmap (0) forgets the range, its tuple (1) goes. */
 function redoDesummarize(page: Buffer, record: WalRecord, block: BlockRef): boolean {
-  const main = mainDataAt(record, 10);
+  const main = mainData(record, 10);
   const bytes = record.bytes;
-  if (block.id === 0) setRevmapEntry(page, bytes.readUInt32LE(main), bytes.readUInt32LE(main + 4), invalidBlock, 0);
-  else if (block.id === 1) pageIndexTupleDeleteNoCompact(page, readU16(bytes, main + 8));
+  if (block.id === 0) setRevmapEntry(page, u32(bytes, main), u32(bytes, main + 4), invalidBlock, 0);
+  else if (block.id === 1) pageIndexTupleDeleteNoCompact(page, u16(bytes, main + 8));
   else throw noBlock('DESUMMARIZE', block);
   return true;
 }
 
 /** brinSetHeapBlockItemptr. A TID with item number 0 is invalid. */
-function setRevmapEntry(page: Buffer, pagesPerRange: number, heapBlock: number, blockNumber: number, offset: number): void {
+function setRevmapEntry(
+  page: Buffer,
+  pagesPerRange: number,
+  heapBlock: number,
+  blockNumber: number,
+  offset: number,
+): void {
   if (pagesPerRange === 0) throw new RedoError('BRIN record with 0 pages per range');
   const at = revmapAt + (Math.floor(heapBlock / pagesPerRange) % revmapItems) * 6;
   const target = offset === 0 ? invalidBlock : blockNumber;
@@ -124,17 +138,7 @@ function setRevmapEntry(page: Buffer, pagesPerRange: number, heapBlock: number, 
 
 function brinPageInit(page: Buffer, type: number): void {
   pageInit(page, specialSize);
-  page.writeUInt16LE(type, specialOffset(page, specialSize) + 6);
-}
-
-/** Where the main data starts, checked to have `size` bytes. */
-function mainDataAt(record: WalRecord, size: number): number {
-  if (record.mainDataLength < size) throw new RedoError(`BRIN record has ${record.mainDataLength} bytes of main data, ${size} expected`);
-  return record.mainDataOffset;
-}
-
-function readU16(bytes: Buffer, at: number): number {
-  return bytes[at]! | (bytes[at + 1]! << 8);
+  setU16(page, specialOffset(page, specialSize) + 6, type);
 }
 
 function noBlock(type: string, block: BlockRef): RedoError {

@@ -3,6 +3,7 @@
  * A block's data is a list of deltas: offset u16, length u16, bytes.
  */
 import {copyBytes, pageGetLower, pageGetUpper, pageSize} from './bufpage.ts';
+import {u16} from './bytes.ts';
 import {RedoError, type RedoFunction} from './redo.ts';
 
 /** Redo of one block of a generic record. */
@@ -14,17 +15,19 @@ export const redoGeneric: RedoFunction = (page, record, block, restored) => {
   let at = block.dataOffset;
   while (at < end) {
     if (end - at < 4) throw new RedoError(`generic delta is cut off after ${end - at} bytes`);
-    const offset = bytes[at]! | (bytes[at + 1]! << 8);
-    const length = bytes[at + 2]! | (bytes[at + 3]! << 8);
+    const offset = u16(bytes, at);
+    const length = u16(bytes, at + 2);
     at += 4;
-    if (length > end - at || offset + length > pageSize) throw new RedoError(`generic delta of ${length} bytes at ${offset}: ${end - at} bytes are left`);
+    if (length > end - at || offset + length > pageSize)
+      throw new RedoError(`generic delta of ${length} bytes at ${offset}: ${end - at} bytes are left`);
     copyBytes(page, offset, bytes, at, length);
     at += length;
   }
   // the deltas leave out the hole, and the writer zeroed it
   const lower = pageGetLower(page);
   const upper = pageGetUpper(page);
-  if (lower > upper || upper > pageSize) throw new RedoError(`generic record leaves a page with lower = ${lower}, upper = ${upper}`);
+  if (lower > upper || upper > pageSize)
+    throw new RedoError(`generic record leaves a page with lower = ${lower}, upper = ${upper}`);
   page.fill(0, lower, upper);
   return true;
 };

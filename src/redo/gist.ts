@@ -19,6 +19,7 @@ import {
   pageSetLower,
   specialOffset,
 } from './bufpage.ts';
+import {mainData, setU16, setU32, u16, u32} from './bytes.ts';
 import {RedoError, type RedoFunction} from './redo.ts';
 
 /** Block number of every GiST index's root. */
@@ -64,18 +65,19 @@ function redoPageUpdate(page: Buffer, record: WalRecord, block: BlockRef, restor
   if (block.id === 1) return clearFollowRight(page, record);
   if (block.id !== 0) throw new RedoError(`GiST PAGE_UPDATE has no block ${block.id}`);
   if (restored) return false;
-  const main = mainDataAt(record, 4);
+  const main = mainData(record, 4);
   const bytes = record.bytes;
-  const deleteCount = readU16(bytes, main);
-  const insertCount = readU16(bytes, main + 2);
+  const deleteCount = u16(bytes, main);
+  const insertCount = u16(bytes, main + 2);
   let at = block.dataOffset;
   const end = at + block.dataLength;
   if (deleteCount > 0) {
-    if (deleteCount * 2 > end - at) throw new RedoError(`GiST PAGE_UPDATE deletes ${deleteCount} items and has ${end - at} bytes of data`);
+    if (deleteCount * 2 > end - at)
+      throw new RedoError(`GiST PAGE_UPDATE deletes ${deleteCount} items and has ${end - at} bytes of data`);
     if (deleteCount === 1 && insertCount === 1) {
       const tupleAt = at + 2;
       const size = indexTupleSize(bytes, tupleAt, end);
-      pageIndexTupleOverwrite(page, readU16(bytes, at), bytes.subarray(tupleAt, tupleAt + size));
+      pageIndexTupleOverwrite(page, u16(bytes, at), bytes.subarray(tupleAt, tupleAt + size));
       at = tupleAt + size;
     } else {
       pageIndexMultiDelete(page, readOffsets(bytes, at, deleteCount), deleteCount);
@@ -90,11 +92,12 @@ function redoPageUpdate(page: Buffer, record: WalRecord, block: BlockRef, restor
 function redoDelete(page: Buffer, record: WalRecord, block: BlockRef, restored: boolean): boolean {
   if (block.id !== 0) throw new RedoError(`GiST DELETE has no block ${block.id}`);
   if (restored) return false;
-  const main = mainDataAt(record, 6);
+  const main = mainData(record, 6);
   const opaque = specialOffset(page, opaqueSize);
   if (record.mainDataLength > 6) {
-    const count = readU16(record.bytes, main + 4);
-    if (6 + count * 2 > record.mainDataLength) throw new RedoError(`GiST DELETE of ${count} items has ${record.mainDataLength} bytes of main data`);
+    const count = u16(record.bytes, main + 4);
+    if (6 + count * 2 > record.mainDataLength)
+      throw new RedoError(`GiST DELETE of ${count} items has ${record.mainDataLength} bytes of main data`);
     pageIndexMultiDelete(page, readOffsets(record.bytes, main + 6, count), count);
   }
   page[opaque + flagsAt]! &= ~flagHasGarbage;
@@ -107,36 +110,39 @@ function redoDelete(page: Buffer, record: WalRecord, block: BlockRef, restored: 
  */
 function redoPageSplit(page: Buffer, record: WalRecord, block: BlockRef, restored: boolean): boolean {
   if (block.id === 0) return clearFollowRight(page, record);
-  const main = mainDataAt(record, 21);
+  const main = mainData(record, 21);
   const bytes = record.bytes;
-  const pageCount = readU16(bytes, main + 18);
+  const pageCount = u16(bytes, main + 18);
   if (block.id > pageCount) throw new RedoError(`GiST PAGE_SPLIT into ${pageCount} pages has no block ${block.id}`);
   if (restored) return false; // the halves are initialised, never imaged; an image would be the whole truth
   const isRoot = block.blockNumber === rootBlock;
   let followRight = block.id < pageCount && bytes[main + 20]! !== 0;
-  for (let id = 1; id <= block.id && followRight; id++) if (record.block(id)?.blockNumber === rootBlock) followRight = false;
+  for (let id = 1; id <= block.id && followRight; id++)
+    if (record.block(id)?.blockNumber === rootBlock) followRight = false;
   let rightlink = invalidBlock;
   if (!isRoot && block.id < pageCount) {
     const next = record.block(block.id + 1);
     if (next === undefined) throw new RedoError(`GiST PAGE_SPLIT into ${pageCount} pages lacks block ${block.id + 1}`);
     rightlink = next.blockNumber;
   } else if (!isRoot) {
-    rightlink = bytes.readUInt32LE(main);
+    rightlink = u32(bytes, main);
   }
   const start = block.dataOffset;
   const end = start + block.dataLength;
-  if (block.dataLength < 4) throw new RedoError(`GiST PAGE_SPLIT has ${block.dataLength} bytes of data for block ${block.id}`);
-  const count = bytes.readUInt32LE(start);
+  if (block.dataLength < 4)
+    throw new RedoError(`GiST PAGE_SPLIT has ${block.dataLength} bytes of data for block ${block.id}`);
+  const count = u32(bytes, start);
   pageInit(page, opaqueSize);
   const added = addTuples(page, bytes, start + 4, end);
-  if (added !== count) throw new RedoError(`GiST PAGE_SPLIT announces ${count} tuples for block ${block.id} and has ${added}`);
+  if (added !== count)
+    throw new RedoError(`GiST PAGE_SPLIT announces ${count} tuples for block ${block.id} and has ${added}`);
   const opaque = specialOffset(page, opaqueSize);
-  copyU32(page, opaque, bytes, main + 12);
-  copyU32(page, opaque + 4, bytes, main + 8);
-  page.writeUInt32LE(rightlink, opaque + rightlinkAt);
+  setU32(page, opaque, u32(bytes, main + 12));
+  setU32(page, opaque + 4, u32(bytes, main + 8));
+  setU32(page, opaque + rightlinkAt, rightlink);
   const leaf = !isRoot && bytes[main + 16]! !== 0;
   page[opaque + flagsAt] = (leaf ? flagLeaf : 0) | (followRight && !isRoot ? flagFollowRight : 0);
-  page.writeUInt16LE(gistPageId, opaque + pageIdAt);
+  setU16(page, opaque + pageIdAt, gistPageId);
   return true;
 }
 
@@ -144,16 +150,16 @@ function redoPageSplit(page: Buffer, record: WalRecord, block: BlockRef, restore
 function redoPageDelete(page: Buffer, record: WalRecord, block: BlockRef, restored: boolean): boolean {
   if (block.id > 1) throw new RedoError(`GiST PAGE_DELETE has no block ${block.id}`);
   if (restored) return false;
-  const main = mainDataAt(record, 10);
+  const main = mainData(record, 10);
   const opaque = specialOffset(page, opaqueSize);
   if (block.id === 1) {
-    pageIndexTupleDelete(page, readU16(record.bytes, main + 8));
+    pageIndexTupleDelete(page, u16(record.bytes, main + 8));
     return true;
   }
   // GISTDeletedPageContents, the xid after which the page may be reused, stands where the line pointers were
   page[opaque + flagsAt]! |= flagDeleted;
-  copyU32(page, 24, record.bytes, main);
-  copyU32(page, 28, record.bytes, main + 4);
+  setU32(page, 24, u32(record.bytes, main));
+  setU32(page, 28, u32(record.bytes, main + 4));
   pageSetLower(page, 32);
   return true;
 }
@@ -162,8 +168,8 @@ function redoPageDelete(page: Buffer, record: WalRecord, block: BlockRef, restor
 function clearFollowRight(page: Buffer, record: WalRecord): boolean {
   const opaque = specialOffset(page, opaqueSize);
   const low = record.endLsn % 4294967296;
-  page.writeUInt32LE((record.endLsn - low) / 4294967296, opaque);
-  page.writeUInt32LE(low, opaque + 4);
+  setU32(page, opaque, (record.endLsn - low) / 4294967296);
+  setU32(page, opaque + 4, low);
   page[opaque + flagsAt]! &= ~flagFollowRight;
   return true;
 }
@@ -184,30 +190,17 @@ function addTuples(page: Buffer, bytes: Buffer, at: number, end: number): number
 /** Size of the index tuple at `at`, checked to end at `end` or before. */
 function indexTupleSize(bytes: Buffer, at: number, end: number): number {
   if (end - at < indexTupleHeaderSize) throw new RedoError(`GiST tuple has only ${end - at} bytes`);
-  const size = readU16(bytes, at + 6) & 0x1fff;
-  if (size < indexTupleHeaderSize || size > end - at) throw new RedoError(`GiST tuple of ${size} bytes where ${end - at} are left`);
+  const size = u16(bytes, at + 6) & 0x1fff;
+  if (size < indexTupleHeaderSize || size > end - at)
+    throw new RedoError(`GiST tuple of ${size} bytes where ${end - at} are left`);
   return size;
 }
 
 /** Item numbers of the record; valid until the next call. The caller has checked the bounds. */
 function readOffsets(bytes: Buffer, at: number, count: number): Uint16Array {
   if (count > offsetsWork.length) throw new RedoError(`GiST record deletes ${count} items of one page`);
-  for (let i = 0; i < count; i++) offsetsWork[i] = readU16(bytes, at + i * 2);
+  for (let i = 0; i < count; i++) offsetsWork[i] = u16(bytes, at + i * 2);
   return offsetsWork;
 }
 
 const offsetsWork = new Uint16Array(2048);
-
-/** Where the main data starts, checked to have `size` bytes. */
-function mainDataAt(record: WalRecord, size: number): number {
-  if (record.mainDataLength < size) throw new RedoError(`GiST record has ${record.mainDataLength} bytes of main data, ${size} expected`);
-  return record.mainDataOffset;
-}
-
-function readU16(bytes: Buffer, at: number): number {
-  return bytes[at]! | (bytes[at + 1]! << 8);
-}
-
-function copyU32(target: Buffer, targetAt: number, source: Buffer, sourceAt: number): void {
-  for (let i = 0; i < 4; i++) target[targetAt + i] = source[sourceAt + i]!;
-}

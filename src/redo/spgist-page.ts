@@ -9,20 +9,28 @@
  */
 import {
   checkItem,
+  checkOffset,
+  copyBytes,
   itemFlags,
+  itemIdSize,
   itemLength,
   itemOffset,
-  checkOffset,
+  lpNormal,
+  maxAlign,
   maxOffset,
+  moveBytes,
   pageAddItemFrom,
-  pageAddSpace,
+  pageGetLower,
   pageGetUpper,
+  pageHeaderSize,
   pageIndexMultiDelete,
-  pageIndexTupleDelete,
   pageInit,
+  pageSetLower,
+  pageSetUpper,
   setItemId,
   specialOffset,
 } from './bufpage.ts';
+import {setU16, setU32, u16} from './bytes.ts';
 import {RedoError} from './redo.ts';
 
 /** tupstate: the low 2 bits of every tuple. */
@@ -47,8 +55,8 @@ const nodeHeaderSize = 8;
 export function initSpGistPage(page: Buffer, flags: number): void {
   pageInit(page, opaqueSize);
   const opaque = specialOffset(page, opaqueSize);
-  page.writeUInt16LE(flags, opaque);
-  page.writeUInt16LE(spgistPageId, opaque + pageIdAt);
+  setU16(page, opaque, flags);
+  setU16(page, opaque + pageIdAt, spgistPageId);
 }
 
 /** The tupstate of the tuple at byte `at`. */
@@ -63,15 +71,48 @@ export function changeCounts(page: Buffer, redirections: number, placeholders: n
   addToCount(page, opaque + placeholdersAt, placeholders);
 }
 
-/** addOrReplaceTuple: puts the record's tuple at item number `offset`: after the last item, or in place of a placeholder. */
+/**
+ * addOrReplaceTuple: puts the record's tuple at item number `offset`: after the last item, or in place of a placeholder.
+ * The caller has checked that the tuple is inside `bytes`.
+ */
 export function addOrReplaceTuple(page: Buffer, bytes: Buffer, tupleAt: number, size: number, offset: number): void {
   if (offset === 0) throw new RedoError('SP-GiST tuple has item number 0');
-  if (offset <= maxOffset(page)) {
-    if (tupleState(page, checkItem(page, offset, 4)) !== statePlaceholder) throw new RedoError(`SP-GiST item ${offset} is not a placeholder and cannot be replaced`);
-    changeCounts(page, 0, -1);
-    pageIndexTupleDelete(page, offset);
+  if (offset > maxOffset(page)) {
+    pageAddItemFrom(page, bytes, tupleAt, size, offset);
+    return;
   }
-  pageAddItemFrom(page, bytes, tupleAt, size, offset);
+  if (tupleState(page, checkItem(page, offset, 4)) !== statePlaceholder)
+    throw new RedoError(`SP-GiST item ${offset} is not a placeholder and cannot be replaced`);
+  changeCounts(page, 0, -1);
+  replaceTuple(page, bytes, tupleAt, size, offset);
+}
+
+/**
+ * Takes item `offset` out and puts the record's tuple in its place. The same bytes as PageIndexTupleDelete and PageAddItem
+ * with that number, the hole included, without moving the line pointers there and back: ADD_LEAF spends its time here.
+ */
+export function replaceTuple(page: Buffer, bytes: Buffer, tupleAt: number, size: number, offset: number): void {
+  const lower = pageGetLower(page);
+  const upper = pageGetUpper(page);
+  const special = specialOffset(page, opaqueSize);
+  checkOffset(page, offset);
+  const old = itemOffset(page, offset);
+  const oldSize = maxAlign(itemLength(page, offset));
+  if (lower > upper || upper > special || old < upper || old + oldSize > special || (old & 7) !== 0)
+    throw new RedoError(
+      `SP-GiST item ${offset} has ${oldSize} bytes at ${old} on a page with lower = ${lower}, upper = ${upper}`,
+    );
+  const newUpper = upper + oldSize - maxAlign(size);
+  if (lower > newUpper)
+    throw new RedoError(`SP-GiST tuple of ${size} bytes does not fit: lower = ${lower}, upper = ${upper}`);
+  if (old > upper) moveBytes(page, upper + oldSize, upper, old - upper);
+  for (let at = pageHeaderSize; at < lower; at += 4) {
+    const word = u16(page, at); // lp_off is the low 15 bits, and the sum below stays within the special space
+    if ((word & 0x7fff) <= old) setU16(page, at, word + oldSize);
+  }
+  setItemId(page, offset, newUpper, lpNormal, size);
+  pageSetUpper(page, newUpper);
+  copyBytes(page, newUpper, bytes, tupleAt, size);
 }
 
 /**
@@ -93,24 +134,44 @@ export function replaceWithDead(
   if (count === 0) return;
   if (count > listWork.length) throw new RedoError(`SP-GiST record deletes ${count} items of one page`);
   const list = listWork.subarray(0, count);
-  for (let i = 0; i < count; i++) list[i] = bytes[listAt + i * 2]! | (bytes[listAt + i * 2 + 1]! << 8);
+  for (let i = 0; i < count; i++) list[i] = u16(bytes, listAt + i * 2);
   const first = list[0]!;
   if (count > 1) list.sort();
+  for (let i = 1; i < count; i++)
+    if (list[i] === list[i - 1]) throw new RedoError(`SP-GiST record deletes item ${list[i]} twice`);
   pageIndexMultiDelete(page, list, count);
-  let redirections = 0;
-  let placeholders = 0;
-  for (let i = 0; i < count; i++) {
-    const n = list[i]!;
+  // Adding the dead tuples one by one, in ascending order, would move the later line pointers up each time. One pass from
+  // the end gives the same bytes, because the line pointers end where they began.
+  const lower = pageGetLower(page) + count * itemIdSize;
+  const upper = pageGetUpper(page) - count * deadTupleSize;
+  if (lower > upper) throw new RedoError(`${count} SP-GiST dead tuples do not fit: lower = ${lower}, upper = ${upper}`);
+  const lines = maxOffset(page) + count;
+  let left = count;
+  for (let n = lines; left > 0; n--) {
+    if (n !== list[left - 1]) {
+      copyItemId(page, n, n - left);
+      continue;
+    }
+    left--;
     const state = n === first ? firstState : restState;
-    pageAddSpace(page, deadTupleSize, n, false, false);
-    writeDeadTuple(page, pageGetUpper(page), state, blockNumber, offset, xid);
-    if (state === stateRedirect) redirections++;
-    else if (state === statePlaceholder) placeholders++;
+    const at = upper + (count - 1 - left) * deadTupleSize;
+    setItemId(page, n, at, lpNormal, deadTupleSize);
+    writeDeadTuple(page, at, state, blockNumber, offset, xid);
   }
+  pageSetLower(page, lower);
+  pageSetUpper(page, upper);
+  const redirections = (firstState === stateRedirect ? 1 : 0) + (restState === stateRedirect ? count - 1 : 0);
+  const placeholders = (firstState === statePlaceholder ? 1 : 0) + (restState === statePlaceholder ? count - 1 : 0);
   changeCounts(page, redirections, placeholders);
 }
 
 const listWork = new Uint16Array(2048);
+
+/** Line pointer `to` becomes what line pointer `from` is. */
+function copyItemId(page: Buffer, to: number, from: number): void {
+  for (let i = 0; i < itemIdSize; i++)
+    page[pageHeaderSize + (to - 1) * itemIdSize + i] = page[pageHeaderSize + (from - 1) * itemIdSize + i]!;
+}
 
 /** Exchanges two line pointers. */
 export function swapItems(page: Buffer, a: number, b: number): void {
@@ -138,16 +199,24 @@ export function setNextOffset(page: Buffer, n: number, next: number): void {
 export function updateNodeLink(page: Buffer, n: number, node: number, blockNumber: number, offset: number): void {
   const start = checkItem(page, n, nodeHeaderSize);
   const end = start + itemLength(page, n);
-  const nodes = (page[start]! | (page[start + 1]! << 8)) >>> 3;
+  const nodes = u16(page, start) >>> 3;
   if (node >= nodes) throw new RedoError(`SP-GiST inner tuple ${n} has ${nodes} nodes, not number ${node}`);
-  let at = start + 8 + (page[start + 2]! | (page[start + 3]! << 8));
-  for (let i = 0; i < node && at + nodeHeaderSize <= end; i++) at += Math.max(nodeHeaderSize, page[at + 6]! | ((page[at + 7]! & 0x1f) << 8));
+  let at = start + 8 + u16(page, start + 2);
+  for (let i = 0; i < node && at + nodeHeaderSize <= end; i++)
+    at += Math.max(nodeHeaderSize, u16(page, at + 6) & 0x1fff);
   if (at + nodeHeaderSize > end) throw new RedoError(`SP-GiST inner tuple ${n} ends before its node ${node}`);
   writeTid(page, at, blockNumber, offset);
 }
 
 /** spgFormDeadTuple, straight onto the page. */
-function writeDeadTuple(page: Buffer, at: number, state: number, blockNumber: number, offset: number, xid: number): void {
+function writeDeadTuple(
+  page: Buffer,
+  at: number,
+  state: number,
+  blockNumber: number,
+  offset: number,
+  xid: number,
+): void {
   const redirect = state === stateRedirect;
   page[at] = (deadTupleSize << 2) | state;
   page[at + 1] = 0;
@@ -156,7 +225,7 @@ function writeDeadTuple(page: Buffer, at: number, state: number, blockNumber: nu
   page[at + 4] = 0;
   page[at + 5] = 0;
   writeTid(page, at + 6, redirect ? blockNumber : invalidBlock, redirect ? offset : 0);
-  page.writeUInt32LE(redirect ? xid : 0, at + 12);
+  setU32(page, at + 12, redirect ? xid : 0);
 }
 
 /** ItemPointerData: block number as two u16 (high first), then the item number. */
@@ -170,7 +239,5 @@ function writeTid(page: Buffer, at: number, blockNumber: number, offset: number)
 }
 
 function addToCount(page: Buffer, at: number, difference: number): void {
-  const count = (page[at]! | (page[at + 1]! << 8)) + difference;
-  page[at] = count;
-  page[at + 1] = count >>> 8;
+  setU16(page, at, u16(page, at) + difference);
 }

@@ -3,14 +3,8 @@
  * do to tuples is in spgist-page.ts. All data is in the main data: a fixed head, item numbers, then unaligned tuples.
  */
 import type {BlockRef, WalRecord} from '#postgres/wal/record.ts';
-import {
-  checkItem,
-  checkOffset,
-  maxOffset,
-  pageAddItemFrom,
-  pageIndexMultiDelete,
-  pageIndexTupleDelete,
-} from './bufpage.ts';
+import {checkItem, checkOffset, maxOffset, pageIndexMultiDelete} from './bufpage.ts';
+import {mainData, u16, u32} from './bytes.ts';
 import {RedoError, type RedoFunction} from './redo.ts';
 import {
   addOrReplaceTuple,
@@ -19,6 +13,7 @@ import {
   invalidBlock,
   pageFlagLeaf,
   pageFlagNulls,
+  replaceTuple,
   replaceWithDead,
   setNextOffset,
   statePlaceholder,
@@ -74,14 +69,14 @@ export const redoSpGist: RedoFunction = (page, record, block, restored) => {
  */
 function redoAddLeaf(page: Buffer, record: WalRecord, block: BlockRef): boolean {
   const bytes = record.bytes;
-  const main = mainDataAt(record, addLeafSize);
-  const leaf = readU16(bytes, main + 2);
+  const main = mainData(record, addLeafSize);
+  const leaf = u16(bytes, main + 2);
   if (block.id === 1) {
-    updateNodeLink(page, readU16(bytes, main + 6), readU16(bytes, main + 8), blockNumberOf(record, 0), leaf);
+    updateNodeLink(page, u16(bytes, main + 6), u16(bytes, main + 8), blockNumberOf(record, 0), leaf);
     return true;
   }
   if (block.id !== 0) throw noBlock('ADD_LEAF', block);
-  const head = readU16(bytes, main + 4);
+  const head = u16(bytes, main + 4);
   const tupleAt = main + addLeafSize;
   const size = leafTupleSize(bytes, tupleAt, mainDataEnd(record));
   if (bytes[main] !== 0) initSpGistPage(page, pageFlagLeaf | (bytes[main + 1] !== 0 ? pageFlagNulls : 0));
@@ -102,8 +97,8 @@ function redoAddLeaf(page: Buffer, record: WalRecord, block: BlockRef): boolean 
  */
 function redoMoveLeafs(page: Buffer, record: WalRecord, block: BlockRef): boolean {
   const bytes = record.bytes;
-  const main = mainDataAt(record, moveLeafsSize);
-  const moves = readU16(bytes, main);
+  const main = mainData(record, moveLeafsSize);
+  const moves = u16(bytes, main);
   const inserts = bytes[main + 3] !== 0 ? 1 : moves + 1;
   const deleteAt = main + moveLeafsSize;
   const insertAt = deleteAt + moves * 2;
@@ -111,19 +106,29 @@ function redoMoveLeafs(page: Buffer, record: WalRecord, block: BlockRef): boolea
   const end = mainDataEnd(record);
   if (tupleAt > end) throw cutOff('MOVE_LEAFS', record);
   const target = blockNumberOf(record, 1);
-  const last = readU16(bytes, tupleAt - 2);
+  const last = u16(bytes, tupleAt - 2);
   if (block.id === 0) {
     const build = bytes[main + 16] !== 0;
-    replaceWithDead(page, bytes, deleteAt, moves, build ? statePlaceholder : stateRedirect, statePlaceholder, target, last, bytes.readUInt32LE(main + 12));
+    replaceWithDead(
+      page,
+      bytes,
+      deleteAt,
+      moves,
+      build ? statePlaceholder : stateRedirect,
+      statePlaceholder,
+      target,
+      last,
+      u32(bytes, main + 12),
+    );
   } else if (block.id === 1) {
     if (bytes[main + 2] !== 0) initSpGistPage(page, pageFlagLeaf | (bytes[main + 4] !== 0 ? pageFlagNulls : 0));
     for (let i = 0; i < inserts; i++) {
       const size = leafTupleSize(bytes, tupleAt, end);
-      addOrReplaceTuple(page, bytes, tupleAt, size, readU16(bytes, insertAt + i * 2));
+      addOrReplaceTuple(page, bytes, tupleAt, size, u16(bytes, insertAt + i * 2));
       tupleAt += size;
     }
   } else if (block.id === 2) {
-    updateNodeLink(page, readU16(bytes, main + 6), readU16(bytes, main + 8), target, last);
+    updateNodeLink(page, u16(bytes, main + 6), u16(bytes, main + 8), target, last);
   } else {
     throw noBlock('MOVE_LEAFS', block);
   }
@@ -136,8 +141,8 @@ function redoMoveLeafs(page: Buffer, record: WalRecord, block: BlockRef): boolea
  */
 function redoAddNode(page: Buffer, record: WalRecord, block: BlockRef): boolean {
   const bytes = record.bytes;
-  const main = mainDataAt(record, addNodeSize);
-  const offset = readU16(bytes, main);
+  const main = mainData(record, addNodeSize);
+  const offset = u16(bytes, main);
   const tupleAt = main + addNodeSize;
   const size = innerTupleSize(bytes, tupleAt, mainDataEnd(record));
   if (record.block(1) === undefined) {
@@ -146,19 +151,29 @@ function redoAddNode(page: Buffer, record: WalRecord, block: BlockRef): boolean 
     return true;
   }
   const target = blockNumberOf(record, 1);
-  const newOffset = readU16(bytes, main + 2);
+  const newOffset = u16(bytes, main + 2);
   const parentBlock = bytes[main + 5]!;
   if (block.id === 0) {
     const build = bytes[main + 16] !== 0;
     // one item, so it may be taken as "the first" of a list whose item number is in the record's first two bytes
-    replaceWithDead(page, bytes, main, 1, build ? statePlaceholder : stateRedirect, statePlaceholder, target, newOffset, bytes.readUInt32LE(main + 12));
+    replaceWithDead(
+      page,
+      bytes,
+      main,
+      1,
+      build ? statePlaceholder : stateRedirect,
+      statePlaceholder,
+      target,
+      newOffset,
+      u32(bytes, main + 12),
+    );
   } else if (block.id === 1) {
     if (bytes[main + 4] !== 0) initSpGistPage(page, 0);
     addOrReplaceTuple(page, bytes, tupleAt, size, newOffset);
   } else if (block.id !== 2 || parentBlock !== 2) {
     throw noBlock('ADD_NODE', block);
   }
-  if (parentBlock === block.id) updateNodeLink(page, readU16(bytes, main + 6), readU16(bytes, main + 8), target, newOffset);
+  if (parentBlock === block.id) updateNodeLink(page, u16(bytes, main + 6), u16(bytes, main + 8), target, newOffset);
   return true;
 }
 
@@ -168,16 +183,16 @@ function redoAddNode(page: Buffer, record: WalRecord, block: BlockRef): boolean 
  */
 function redoSplitTuple(page: Buffer, record: WalRecord, block: BlockRef): boolean {
   const bytes = record.bytes;
-  const main = mainDataAt(record, splitTupleSize);
+  const main = mainData(record, splitTupleSize);
   const end = mainDataEnd(record);
   const prefixAt = main + splitTupleSize;
   const prefixSize = innerTupleSize(bytes, prefixAt, end);
   const postfixAt = prefixAt + prefixSize;
   const postfixSize = innerTupleSize(bytes, postfixAt, end);
   const same = bytes[main + 5] !== 0;
-  const postfixOffset = readU16(bytes, main + 2);
+  const postfixOffset = u16(bytes, main + 2);
   if (block.id === 0) {
-    replaceTuple(page, bytes, prefixAt, prefixSize, readU16(bytes, main));
+    replaceTuple(page, bytes, prefixAt, prefixSize, u16(bytes, main));
     if (same) addOrReplaceTuple(page, bytes, postfixAt, postfixSize, postfixOffset);
   } else if (block.id === 1 && !same) {
     if (bytes[main + 4] !== 0) initSpGistPage(page, 0);
@@ -196,9 +211,9 @@ function redoSplitTuple(page: Buffer, record: WalRecord, block: BlockRef): boole
  */
 function redoPickSplit(page: Buffer, record: WalRecord, block: BlockRef): boolean {
   const bytes = record.bytes;
-  const main = mainDataAt(record, pickSplitSize);
-  const deletes = readU16(bytes, main + 2);
-  const inserts = readU16(bytes, main + 4);
+  const main = mainData(record, pickSplitSize);
+  const deletes = u16(bytes, main + 2);
+  const inserts = u16(bytes, main + 4);
   const deleteAt = main + pickSplitSize;
   const insertAt = deleteAt + deletes * 2;
   const selectAt = insertAt + inserts * 2;
@@ -206,16 +221,17 @@ function redoPickSplit(page: Buffer, record: WalRecord, block: BlockRef): boolea
   const end = mainDataEnd(record);
   const innerSize = innerTupleSize(bytes, innerAt, end);
   const innerBlock = blockNumberOf(record, 2);
-  const innerOffset = readU16(bytes, main + 8);
+  const innerOffset = u16(bytes, main + 8);
   const nullsFlag = bytes[main + 11] !== 0 ? pageFlagNulls : 0;
   if (block.id === 2) {
     if (bytes[main + 10] !== 0) initSpGistPage(page, nullsFlag);
     addOrReplaceTuple(page, bytes, innerAt, innerSize, innerOffset);
-    if (bytes[main + 12] !== 0) updateNodeLink(page, readU16(bytes, main + 14), readU16(bytes, main + 16), innerBlock, innerOffset);
+    if (bytes[main + 12] !== 0)
+      updateNodeLink(page, u16(bytes, main + 14), u16(bytes, main + 16), innerBlock, innerOffset);
     return true;
   }
   if (block.id === 3) {
-    updateNodeLink(page, readU16(bytes, main + 14), readU16(bytes, main + 16), innerBlock, innerOffset);
+    updateNodeLink(page, u16(bytes, main + 14), u16(bytes, main + 16), innerBlock, innerOffset);
     return true;
   }
   const source = block.id === 0;
@@ -225,12 +241,23 @@ function redoPickSplit(page: Buffer, record: WalRecord, block: BlockRef): boolea
   } else if (source) {
     const build = bytes[main + 24] !== 0;
     const first = build ? statePlaceholder : stateRedirect;
-    replaceWithDead(page, bytes, deleteAt, deletes, first, statePlaceholder, innerBlock, innerOffset, bytes.readUInt32LE(main + 20));
+    replaceWithDead(
+      page,
+      bytes,
+      deleteAt,
+      deletes,
+      first,
+      statePlaceholder,
+      innerBlock,
+      innerOffset,
+      u32(bytes, main + 20),
+    );
   }
   let tupleAt = innerAt + innerSize;
   for (let i = 0; i < inserts; i++) {
     const size = leafTupleSize(bytes, tupleAt, end);
-    if ((bytes[selectAt + i] === 0) === source) addOrReplaceTuple(page, bytes, tupleAt, size, readU16(bytes, insertAt + i * 2));
+    if ((bytes[selectAt + i] === 0) === source)
+      addOrReplaceTuple(page, bytes, tupleAt, size, u16(bytes, insertAt + i * 2));
     tupleAt += size;
   }
   return true;
@@ -243,11 +270,11 @@ function redoPickSplit(page: Buffer, record: WalRecord, block: BlockRef): boolea
 function redoVacuumLeaf(page: Buffer, record: WalRecord, block: BlockRef): boolean {
   if (block.id !== 0) throw noBlock('VACUUM_LEAF', block);
   const bytes = record.bytes;
-  const main = mainDataAt(record, vacuumLeafSize);
-  const dead = readU16(bytes, main);
-  const placeholders = readU16(bytes, main + 2);
-  const moves = readU16(bytes, main + 4);
-  const chains = readU16(bytes, main + 6);
+  const main = mainData(record, vacuumLeafSize);
+  const dead = u16(bytes, main);
+  const placeholders = u16(bytes, main + 2);
+  const moves = u16(bytes, main + 4);
+  const chains = u16(bytes, main + 6);
   const deadAt = main + vacuumLeafSize;
   const placeholderAt = deadAt + dead * 2;
   const moveFromAt = placeholderAt + placeholders * 2;
@@ -257,20 +284,20 @@ function redoVacuumLeaf(page: Buffer, record: WalRecord, block: BlockRef): boole
   if (linkAt + chains * 2 > mainDataEnd(record)) throw cutOff('VACUUM_LEAF', record);
   replaceWithDead(page, bytes, deadAt, dead, stateDead, stateDead, invalidBlock, 0, 0);
   replaceWithDead(page, bytes, placeholderAt, placeholders, statePlaceholder, statePlaceholder, invalidBlock, 0, 0);
-  for (let i = 0; i < moves; i++) swapItems(page, readU16(bytes, moveFromAt + i * 2), readU16(bytes, moveToAt + i * 2));
+  for (let i = 0; i < moves; i++) swapItems(page, u16(bytes, moveFromAt + i * 2), u16(bytes, moveToAt + i * 2));
   replaceWithDead(page, bytes, moveFromAt, moves, statePlaceholder, statePlaceholder, invalidBlock, 0, 0);
-  for (let i = 0; i < chains; i++) setNextOffset(page, readU16(bytes, chainAt + i * 2), readU16(bytes, linkAt + i * 2));
+  for (let i = 0; i < chains; i++) setNextOffset(page, u16(bytes, chainAt + i * 2), u16(bytes, linkAt + i * 2));
   return true;
 }
 
 /** spgxlogVacuumRoot {nDelete u16, stateSrc @4}, then the item numbers to delete from a root that is a leaf, ascending. */
 function redoVacuumRoot(page: Buffer, record: WalRecord, block: BlockRef): boolean {
   if (block.id !== 0) throw noBlock('VACUUM_ROOT', block);
-  const main = mainDataAt(record, vacuumRootSize);
-  const count = readU16(record.bytes, main);
+  const main = mainData(record, vacuumRootSize);
+  const count = u16(record.bytes, main);
   if (vacuumRootSize + count * 2 > record.mainDataLength) throw cutOff('VACUUM_ROOT', record);
   const offsets: number[] = [];
-  for (let i = 0; i < count; i++) offsets.push(readU16(record.bytes, main + vacuumRootSize + i * 2));
+  for (let i = 0; i < count; i++) offsets.push(u16(record.bytes, main + vacuumRootSize + i * 2));
   pageIndexMultiDelete(page, offsets);
   return true;
 }
@@ -282,12 +309,12 @@ function redoVacuumRoot(page: Buffer, record: WalRecord, block: BlockRef): boole
 function redoVacuumRedirect(page: Buffer, record: WalRecord, block: BlockRef): boolean {
   if (block.id !== 0) throw noBlock('VACUUM_REDIRECT', block);
   const bytes = record.bytes;
-  const main = mainDataAt(record, vacuumRedirectSize);
-  const count = readU16(bytes, main);
-  const first = readU16(bytes, main + 2);
+  const main = mainData(record, vacuumRedirectSize);
+  const count = u16(bytes, main);
+  const first = u16(bytes, main + 2);
   if (vacuumRedirectSize + count * 2 > record.mainDataLength) throw cutOff('VACUUM_REDIRECT', record);
   for (let i = 0; i < count; i++) {
-    const n = readU16(bytes, main + vacuumRedirectSize + i * 2);
+    const n = u16(bytes, main + vacuumRedirectSize + i * 2);
     const at = checkItem(page, n, leafHeaderSize);
     if (tupleState(page, at) !== stateRedirect) throw new RedoError(`SP-GiST item ${n} is not a redirect`);
     page[at] = (page[at]! & ~3) | statePlaceholder;
@@ -305,32 +332,22 @@ function redoVacuumRedirect(page: Buffer, record: WalRecord, block: BlockRef): b
   return true;
 }
 
-/** Takes item `offset` out and puts the record's tuple in its place. */
-function replaceTuple(page: Buffer, bytes: Buffer, tupleAt: number, size: number, offset: number): void {
-  pageIndexTupleDelete(page, offset);
-  pageAddItemFrom(page, bytes, tupleAt, size, offset);
-}
-
 /** Size of the leaf tuple at `at`: the upper 30 bits of its first u32. Checked to end at `end` or before. */
 function leafTupleSize(bytes: Buffer, at: number, end: number): number {
   if (end - at < leafHeaderSize) throw new RedoError(`SP-GiST leaf tuple has only ${end - at} bytes`);
-  const size = bytes.readUInt32LE(at) >>> 2;
-  if (size < leafHeaderSize || size > end - at) throw new RedoError(`SP-GiST leaf tuple of ${size} bytes where ${end - at} are left`);
+  const size = u32(bytes, at) >>> 2;
+  if (size < leafHeaderSize || size > end - at)
+    throw new RedoError(`SP-GiST leaf tuple of ${size} bytes where ${end - at} are left`);
   return size;
 }
 
 /** Size of the inner tuple at `at`: its u16 at 4. Checked to end at `end` or before. */
 function innerTupleSize(bytes: Buffer, at: number, end: number): number {
   if (end - at < innerHeaderSize) throw new RedoError(`SP-GiST inner tuple has only ${end - at} bytes`);
-  const size = readU16(bytes, at + 4);
-  if (size < innerHeaderSize || size > end - at) throw new RedoError(`SP-GiST inner tuple of ${size} bytes where ${end - at} are left`);
+  const size = u16(bytes, at + 4);
+  if (size < innerHeaderSize || size > end - at)
+    throw new RedoError(`SP-GiST inner tuple of ${size} bytes where ${end - at} are left`);
   return size;
-}
-
-/** Where the main data starts, checked to have `size` bytes. */
-function mainDataAt(record: WalRecord, size: number): number {
-  if (record.mainDataLength < size) throw new RedoError(`SP-GiST record has ${record.mainDataLength} bytes of main data, ${size} expected`);
-  return record.mainDataOffset;
 }
 
 function mainDataEnd(record: WalRecord): number {
@@ -341,10 +358,6 @@ function blockNumberOf(record: WalRecord, id: number): number {
   const block = record.block(id);
   if (block === undefined) throw new RedoError(`SP-GiST record lacks block ${id}`);
   return block.blockNumber;
-}
-
-function readU16(bytes: Buffer, at: number): number {
-  return bytes[at]! | (bytes[at + 1]! << 8);
 }
 
 function cutOff(type: string, record: WalRecord): RedoError {
