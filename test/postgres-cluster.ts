@@ -33,6 +33,8 @@ export interface ClusterOptions {
   /** postgresql.conf settings, given on the command line at start, so they win over the file. */
   readonly settings?: Readonly<Record<string, string | number | boolean>>;
   readonly initdbArgs?: readonly string[];
+  /** Name of the bootstrap superuser; default postgres. */
+  readonly superuser?: string;
   /** Where data, socket and log live; kept afterwards. `${dir}/data` is initialised only when it holds no PG_VERSION. Default: a new temporary directory, removed at the end. */
   readonly dir?: string;
   /** Default true. */
@@ -47,6 +49,7 @@ export class PostgresCluster {
   readonly dir: string;
   readonly dataDir: string;
   readonly socketDir: string;
+  readonly superuser: string;
   readonly port: number;
   /** Changes take effect at the next start(). */
   settings: Record<string, string | number | boolean>;
@@ -59,6 +62,7 @@ export class PostgresCluster {
     this.dir = dir;
     this.dataDir = join(dir, 'data');
     this.socketDir = dir;
+    this.superuser = options.superuser ?? 'postgres';
     this.port = port;
     this.settings = {...options.settings};
     this.#removeDir = options.dir === undefined;
@@ -75,7 +79,7 @@ export class PostgresCluster {
         '-A',
         'trust',
         '-U',
-        'postgres',
+        cluster.superuser,
         '--locale=C',
         '--encoding=UTF8',
         '-D',
@@ -99,7 +103,7 @@ export class PostgresCluster {
   }
 
   connectionString(database = 'postgres'): string {
-    return `postgres://postgres@127.0.0.1:${this.port}/${database}`;
+    return `postgres://${this.superuser}@127.0.0.1:${this.port}/${database}`;
   }
 
   /** Starts the server and waits until it answers. Throws with the end of its log when it does not. */
@@ -216,7 +220,7 @@ export class PostgresCluster {
   }
 
   #newClient(database: string): pg.Client {
-    const client = new pg.Client({host: '127.0.0.1', port: this.port, user: 'postgres', database});
+    const client = new pg.Client({host: '127.0.0.1', port: this.port, user: this.superuser, database});
     client.on('error', () => {}); // the server going away under an idle client is normal here
     return client;
   }
@@ -226,7 +230,7 @@ export class PostgresCluster {
       ...process.env,
       PGHOST: this.socketDir,
       PGPORT: String(this.port),
-      PGUSER: 'postgres',
+      PGUSER: this.superuser,
       PGDATABASE: 'postgres',
       PGDATA: this.dataDir,
     };

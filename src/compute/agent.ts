@@ -33,7 +33,15 @@ import type {ComputeConfig, ComputeSpec} from '#compute/spec.ts';
 import {keepAcrossStop, uploadStatistics} from '#compute/graceful-stop.ts';
 import {TokenSource} from '#compute/token-source.ts';
 
-export type ComputeState = 'electing' | 'unpacking' | 'starting' | 'running' | 'stopping' | 'stopped' | 'fenced' | 'failed';
+export type ComputeState =
+  | 'electing'
+  | 'unpacking'
+  | 'starting'
+  | 'running'
+  | 'stopping'
+  | 'stopped'
+  | 'fenced'
+  | 'failed';
 
 /** After this many starts in a row that never reached `running` the agent gives up; the control plane sees why. */
 const failedStartsMax = 5;
@@ -53,14 +61,18 @@ interface Incarnation {
 export interface RunningCompute {
   readonly pgPort: number;
   readonly httpPort: number;
-  /** Resolves when the compute is over by itself: fenced, or failed for good. */
-  readonly ended: Promise<{state: ComputeState; reason: string}>;
+  /** Resolves after a stop; rejects with the reason when the compute ended by itself (fenced, or failed for good). */
+  readonly finished: Promise<void>;
   stop(): Promise<void>;
 }
 
+/** Resolves when Postgres accepts connections and has the roles and databases of the spec. */
 export async function runCompute(config: ComputeConfig): Promise<RunningCompute> {
   const {spec} = config;
-  const log = createLog({component: 'compute', fields: {tenant: spec.tenantId, branch: spec.branchId, endpoint: spec.endpointId}});
+  const log = createLog({
+    component: 'compute',
+    fields: {tenant: spec.tenantId, branch: spec.branchId, endpoint: spec.endpointId},
+  });
   const agent = new ComputeAgent(config, {clock: systemClock, disk: systemDisk, log});
   try {
     await agent.start();
@@ -68,10 +80,13 @@ export async function runCompute(config: ComputeConfig): Promise<RunningCompute>
     await agent.abandon();
     throw error;
   }
-  return agent;
+  const finished = agent.ended.then(({state, reason}) => {
+    if (state !== 'stopped') throw new Error(`compute ${spec.endpointId} ${state}: ${reason}`);
+  });
+  return {pgPort: agent.pgPort, httpPort: agent.httpPort, finished, stop: () => agent.stop()};
 }
 
-class ComputeAgent implements RunningCompute {
+class ComputeAgent {
   readonly ended: Promise<{state: ComputeState; reason: string}>;
   readonly #config: ComputeConfig;
   readonly #clock: Clock;
@@ -133,7 +148,8 @@ class ComputeAgent implements RunningCompute {
       log: this.#log,
       routes: this.#routes(),
       authenticate: async (token) => {
-        if (token !== this.#config.httpToken) throw new HttpError(401, 'unauthorized', 'this agent wants the token of its control plane');
+        if (token !== this.#config.httpToken)
+          throw new HttpError(401, 'unauthorized', 'this agent wants the token of its control plane');
       },
     });
     await this.#launch();
@@ -179,8 +195,19 @@ class ComputeAgent implements RunningCompute {
     this.#state = 'unpacking';
     const token = this.#tokens.current;
     await makeDataDirectory({disk: this.#disk, path: paths.pgdata, spec: this.#spec, lsn, token, owner});
-    const pages = new PageSource({spec: this.#spec, token: () => this.#tokens.current, lsn, clock: this.#clock, log: this.#log});
-    const hydration = await HydrationServer.start({path: paths.hydrationSocket, pages, log: this.#log, metrics: this.#metrics});
+    const pages = new PageSource({
+      spec: this.#spec,
+      token: () => this.#tokens.current,
+      lsn,
+      clock: this.#clock,
+      log: this.#log,
+    });
+    const hydration = await HydrationServer.start({
+      path: paths.hydrationSocket,
+      pages,
+      log: this.#log,
+      metrics: this.#metrics,
+    });
     if (owner) this.#disk.changeOwner(paths.hydrationSocket, owner.uid, owner.gid);
     const unpackedMs = this.#clock.monotonicMs() - started;
 
@@ -235,7 +262,10 @@ class ComputeAgent implements RunningCompute {
   /** A part died that nobody asked to stop: everything of this incarnation goes, and a new one starts from storage. */
   async #onDeath(incarnation: Incarnation, who: string): Promise<void> {
     if (this.#current !== incarnation || this.#state !== 'running') return;
-    this.#log.error(`${who} died; starting anew from storage`, {lsn: formatLsn(incarnation.lsn), term: incarnation.term});
+    this.#log.error(`${who} died; starting anew from storage`, {
+      lsn: formatLsn(incarnation.lsn),
+      term: incarnation.term,
+    });
     await this.#restart();
   }
 
@@ -320,10 +350,17 @@ class ComputeAgent implements RunningCompute {
         proposer.exited.then(() => undefined),
         this.#clock.sleep(finalWalMsMax).then(() => undefined),
       ]);
-      if (committed === undefined) this.#log.warn('stopped before the shutdown checkpoint was committed; nothing acknowledged is lost');
+      if (committed === undefined)
+        this.#log.warn('stopped before the shutdown checkpoint was committed; nothing acknowledged is lost');
       else {
         try {
-          await uploadStatistics({disk: this.#disk, pgdata: this.#paths.pgdata, spec: this.#spec, lsn: committed, token: this.#tokens.current});
+          await uploadStatistics({
+            disk: this.#disk,
+            pgdata: this.#paths.pgdata,
+            spec: this.#spec,
+            lsn: committed,
+            token: this.#tokens.current,
+          });
         } catch (error) {
           this.#log.warn('statistics were not kept', {error});
         }
@@ -357,9 +394,17 @@ class ComputeAgent implements RunningCompute {
       {
         method: 'GET',
         path: '/metrics',
-        handler: async () => ({status: 200, body: Buffer.from(this.#metrics.text()), headers: {'content-type': 'text/plain; version=0.0.4'}}),
+        handler: async () => ({
+          status: 200,
+          body: Buffer.from(this.#metrics.text()),
+          headers: {'content-type': 'text/plain; version=0.0.4'},
+        }),
       },
-      {method: 'POST', path: '/configure', handler: async (request) => this.#configure((await request.json(4 * 1024 * 1024)) as Partial<ComputeSpec>)},
+      {
+        method: 'POST',
+        path: '/configure',
+        handler: async (request) => this.#configure((await request.json(4 * 1024 * 1024)) as Partial<ComputeSpec>),
+      },
       {
         method: 'POST',
         path: '/stop',
@@ -381,7 +426,12 @@ class ComputeAgent implements RunningCompute {
       droppedRoles: change.droppedRoles ?? [],
       droppedDatabases: change.droppedDatabases ?? [],
     };
-    if (this.#state !== 'running') throw new HttpError(409, 'not_running', `compute ${this.#spec.endpointId} is ${this.#state}; the change applies at its next start`);
+    if (this.#state !== 'running')
+      throw new HttpError(
+        409,
+        'not_running',
+        `compute ${this.#spec.endpointId} is ${this.#state}; the change applies at its next start`,
+      );
     try {
       await applyCatalog({socketDir: this.#paths.run, port: this.#pgPort}, this.#spec);
     } catch (error) {

@@ -34,7 +34,8 @@ export async function applyCatalog(address: PostgresAddress, spec: ComputeSpec):
   const client = await connectAdmin(address);
   try {
     await applyGroup(client);
-    for (const name of spec.droppedDatabases ?? []) await client.query(`drop database if exists ${ident(name)} with (force)`);
+    for (const name of spec.droppedDatabases ?? [])
+      await client.query(`drop database if exists ${ident(name)} with (force)`);
     await applyRoles(client, spec);
     await applyDatabases(client, address, spec);
     for (const name of spec.droppedRoles ?? []) await dropRole(client, address, name);
@@ -65,7 +66,10 @@ async function applyRoles(client: pg.Client, spec: ComputeSpec): Promise<void> {
       await client.query(
         `create role ${ident(role.name)} ${login} createdb createrole inherit bypassrls replication${password}; grant ${ident(ownerGroup)} to ${ident(role.name)} with admin option`,
       );
-    else if ((role.scramVerifier !== undefined && now.rolpassword !== role.scramVerifier) || now.rolcanlogin !== role.canLogin)
+    else if (
+      (role.scramVerifier !== undefined && now.rolpassword !== role.scramVerifier) ||
+      now.rolcanlogin !== role.canLogin
+    )
       await client.query(`alter role ${ident(role.name)} ${login}${password}`);
   }
 }
@@ -80,7 +84,8 @@ async function applyDatabases(client: pg.Client, address: PostgresAddress, spec:
     if (owner === undefined) {
       await client.query(`create database ${ident(database.name)} owner ${ident(database.owner)}`);
       await ownPublicSchema(address, database.name, database.owner);
-    } else if (owner !== database.owner) await client.query(`alter database ${ident(database.name)} owner to ${ident(database.owner)}`);
+    } else if (owner !== database.owner)
+      await client.query(`alter database ${ident(database.name)} owner to ${ident(database.owner)}`);
   }
 }
 

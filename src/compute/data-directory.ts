@@ -21,7 +21,14 @@ const basebackupMsMax = 120_000;
  * Makes `path` a data directory that starts at `lsn` without recovery. Throws an Error that names tenant, branch and LSN
  * when the pageserver does not give the basebackup.
  */
-export async function makeDataDirectory(options: {disk: Disk; path: string; spec: ComputeSpec; lsn: Lsn; token: string; owner: Owner | undefined}): Promise<void> {
+export async function makeDataDirectory(options: {
+  disk: Disk;
+  path: string;
+  spec: ComputeSpec;
+  lsn: Lsn;
+  token: string;
+  owner: Owner | undefined;
+}): Promise<void> {
   const {disk, path, spec, lsn} = options;
   const where = `tenant ${spec.tenantId}, branch ${spec.branchId} (timeline ${spec.timelineId}), LSN ${formatLsn(lsn)}`;
   const url =
@@ -31,7 +38,9 @@ export async function makeDataDirectory(options: {disk: Disk; path: string; spec
   if (response.status !== 200) {
     const parts: Buffer[] = [];
     for await (const part of response.body) parts.push(part);
-    throw new Error(`the pageserver gave no basebackup (${where}): ${response.status} ${Buffer.concat(parts).toString('utf8').slice(0, 2000)}`);
+    throw new Error(
+      `the pageserver gave no basebackup (${where}): ${response.status} ${Buffer.concat(parts).toString('utf8').slice(0, 2000)}`,
+    );
   }
   disk.remove(path);
   disk.makeDirectory(path);
@@ -59,7 +68,8 @@ export async function makeDataDirectory(options: {disk: Disk; path: string; spec
     sawControlFile ||= entry.path === 'global/pg_control';
   }
   // pg_control comes last in the stream: a basebackup that was cut off cannot be started.
-  if (!sawControlFile) throw new Error(`the basebackup ended before pg_control (${where}); the pageserver's log says why`);
+  if (!sawControlFile)
+    throw new Error(`the basebackup ended before pg_control (${where}); the pageserver's log says why`);
   disk.writeFileAtomic(joinPath(path, 'postgresql.conf'), Buffer.from(postgresqlConf(spec)));
   disk.writeFileAtomic(joinPath(path, 'pg_hba.conf'), Buffer.from(hostBasedAuthentication));
   disk.writeFileAtomic(joinPath(path, 'pg_ident.conf'), Buffer.alloc(0));
@@ -77,6 +87,7 @@ const zeros = Buffer.alloc(65536);
 function writeSparse(file: {write(b: Buffer, at: number): void}, part: Buffer, position: number): void {
   for (let at = 0; at < part.length; at += zeros.length) {
     const piece = part.subarray(at, at + zeros.length);
-    if (!piece.equals(piece.length === zeros.length ? zeros : zeros.subarray(0, piece.length))) file.write(piece, position + at);
+    if (!piece.equals(piece.length === zeros.length ? zeros : zeros.subarray(0, piece.length)))
+      file.write(piece, position + at);
   }
 }

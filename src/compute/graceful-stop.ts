@@ -10,7 +10,13 @@ import type {ComputeSpec} from '#compute/spec.ts';
  * Gives pg_stat/pgstat.stat, written by Postgres at its clean stop, to the pageserver. It is true only for the state at
  * exactly `lsn`: a basebackup at that LSN contains it, any other does not. Throws when the pageserver refuses.
  */
-export async function uploadStatistics(options: {disk: Disk; pgdata: string; spec: ComputeSpec; lsn: Lsn; token: string}): Promise<void> {
+export async function uploadStatistics(options: {
+  disk: Disk;
+  pgdata: string;
+  spec: ComputeSpec;
+  lsn: Lsn;
+  token: string;
+}): Promise<void> {
   const {disk, spec} = options;
   const path = joinPath(options.pgdata, 'pg_stat', 'pgstat.stat');
   if (!disk.exists(path)) return;

@@ -34,7 +34,10 @@ export class PageSource {
 
   stop(): void {
     this.#stopped = true;
-    void this.#client?.then((client) => client.close(), () => {});
+    void this.#client?.then(
+      (client) => client.close(),
+      () => {},
+    );
   }
 
   relSize(rel: RelTag): Promise<number | undefined> {
@@ -48,7 +51,9 @@ export class PageSource {
   }
 
   listDb(spcNode: number, dbNode: number): Promise<RelListEntry[]> {
-    return this.#withClient(`relations of database ${dbNode}`, (client) => client.listDb(spcNode, dbNode, {requestLsn: this.#lsn}));
+    return this.#withClient(`relations of database ${dbNode}`, (client) =>
+      client.listDb(spcNode, dbNode, {requestLsn: this.#lsn}),
+    );
   }
 
   dbSize(dbNode: number): Promise<number> {
@@ -62,7 +67,8 @@ export class PageSource {
         return await ask(await (this.#client ??= this.#connect()));
       } catch (error) {
         if (this.#stopped) throw error;
-        const transient = !(error instanceof PageServiceError) || error.code === 'disconnected' || error.code === 'unavailable';
+        const transient =
+          !(error instanceof PageServiceError) || error.code === 'disconnected' || error.code === 'unavailable';
         if (!transient) throw error;
         if (!(error instanceof PageServiceError) || error.code === 'disconnected') this.#client = undefined;
         if (this.#clock.monotonicMs() > deadline)

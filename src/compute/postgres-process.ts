@@ -33,7 +33,11 @@ export class PostgresProcess {
     const accepting = new Promise<void>((resolve) => (ready = resolve));
     const child = await spawnProcess({
       command: `${options.binDir}/postgres`,
-      args: ['-D', options.dataDir, ...Object.entries(options.settings).flatMap(([name, value]) => ['-c', `${name}=${value}`])],
+      args: [
+        '-D',
+        options.dataDir,
+        ...Object.entries(options.settings).flatMap(([name, value]) => ['-c', `${name}=${value}`]),
+      ],
       cwd: options.dataDir,
       user: options.user,
       env: {LC_ALL: undefined, PGDATA: undefined, PGHOST: undefined, PGPORT: undefined, NODE_EXTRA_CA_CERTS: undefined},

@@ -61,14 +61,21 @@ export function defaultSettings(): Record<string, string> {
   };
 }
 
-const refused = new Set([...Object.keys(storageSettings({extensionLibrary: '', agentSocket: '', socketDir: '', port: 0})), 'data_directory', 'hba_file', 'ident_file', 'config_file']);
+const refused = new Set([
+  ...Object.keys(storageSettings({extensionLibrary: '', agentSocket: '', socketDir: '', port: 0})),
+  'data_directory',
+  'hba_file',
+  'ident_file',
+  'config_file',
+]);
 
 /** postgresql.conf: defaults, then what the project asks for. Throws an Error that names a setting that storage owns. */
 export function postgresqlConf(spec: ComputeSpec): string {
   const settings = defaultSettings();
   for (const [name, value] of Object.entries(spec.settings)) {
     if (name === 'shared_preload_libraries') continue; // joined with ours on the command line
-    if (!/^[a-z_][a-z0-9_.]*$/i.test(name)) throw new Error(`compute ${spec.endpointId}: ${JSON.stringify(name)} is not the name of a setting`);
+    if (!/^[a-z_][a-z0-9_.]*$/i.test(name))
+      throw new Error(`compute ${spec.endpointId}: ${JSON.stringify(name)} is not the name of a setting`);
     if (refused.has(name.toLowerCase()) || name.toLowerCase().startsWith('pagoda.'))
       throw new Error(`compute ${spec.endpointId}: the setting ${name} belongs to storage and cannot be changed`);
     settings[name] = value;

@@ -25,7 +25,12 @@ export class ProposerProcess {
     this.stopped = stopped;
   }
 
-  static async start(options: {command: string; args: readonly string[]; log: Log; onFenced: (reason: string) => void}): Promise<ProposerProcess> {
+  static async start(options: {
+    command: string;
+    args: readonly string[];
+    log: Log;
+    onFenced: (reason: string) => void;
+  }): Promise<ProposerProcess> {
     let onElected: (e: Elected) => void = () => {};
     let onStopped: (lsn: Lsn) => void = () => {};
     let lastError = '';

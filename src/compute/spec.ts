@@ -72,4 +72,3 @@ export interface ComputeConfig {
   /** How `pagoda proposer` is run; the cli fills it in. */
   readonly proposerCommand: {readonly command: string; readonly args: readonly string[]};
 }
-

@@ -15,7 +15,13 @@ export class TokenSource {
   readonly #onChange: (token: string) => void;
   #timer: Timer | undefined;
 
-  constructor(options: {token: string; url?: string | undefined; clock: Clock; log: Log; onChange: (token: string) => void}) {
+  constructor(options: {
+    token: string;
+    url?: string | undefined;
+    clock: Clock;
+    log: Log;
+    onChange: (token: string) => void;
+  }) {
     this.#token = options.token;
     this.#url = options.url;
     this.#clock = options.clock;
@@ -39,7 +45,12 @@ export class TokenSource {
   async #refresh(): Promise<void> {
     let next = retryEveryMs;
     try {
-      const {status, json} = await requestJson({method: 'POST', url: this.#url!, token: this.#token, timeoutMs: 10_000});
+      const {status, json} = await requestJson({
+        method: 'POST',
+        url: this.#url!,
+        token: this.#token,
+        timeoutMs: 10_000,
+      });
       const token = typeof json === 'object' && json !== null && 'token' in json ? json.token : undefined;
       if (status === 200 && typeof token === 'string') {
         this.#token = token;

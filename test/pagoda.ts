@@ -1,0 +1,320 @@
+/**
+ * A whole Pagoda for tests and benchmarks: `pagoda up` on free ports in a directory of its own. Everything it started is
+ * ended by pid when the test ends, also when it fails.
+ */
+import {type ChildProcess, execFile, spawn} from 'node:child_process';
+import {chmodSync, existsSync, mkdtempSync, readFileSync, readdirSync, rmSync} from 'node:fs';
+import {createServer} from 'node:net';
+import {tmpdir} from 'node:os';
+import {join} from 'node:path';
+import {setTimeout as sleep} from 'node:timers/promises';
+import {promisify} from 'node:util';
+import pg from 'pg';
+
+const root = join(import.meta.dirname, '..');
+const main = join(root, 'src/cli/main.ts');
+const run = promisify(execFile);
+
+export interface Status {
+  readonly apiUrl: string;
+  readonly apiKey: string;
+  readonly databaseUrl: string;
+  readonly projectId: string;
+  readonly data: string;
+  readonly logs: string;
+  readonly ports: {readonly proxy: number; readonly api: number; readonly internal: number};
+  readonly roles: readonly {readonly name: string; readonly pid: number; readonly running: boolean}[];
+}
+
+export interface Branch {
+  readonly branchId: string;
+  readonly endpointId: string;
+  readonly uri: string;
+}
+
+export class Pagoda {
+  readonly dir: string;
+  readonly #base: number;
+  readonly #keep: boolean;
+  #supervisor: ChildProcess | undefined;
+  #output = '';
+  #status: Status | undefined;
+
+  private constructor(dir: string, base: number, keep: boolean) {
+    this.dir = dir;
+    this.#base = base;
+    this.#keep = keep;
+    process.once('exit', () => this.killEverything());
+  }
+
+  /** Resolves when the banner has been printed. */
+  static async start(options: {dir?: string} = {}): Promise<Pagoda> {
+    const dir = options.dir ?? mkdtempSync(join(tmpdir(), 'pagoda-'));
+    chmodSync(dir, 0o711);
+    const pagoda = new Pagoda(dir, await freeBlock(), options.dir !== undefined);
+    await pagoda.up();
+    return pagoda;
+  }
+
+  get status(): Status {
+    if (!this.#status) throw new Error('Pagoda does not run');
+    return this.#status;
+  }
+
+  /** Starts it (again); answers the milliseconds to the banner. */
+  async up(): Promise<number> {
+    const started = performance.now();
+    const base = this.#base;
+    this.#output = '';
+    const child = spawn(
+      process.execPath,
+      [main, 'up', '--data', this.dir, '--port', String(base), '--api-port', String(base + 1), '--internal-port', String(base + 10)],
+      {stdio: ['ignore', 'pipe', 'pipe'], cwd: root},
+    );
+    this.#supervisor = child;
+    child.stdout.on('data', (d: Buffer) => (this.#output += d.toString()));
+    child.stderr.on('data', (d: Buffer) => (this.#output += d.toString()));
+    const exited = new Promise<void>((resolve) => child.once('close', () => resolve()));
+    for (;;) {
+      if (/postgresql:\/\/\S+/.test(this.#output)) break;
+      if (child.exitCode !== null || child.signalCode !== null) {
+        await exited;
+        throw new Error(`pagoda up ended:\n${this.#output}\n${this.logTails()}`);
+      }
+      if (performance.now() - started > 300_000) {
+        this.killEverything();
+        throw new Error(`pagoda up reached no banner in 5 minutes:\n${this.#output}\n${this.logTails()}`);
+      }
+      await sleep(10);
+    }
+    const ms = performance.now() - started;
+    this.#status = JSON.parse(await this.cli('status', '-o', 'json')) as Status;
+    return ms;
+  }
+
+  /** What `pagoda <args>` prints. */
+  async cli(...args: readonly string[]): Promise<string> {
+    const {stdout} = await run(process.execPath, [main, ...args, '--data', this.dir], {maxBuffer: 1 << 26});
+    return stdout;
+  }
+
+  /** SIGTERM and an orderly stop. */
+  async stop(): Promise<void> {
+    const child = this.#supervisor;
+    this.#supervisor = undefined;
+    if (!child || child.exitCode !== null) return;
+    const exited = new Promise<void>((resolve) => child.once('close', () => resolve()));
+    child.kill('SIGTERM');
+    await exited;
+  }
+
+  /** kill -9 of every process, in one go. */
+  killEverything(): void {
+    for (const pid of this.processes()) {
+      try {
+        process.kill(pid, 'SIGKILL');
+      } catch {
+        // gone by itself
+      }
+    }
+    this.#supervisor = undefined;
+  }
+
+  /** Pids of all processes of this installation: those that name its directory, and all their descendants. */
+  processes(): number[] {
+    const all = readdirSync('/proc')
+      .filter((n) => /^\d+$/.test(n))
+      .map((n) => {
+        try {
+          const args = readFileSync(`/proc/${n}/cmdline`, 'utf8').split('\0');
+          const stat = readFileSync(`/proc/${n}/stat`, 'utf8');
+          return {pid: Number(n), args, parent: Number(stat.slice(stat.lastIndexOf(')') + 2).split(' ')[1])};
+        } catch {
+          return undefined;
+        }
+      })
+      .filter((p) => p !== undefined);
+    const ours = new Set(all.filter((p) => p.pid !== process.pid && p.args.some((a) => a === this.dir || a.startsWith(`${this.dir}/`))).map((p) => p.pid));
+    for (let grew = true; grew; ) {
+      grew = false;
+      for (const p of all) if (!ours.has(p.pid) && ours.has(p.parent)) grew = ours.add(p.pid).size > 0;
+    }
+    ours.delete(process.pid);
+    return [...ours];
+  }
+
+  pidOf(role: string): number {
+    const path = join(this.dir, 'run', `${role}.pid`);
+    return Number(readFileSync(path, 'utf8'));
+  }
+
+  /** One call of API v2. Throws with method, path and answer when the status is not 2xx. */
+  async api<T = Record<string, unknown>>(method: string, path: string, body?: unknown): Promise<T> {
+    const response = await fetch(this.status.apiUrl + path, {
+      method,
+      headers: {authorization: `Bearer ${this.status.apiKey}`, ...(body === undefined ? {} : {'content-type': 'application/json'})},
+      ...(body === undefined ? {} : {body: JSON.stringify(body)}),
+    });
+    const text = await response.text();
+    if (!response.ok) throw new Error(`${method} ${path}: ${response.status} ${text}`);
+    return (text === '' ? {} : JSON.parse(text)) as T;
+  }
+
+  /** Makes a branch with a read-write endpoint and waits until the operations are over. `parent` as in the API's body. */
+  async branch(parent: Record<string, unknown> = {}, projectId = this.status.projectId): Promise<Branch> {
+    const made = await this.api<{branch: {id: string}; endpoints: {id: string}[]}>('POST', `/projects/${projectId}/branches`, {
+      branch: parent,
+      endpoints: [{type: 'read_write'}],
+    });
+    await this.settled(projectId);
+    const branchId = made.branch.id;
+    return {branchId, endpointId: made.endpoints[0]!.id, uri: await this.uri(branchId, projectId)};
+  }
+
+  async uri(branchId: string, projectId = this.status.projectId): Promise<string> {
+    const query = `branch_id=${branchId}&database_name=neondb&role_name=neondb_owner`;
+    return (await this.api<{uri: string}>('GET', `/projects/${projectId}/connection_uri?${query}`)).uri;
+  }
+
+  /** Waits until no operation of the project runs; throws when one failed. */
+  async settled(projectId = this.status.projectId): Promise<void> {
+    for (;;) {
+      const {operations} = await this.api<{operations: {action: string; status: string; error?: string}[]}>('GET', `/projects/${projectId}/operations?limit=100`);
+      const bad = operations.find((o) => o.status === 'failed');
+      if (bad) throw new Error(`operation ${bad.action} failed: ${bad.error}`);
+      if (operations.every((o) => ['finished', 'skipped', 'cancelled'].includes(o.status))) return;
+      await sleep(30);
+    }
+  }
+
+  /** A session through the front door. */
+  async connect(uri = this.status.databaseUrl): Promise<pg.Client> {
+    const client = new pg.Client(clientConfig(uri));
+    client.on('error', () => {});
+    await client.connect();
+    return client;
+  }
+
+  async query(sql: string, uri?: string): Promise<Record<string, unknown>[]> {
+    const client = await this.connect(uri);
+    try {
+      const result: unknown = await client.query(sql);
+      const last = (Array.isArray(result) ? result.at(-1) : result) as pg.QueryResult<Record<string, unknown>>;
+      return last.rows;
+    } finally {
+      await client.end();
+    }
+  }
+
+  /** A superuser session on the compute's own socket. */
+  async admin(endpointId: string, database = 'postgres'): Promise<pg.Client> {
+    const client = new pg.Client({...this.computeSocket(endpointId), user: 'pagoda_admin', database});
+    client.on('error', () => {});
+    await client.connect();
+    return client;
+  }
+
+  computeSocket(endpointId: string): {host: string; port: number} {
+    const run = JSON.parse(readFileSync(join(this.computeDir(endpointId), 'run.json'), 'utf8')) as {pgPort: number};
+    return {host: join(this.computeDir(endpointId), 'data/run'), port: run.pgPort};
+  }
+
+  computeDir(endpointId: string): string {
+    return join(this.dir, 'computes', endpointId);
+  }
+
+  /** The agent's own HTTP. */
+  async agent<T = Record<string, unknown>>(endpointId: string, path: string): Promise<T | string> {
+    const run = JSON.parse(readFileSync(join(this.computeDir(endpointId), 'run.json'), 'utf8')) as {httpPort: number; httpToken: string};
+    const response = await fetch(`http://127.0.0.1:${run.httpPort}${path}`, {headers: {authorization: `Bearer ${run.httpToken}`}});
+    return response.headers.get('content-type')?.includes('json') ? ((await response.json()) as T) : response.text();
+  }
+
+  async endpointOf(branchId: string, projectId = this.status.projectId): Promise<string> {
+    const {endpoints} = await this.api<{endpoints: {id: string}[]}>('GET', `/projects/${projectId}/branches/${branchId}/endpoints`);
+    return endpoints[0]!.id;
+  }
+
+  async mainBranch(projectId = this.status.projectId): Promise<Branch> {
+    const {branches} = await this.api<{branches: {id: string; default: boolean}[]}>('GET', `/projects/${projectId}/branches`);
+    const branchId = branches.find((b) => b.default)!.id;
+    return {branchId, endpointId: await this.endpointOf(branchId, projectId), uri: await this.uri(branchId, projectId)};
+  }
+
+  async suspend(endpointId: string, projectId = this.status.projectId): Promise<void> {
+    await this.api('POST', `/projects/${projectId}/endpoints/${endpointId}/suspend`);
+    await this.settled(projectId);
+  }
+
+  async resume(endpointId: string, projectId = this.status.projectId): Promise<void> {
+    await this.api('POST', `/projects/${projectId}/endpoints/${endpointId}/start`);
+    await this.settled(projectId);
+  }
+
+  /** The end of every log, for a failed test's message. */
+  logTails(lines = 15): string {
+    const logs = join(this.dir, 'logs');
+    if (!existsSync(logs)) return '';
+    return readdirSync(logs)
+      .map((f) => `==> ${f}\n${readFileSync(join(logs, f), 'utf8').split('\n').slice(-lines).join('\n')}`)
+      .join('\n');
+  }
+
+  async [Symbol.asyncDispose](): Promise<void> {
+    this.killEverything();
+    await sleep(50);
+    if (!this.#keep) rmSync(this.dir, {recursive: true, force: true, maxRetries: 10, retryDelay: 100});
+  }
+}
+
+/** Our certificate is self-signed; libpq's `require` does not verify either. */
+export function clientConfig(uri: string): pg.ClientConfig {
+  const url = new URL(uri);
+  const config: pg.ClientConfig = {
+    host: url.hostname === 'localhost' ? '127.0.0.1' : url.hostname,
+    port: Number(url.port || 5432),
+    user: decodeURIComponent(url.username),
+    password: decodeURIComponent(url.password),
+    database: url.pathname.slice(1),
+    connectionTimeoutMillis: 60_000,
+  };
+  const options = url.searchParams.get('options');
+  if (options !== null) config.options = options;
+  if (url.searchParams.get('sslmode') !== null && url.searchParams.get('sslmode') !== 'disable') config.ssl = {rejectUnauthorized: false};
+  return config;
+}
+
+/** Environment for psql, pgbench, pg_dump: libpq's variables of a connection string. */
+export function libpqEnvironment(uri: string): Record<string, string> {
+  const c = clientConfig(uri);
+  return {
+    ...(process.env as Record<string, string>),
+    PGHOST: String(c.host),
+    PGPORT: String(c.port),
+    PGUSER: String(c.user),
+    PGPASSWORD: String(c.password),
+    PGDATABASE: String(c.database),
+    ...(c.options === undefined ? {} : {PGOPTIONS: c.options}),
+    PGSSLMODE: c.ssl === undefined ? 'prefer' : 'require',
+  };
+}
+
+/** First of 40 ports that are all free now. */
+async function freeBlock(): Promise<number> {
+  for (let attempt = 0; attempt < 100; attempt++) {
+    const base = 20_000 + Math.floor(Math.random() * 10_000);
+    const servers = Array.from({length: 40}, () => createServer());
+    const results = await Promise.all(
+      servers.map(
+        (server, i) =>
+          new Promise<boolean>((resolve) => {
+            server.once('error', () => resolve(false));
+            server.listen(base + i, '127.0.0.1', () => resolve(true));
+          }),
+      ),
+    );
+    await Promise.all(servers.map((server) => new Promise<void>((resolve) => (server.listening ? server.close(() => resolve()) : resolve()))));
+    if (results.every(Boolean)) return base;
+  }
+  throw new Error('no block of 40 free ports');
+}
