@@ -9,7 +9,15 @@ const unitTests = readdirSync('src', {recursive: true, encoding: 'utf8'})
   .sort();
 
 const results = [
-  await run('format', node, ['node_modules/oxfmt/bin/oxfmt', '--check', 'src', 'test', 'bench', 'scripts', 'oxlint.config.ts']),
+  await run('format', node, [
+    'node_modules/oxfmt/bin/oxfmt',
+    '--check',
+    'src',
+    'test',
+    'bench',
+    'scripts',
+    'oxlint.config.ts',
+  ]),
   await run('lint', node, ['node_modules/oxlint/bin/oxlint', '--deny-warnings', 'src', 'test', 'bench', 'scripts']),
   await run('types', node, ['node_modules/typescript/bin/tsc']),
   await run('dead code', node, ['node_modules/knip/bin/knip.js']),

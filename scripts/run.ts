@@ -7,7 +7,12 @@ export interface StepResult {
 }
 
 /** Runs one step with its output passed through. */
-export async function run(name: string, command: string, args: readonly string[], options: {env?: Record<string, string>} = {}): Promise<StepResult> {
+export async function run(
+  name: string,
+  command: string,
+  args: readonly string[],
+  options: {env?: Record<string, string>} = {},
+): Promise<StepResult> {
   const started = performance.now();
   process.stdout.write(`\n── ${name}\n`);
   const child = spawn(command, args, {stdio: ['ignore', 'inherit', 'inherit'], env: {...process.env, ...options.env}});
@@ -24,6 +29,7 @@ export async function run(name: string, command: string, args: readonly string[]
 /** Prints a line a step; the exit code. */
 export function summarise(results: readonly StepResult[]): number {
   process.stdout.write('\n');
-  for (const r of results) process.stdout.write(`${r.ok ? 'ok    ' : 'FAILED'} ${r.name} (${r.seconds.toFixed(1)} s)\n`);
+  for (const r of results)
+    process.stdout.write(`${r.ok ? 'ok    ' : 'FAILED'} ${r.name} (${r.seconds.toFixed(1)} s)\n`);
   return results.every((r) => r.ok) ? 0 : 1;
 }

@@ -17,6 +17,8 @@ if (results[0]!.ok) {
   results.push(await run('check', node, ['scripts/check.ts']));
   const files = [...find('src', '.pg.test.ts'), ...find('extension', '.pg.test.ts'), ...find('test', '.test.ts')];
   // One file at a time: they start whole clusters, and the machine may have two cores.
-  results.push(await run('tests with Postgres', node, ['--test', '--test-concurrency=1', '--test-timeout=900000', ...files]));
+  results.push(
+    await run('tests with Postgres', node, ['--test', '--test-concurrency=1', '--test-timeout=900000', ...files]),
+  );
 }
 process.exitCode = summarise(results);

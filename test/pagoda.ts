@@ -68,7 +68,18 @@ export class Pagoda {
     this.#output = '';
     const child = spawn(
       process.execPath,
-      [main, 'up', '--data', this.dir, '--port', String(base), '--api-port', String(base + 1), '--internal-port', String(base + 10)],
+      [
+        main,
+        'up',
+        '--data',
+        this.dir,
+        '--port',
+        String(base),
+        '--api-port',
+        String(base + 1),
+        '--internal-port',
+        String(base + 10),
+      ],
       {stdio: ['ignore', 'pipe', 'pipe'], cwd: root},
     );
     this.#supervisor = child;
@@ -134,8 +145,12 @@ export class Pagoda {
         }
       })
       .filter((p) => p !== undefined);
-    const ours = new Set(all.filter((p) => p.pid !== process.pid && p.args.some((a) => a === this.dir || a.startsWith(`${this.dir}/`))).map((p) => p.pid));
-    for (let grew = true; grew; ) {
+    const ours = new Set(
+      all
+        .filter((p) => p.pid !== process.pid && p.args.some((a) => a === this.dir || a.startsWith(`${this.dir}/`)))
+        .map((p) => p.pid),
+    );
+    for (let grew = true; grew;) {
       grew = false;
       for (const p of all) if (!ours.has(p.pid) && ours.has(p.parent)) grew = ours.add(p.pid).size > 0;
     }
@@ -152,7 +167,10 @@ export class Pagoda {
   async api<T = Record<string, unknown>>(method: string, path: string, body?: unknown): Promise<T> {
     const response = await fetch(this.status.apiUrl + path, {
       method,
-      headers: {authorization: `Bearer ${this.status.apiKey}`, ...(body === undefined ? {} : {'content-type': 'application/json'})},
+      headers: {
+        authorization: `Bearer ${this.status.apiKey}`,
+        ...(body === undefined ? {} : {'content-type': 'application/json'}),
+      },
       ...(body === undefined ? {} : {body: JSON.stringify(body)}),
     });
     const text = await response.text();
@@ -162,10 +180,14 @@ export class Pagoda {
 
   /** Makes a branch with a read-write endpoint and waits until the operations are over. `parent` as in the API's body. */
   async branch(parent: Record<string, unknown> = {}, projectId = this.status.projectId): Promise<Branch> {
-    const made = await this.api<{branch: {id: string}; endpoints: {id: string}[]}>('POST', `/projects/${projectId}/branches`, {
-      branch: parent,
-      endpoints: [{type: 'read_write'}],
-    });
+    const made = await this.api<{branch: {id: string}; endpoints: {id: string}[]}>(
+      'POST',
+      `/projects/${projectId}/branches`,
+      {
+        branch: parent,
+        endpoints: [{type: 'read_write'}],
+      },
+    );
     await this.settled(projectId);
     const branchId = made.branch.id;
     return {branchId, endpointId: made.endpoints[0]!.id, uri: await this.uri(branchId, projectId)};
@@ -179,7 +201,10 @@ export class Pagoda {
   /** Waits until no operation of the project runs; throws when one failed. */
   async settled(projectId = this.status.projectId): Promise<void> {
     for (;;) {
-      const {operations} = await this.api<{operations: {action: string; status: string; error?: string}[]}>('GET', `/projects/${projectId}/operations?limit=100`);
+      const {operations} = await this.api<{operations: {action: string; status: string; error?: string}[]}>(
+        'GET',
+        `/projects/${projectId}/operations?limit=100`,
+      );
       const bad = operations.find((o) => o.status === 'failed');
       if (bad) throw new Error(`operation ${bad.action} failed: ${bad.error}`);
       if (operations.every((o) => ['finished', 'skipped', 'cancelled'].includes(o.status))) return;
@@ -225,18 +250,29 @@ export class Pagoda {
 
   /** The agent's own HTTP. */
   async agent<T = Record<string, unknown>>(endpointId: string, path: string): Promise<T | string> {
-    const run = JSON.parse(readFileSync(join(this.computeDir(endpointId), 'run.json'), 'utf8')) as {httpPort: number; httpToken: string};
-    const response = await fetch(`http://127.0.0.1:${run.httpPort}${path}`, {headers: {authorization: `Bearer ${run.httpToken}`}});
+    const run = JSON.parse(readFileSync(join(this.computeDir(endpointId), 'run.json'), 'utf8')) as {
+      httpPort: number;
+      httpToken: string;
+    };
+    const response = await fetch(`http://127.0.0.1:${run.httpPort}${path}`, {
+      headers: {authorization: `Bearer ${run.httpToken}`},
+    });
     return response.headers.get('content-type')?.includes('json') ? ((await response.json()) as T) : response.text();
   }
 
   async endpointOf(branchId: string, projectId = this.status.projectId): Promise<string> {
-    const {endpoints} = await this.api<{endpoints: {id: string}[]}>('GET', `/projects/${projectId}/branches/${branchId}/endpoints`);
+    const {endpoints} = await this.api<{endpoints: {id: string}[]}>(
+      'GET',
+      `/projects/${projectId}/branches/${branchId}/endpoints`,
+    );
     return endpoints[0]!.id;
   }
 
   async mainBranch(projectId = this.status.projectId): Promise<Branch> {
-    const {branches} = await this.api<{branches: {id: string; default: boolean}[]}>('GET', `/projects/${projectId}/branches`);
+    const {branches} = await this.api<{branches: {id: string; default: boolean}[]}>(
+      'GET',
+      `/projects/${projectId}/branches`,
+    );
     const branchId = branches.find((b) => b.default)!.id;
     return {branchId, endpointId: await this.endpointOf(branchId, projectId), uri: await this.uri(branchId, projectId)};
   }
@@ -280,7 +316,8 @@ export function clientConfig(uri: string): pg.ClientConfig {
   };
   const options = url.searchParams.get('options');
   if (options !== null) config.options = options;
-  if (url.searchParams.get('sslmode') !== null && url.searchParams.get('sslmode') !== 'disable') config.ssl = {rejectUnauthorized: false};
+  if (url.searchParams.get('sslmode') !== null && url.searchParams.get('sslmode') !== 'disable')
+    config.ssl = {rejectUnauthorized: false};
   return config;
 }
 
@@ -313,7 +350,11 @@ async function freeBlock(): Promise<number> {
           }),
       ),
     );
-    await Promise.all(servers.map((server) => new Promise<void>((resolve) => (server.listening ? server.close(() => resolve()) : resolve()))));
+    await Promise.all(
+      servers.map(
+        (server) => new Promise<void>((resolve) => (server.listening ? server.close(() => resolve()) : resolve())),
+      ),
+    );
     if (results.every(Boolean)) return base;
   }
   throw new Error('no block of 40 free ports');

@@ -11,11 +11,20 @@ import {Pagoda, clientConfig} from './pagoda.ts';
 import {PostgresCluster, postgresBinDir} from './postgres-cluster.ts';
 import {type Server, type Suite, type SuiteResult, differences, runSuite} from './suites/pg-regress.ts';
 
-const suites: Suite[] = process.argv.includes('--isolation') ? ['isolation'] : process.argv.includes('--all') ? ['regress', 'isolation'] : ['regress'];
+const suites: Suite[] = process.argv.includes('--isolation')
+  ? ['isolation']
+  : process.argv.includes('--all')
+    ? ['regress', 'isolation']
+    : ['regress'];
 const keep = process.argv.includes('--keep');
 /** The same on both sides, so that outputs can be compared. */
 const superuser = 'regress_super';
-const settings = {max_prepared_transactions: '64', max_connections: '112', shared_buffers: '128MB', max_worker_processes: '16'};
+const settings = {
+  max_prepared_transactions: '64',
+  max_connections: '112',
+  shared_buffers: '128MB',
+  max_worker_processes: '16',
+};
 
 const work = mkdtempSync(join(tmpdir(), 'pagoda-regress-'));
 execFileSync('chmod', ['755', work]);
@@ -27,7 +36,11 @@ async function vanilla(suite: Suite): Promise<SuiteResult> {
     superuser: 'pagoda_admin',
   });
   await cluster.query(`create role ${superuser} superuser login password 'x'`);
-  return runSuite({suite, server: {host: '127.0.0.1', port: cluster.port, user: superuser}, dir: join(work, `vanilla-${suite}`)});
+  return runSuite({
+    suite,
+    server: {host: '127.0.0.1', port: cluster.port, user: superuser},
+    dir: join(work, `vanilla-${suite}`),
+  });
 }
 
 async function throughEndpoint(suite: Suite, pagoda: Pagoda, endpointId: string): Promise<SuiteResult> {
@@ -35,26 +48,54 @@ async function throughEndpoint(suite: Suite, pagoda: Pagoda, endpointId: string)
   await admin.query(`alter role ${superuser} superuser`);
   await admin.end();
   const server = await superuserServer(pagoda);
-  return runSuite({suite, server, dir: join(work, `endpoint-${suite}`), ...(process.argv.includes('--verbose') ? {onLine: (line: string) => console.log(line)} : {})});
+  return runSuite({
+    suite,
+    server,
+    dir: join(work, `endpoint-${suite}`),
+    ...(process.argv.includes('--verbose') ? {onLine: (line: string) => console.log(line)} : {}),
+  });
 }
 
 async function superuserServer(pagoda: Pagoda): Promise<Server> {
   const {branchId} = await pagoda.mainBranch();
   const {projectId} = pagoda.status;
-  const {password} = await pagoda.api<{password: string}>('GET', `/projects/${projectId}/branches/${branchId}/roles/${superuser}/reveal_password`);
+  const {password} = await pagoda.api<{password: string}>(
+    'GET',
+    `/projects/${projectId}/branches/${branchId}/roles/${superuser}/reveal_password`,
+  );
   const c = clientConfig(pagoda.status.databaseUrl);
-  return {host: '127.0.0.1', port: Number(c.port), user: superuser, password, ...(c.options === undefined ? {} : {options: c.options})};
+  return {
+    host: '127.0.0.1',
+    port: Number(c.port),
+    user: superuser,
+    password,
+    ...(c.options === undefined ? {} : {options: c.options}),
+  };
 }
 
 function dump(pagoda: Pagoda, endpointId: string): string {
   const {host, port} = pagoda.computeSocket(endpointId);
   const args = ['-h', host, '-p', String(port), '-U', 'pagoda_admin'];
-  return execFileSync(join(postgresBinDir, 'pg_dump'), [...args, '-d', 'regression'], {maxBuffer: 1 << 30, encoding: 'utf8'});
+  return execFileSync(join(postgresBinDir, 'pg_dump'), [...args, '-d', 'regression'], {
+    maxBuffer: 1 << 30,
+    encoding: 'utf8',
+  });
 }
 
 function amcheck(pagoda: Pagoda, endpointId: string): string {
   const {host, port} = pagoda.computeSocket(endpointId);
-  const args = ['-h', host, '-p', String(port), '-U', 'pagoda_admin', '--all', '--heapallindexed', '--parent-check', '--install-missing'];
+  const args = [
+    '-h',
+    host,
+    '-p',
+    String(port),
+    '-U',
+    'pagoda_admin',
+    '--all',
+    '--heapallindexed',
+    '--parent-check',
+    '--install-missing',
+  ];
   try {
     execFileSync(join(postgresBinDir, 'pg_amcheck'), args, {maxBuffer: 1 << 28, encoding: 'utf8', stdio: 'pipe'});
     return '';
@@ -73,12 +114,16 @@ let failed = false;
 for (const suite of suites) {
   console.log(`${suite}: vanilla PostgreSQL …`);
   const reference = await vanilla(suite);
-  console.log(`${suite}: ${reference.tests.length} tests, ${[...reference.ok.values()].filter(Boolean).length} as in the source package. Through an endpoint …`);
+  console.log(
+    `${suite}: ${reference.tests.length} tests, ${[...reference.ok.values()].filter(Boolean).length} as in the source package. Through an endpoint …`,
+  );
   const pagoda = await Pagoda.start();
   try {
     const {branchId, endpointId} = await pagoda.mainBranch();
     const {projectId} = pagoda.status;
-    await pagoda.api('PATCH', `/projects/${projectId}/endpoints/${endpointId}`, {endpoint: {settings: {pg_settings: settings}}});
+    await pagoda.api('PATCH', `/projects/${projectId}/endpoints/${endpointId}`, {
+      endpoint: {settings: {pg_settings: settings}},
+    });
     await pagoda.api('POST', `/projects/${projectId}/branches/${branchId}/roles`, {role: {name: superuser}});
     await pagoda.settled();
     await pagoda.suspend(endpointId);
@@ -86,7 +131,8 @@ for (const suite of suites) {
     const result = await throughEndpoint(suite, pagoda, endpointId);
     const differing = differences(reference, result);
     console.log(`${suite}: ${reference.tests.length - differing.length} of ${reference.tests.length} as vanilla`);
-    for (const name of differing) console.log(`  differs: ${name} (${join(work, `{vanilla,endpoint}-${suite}/output/results/${name}.out`)})`);
+    for (const name of differing)
+      console.log(`  differs: ${name} (${join(work, `{vanilla,endpoint}-${suite}/output/results/${name}.out`)})`);
     failed ||= differing.length > 0;
     if (suite === 'regress') {
       const before = dump(pagoda, endpointId);
@@ -95,9 +141,13 @@ for (const suite of suites) {
       await pagoda.resume(endpointId);
       const after = dump(pagoda, endpointId);
       const same = comparable(before) === comparable(after);
-      console.log(`pg_dump after a start from storage alone: ${same ? 'the same' : 'DIFFERS'} (${before.length} bytes)`);
+      console.log(
+        `pg_dump after a start from storage alone: ${same ? 'the same' : 'DIFFERS'} (${before.length} bytes)`,
+      );
       const complaints = amcheck(pagoda, endpointId);
-      console.log(`pg_amcheck --heapallindexed --parent-check on every database: ${complaints === '' ? 'clean' : `\n${complaints.slice(0, 4000)}`}`);
+      console.log(
+        `pg_amcheck --heapallindexed --parent-check on every database: ${complaints === '' ? 'clean' : `\n${complaints.slice(0, 4000)}`}`,
+      );
       failed ||= !same || complaints !== '';
     }
     if (failed && keep) console.log(`kept: ${pagoda.dir} (logs in ${pagoda.status.logs})`);
