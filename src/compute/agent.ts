@@ -30,7 +30,7 @@ import {PostgresProcess} from '#compute/postgres-process.ts';
 import {adminRole, storageSettings} from '#compute/postgres-settings.ts';
 import {ProposerProcess} from '#compute/proposer-process.ts';
 import type {ComputeConfig, ComputeSpec} from '#compute/spec.ts';
-import {keepAcrossStop, uploadStatistics} from '#compute/graceful-stop.ts';
+import {uploadStatistics} from '#compute/graceful-stop.ts';
 import {TokenSource} from '#compute/token-source.ts';
 
 export type ComputeState =
@@ -333,14 +333,8 @@ class ComputeAgent {
     const current = this.#current;
     if (current && this.#state === 'running') {
       this.#state = 'stopping';
-      const {postgres, proposer, lsn} = current;
-      const address = {socketDir: this.#paths.run, port: this.#pgPort};
-      try {
-        await keepAcrossStop(address);
-      } catch (error) {
-        // Only comfort is lost (free-space map, sequence gaps as after a crash): never a reason not to stop.
-        this.#log.warn('could not log the free-space map and sequences before the stop', {error, lsn: formatLsn(lsn)});
-      }
+      const {postgres, proposer} = current;
+      // The extension's keeper logs the free-space map and sequences before the shutdown checkpoint.
       postgres.stopFast();
       const timer = this.#clock.setTimer(stopFastMsMax, () => postgres.stopImmediately());
       await postgres.exited;

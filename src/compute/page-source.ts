@@ -9,13 +9,14 @@ import {formatRel} from '#postgres/relation.ts';
 import type {Clock} from '#runtime/clock.ts';
 import type {Log} from '#runtime/log.ts';
 import {PageServiceError, PagesClient, type RelListEntry} from '#wire/pages.ts';
+import type {HydrationSource} from '#wire/hydration.ts';
 import type {ComputeSpec} from '#compute/spec.ts';
 
 /** How long a read waits for a pageserver that is away before the backend gets an error. A cancel ends it earlier. */
 const unreachableMsMax = 120_000;
 const reconnectMs = 100;
 
-export class PageSource {
+export class PageSource implements HydrationSource {
   readonly #spec: ComputeSpec;
   readonly #token: () => string;
   readonly #clock: Clock;
