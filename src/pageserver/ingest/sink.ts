@@ -89,8 +89,8 @@ export interface IngestSink {
   createDatabase(spcNode: number, dbNode: number, hasVersionFile: boolean, lsn: Lsn): void;
   /**
    * CREATE DATABASE … STRATEGY file_copy, ALTER DATABASE SET TABLESPACE: everything of the source (relation forks, sizes,
-   * pages, relation map, the directory itself) as it is just before this record becomes the target's, at `lsn`. An existing
-   * target was dropped first. This may take long: interpret() then answers `barrier: true`, and the driver finishes the copy
+   * pages, relation map, the directory itself) as it is just before this record becomes the target's, at `lsn`. What an
+   * existing target held is gone. This may take long: interpret() then answers `barrier: true`, and the driver finishes the copy
    * before it interprets the next record. Copied pages must not show later changes of the source.
    */
   copyDatabase(
