@@ -1,0 +1,525 @@
+/*
+ * hydrate.c - local files and their pages.
+ *
+ * A file appears at its right size in one step: higher segments first, segment 0 under another name, then renamed. A
+ * page is written into it by whoever fetched it, under the block lock, when the local one is still new (pd_upper = 0).
+ * Order of locks: file lock or block lock, then the table lock of base.c; never two of one kind.
+ */
+#include "pagoda.h"
+
+#include <fcntl.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include "access/genam.h"
+#include "access/htup_details.h"
+#include "access/table.h"
+#include "access/tableam.h"
+#include "access/xlogutils.h"
+#include "catalog/catalog.h"
+#include "catalog/pg_tablespace.h"
+#include "common/file_perm.h"
+#include "common/relpath.h"
+#include "miscadmin.h"
+#include "storage/bufpage.h"
+#include "storage/fd.h"
+#include "storage/lmgr.h"
+#include "storage/md.h"
+#include "utils/memutils.h"
+
+/* Bytes whose presence makes a page not new; written last (store_run). */
+#define HEADER_BYTES SizeOfPageHeaderData
+
+/* One backend's buffers: fetched pages and their local versions. */
+static char *fetched = NULL;
+static char *present = NULL;
+static int	buffer_pages = 0;
+
+static int	fetch_and_store(RelFileNode rnode, ForkNumber fork, BlockNumber block, int count);
+static int	choose_count(BaseRelation *relation, ForkNumber fork, BlockNumber block);
+static void store_pages(RelFileNode rnode, ForkNumber fork, BlockNumber block, int count);
+static void store_run(int fd, const char *path, off_t position, char *pages, int count);
+static bool local_file_exists(RelFileNode rnode, ForkNumber fork);
+static void create_local_file(RelFileNode rnode, ForkNumber fork, BlockNumber nblocks, const char *pages);
+static void create_segment(const char *path, off_t size, const char *pages, bool rename_into_place);
+static void make_directories(RelFileNode rnode);
+static char *read_init_fork(RelFileNode rnode, BlockNumber nblocks);
+static void hydrate_all_pages(RelFileNode rnode, ForkNumber fork);
+static void need_buffers(int pages);
+
+void
+hydrate_read(SMgrRelation reln, ForkNumber fork, BlockNumber block, char *buffer)
+{
+	RelFileNode rnode = reln->smgr_rnode.node;
+	BaseRelation *relation = base_lookup(rnode);
+	LWLock	   *lock;
+
+	if (relation->nblocks[fork] == BASE_ABSENT || block >= relation->nblocks[fork])
+	{
+		mdread(reln, fork, block, buffer);
+		metrics_local_read();
+		return;
+	}
+
+	lock = base_block_lock(rnode, fork, block);
+	LWLockAcquire(lock, LW_SHARED);
+	mdread(reln, fork, block, buffer);
+	LWLockRelease(lock);
+	if (!PageIsNew((Page) buffer))
+	{
+		metrics_local_read();
+		return;
+	}
+
+	/* Fetched, unless somebody else was quicker and has changed it since. */
+	if (fetch_and_store(rnode, fork, block, choose_count(relation, fork, block)) == 0)
+		mdread(reln, fork, block, buffer);
+	else
+		memcpy(buffer, PageIsNew((Page) present) ? fetched : present, BLCKSZ);
+}
+
+bool
+hydrate_fork(RelFileNode rnode, ForkNumber fork)
+{
+	BaseRelation *relation;
+	LWLock	   *lock;
+	BlockNumber init_nblocks;
+	char	   *init_pages = NULL;
+
+	if (local_file_exists(rnode, fork))
+		return true;
+	relation = base_lookup(rnode);
+	init_nblocks = relation->nblocks[INIT_FORKNUM];
+
+	/*
+	 * An unlogged relation: the base has its init fork only. Both files are made whole, since reinit.c finds and copies
+	 * them without the storage manager when Postgres restarts after a crash.
+	 */
+	if (init_nblocks != BASE_ABSENT && (fork == INIT_FORKNUM || relation->nblocks[fork] == BASE_ABSENT))
+	{
+		if (fork != INIT_FORKNUM && fork != MAIN_FORKNUM)
+			return false;
+		init_pages = read_init_fork(rnode, init_nblocks);
+	}
+	else if (relation->nblocks[fork] == BASE_ABSENT)
+		return false;
+
+	lock = base_file_lock(rnode);
+	LWLockAcquire(lock, LW_EXCLUSIVE);
+	relation = base_lookup_known(rnode);
+	if (relation == NULL || relation->dropped)
+	{
+		LWLockRelease(lock);
+		return false;
+	}
+	if (init_pages != NULL)
+	{
+		if (!local_file_exists(rnode, INIT_FORKNUM))
+			create_local_file(rnode, INIT_FORKNUM, init_nblocks, init_pages);
+		if (relation->nblocks[MAIN_FORKNUM] == BASE_ABSENT && !local_file_exists(rnode, MAIN_FORKNUM))
+			create_local_file(rnode, MAIN_FORKNUM, init_nblocks, init_pages);
+		pfree(init_pages);
+	}
+	else if (relation->nblocks[fork] != BASE_ABSENT && !local_file_exists(rnode, fork))
+		create_local_file(rnode, fork, relation->nblocks[fork], NULL);
+	LWLockRelease(lock);
+	return local_file_exists(rnode, fork);
+}
+
+void
+hydrate_database(Oid spc, Oid db, bool pages)
+{
+	int			count;
+	AgentListEntry *entries = agent_list(spc, db, &count);
+
+	for (int i = 0; i < count; i++)
+	{
+		RelFileNode rnode = {entries[i].spc, entries[i].db, entries[i].rel};
+
+		CHECK_FOR_INTERRUPTS();
+		if (entries[i].fork >= PAGODA_FORKS || !hydrate_fork(rnode, entries[i].fork))
+			continue;
+		if (entries[i].fork == INIT_FORKNUM)
+			hydrate_fork(rnode, MAIN_FORKNUM);
+		else if (pages)
+			hydrate_all_pages(rnode, entries[i].fork);
+	}
+	if (entries != NULL)
+		pfree(entries);
+}
+
+/*
+ * A tablespace made before this compute started has no directory or symbolic link here: it becomes a plain directory in
+ * pg_tblspc, as PostgreSQL's own in-place tablespaces are.
+ */
+void
+hydrate_tablespace_directory(Oid spc)
+{
+	char		path[MAXPGPATH];
+	struct stat status;
+
+	if (spc == DEFAULTTABLESPACE_OID || spc == GLOBALTABLESPACE_OID || base_tablespace_seen(spc, false))
+		return;
+
+	/* Once seen, a directory that is missing was removed by DROP TABLESPACE, which holds this lock meanwhile. */
+	LWLockAcquire(TablespaceCreateLock, LW_EXCLUSIVE);
+	snprintf(path, sizeof(path), "pg_tblspc/%u/%s", spc, TABLESPACE_VERSION_DIRECTORY);
+	if (!base_tablespace_seen(spc, false) && stat(path, &status) != 0)
+	{
+		snprintf(path, sizeof(path), "pg_tblspc/%u", spc);
+		if (lstat(path, &status) != 0)
+			(void) MakePGDirectory(path);
+		snprintf(path, sizeof(path), "pg_tblspc/%u/%s", spc, TABLESPACE_VERSION_DIRECTORY);
+		if (MakePGDirectory(path) != 0 && errno != EEXIST)
+			ereport(ERROR,
+					(errcode_for_file_access(), errmsg("could not create directory \"%s\": %m", path)));
+	}
+	base_tablespace_seen(spc, true);
+	LWLockRelease(TablespaceCreateLock);
+}
+
+void
+hydrate_all_tablespace_directories(void)
+{
+	Relation	catalog = table_open(TableSpaceRelationId, AccessShareLock);
+	SysScanDesc scan = systable_beginscan(catalog, InvalidOid, false, NULL, 0, NULL);
+	HeapTuple	tuple;
+
+	while (HeapTupleIsValid(tuple = systable_getnext(scan)))
+		hydrate_tablespace_directory(((Form_pg_tablespace) GETSTRUCT(tuple))->oid);
+	systable_endscan(scan);
+	table_close(catalog, AccessShareLock);
+}
+
+int64
+hydrate_missing_bytes(Oid spc, Oid db)
+{
+	int			count;
+	AgentListEntry *entries = agent_list(spc, db, &count);
+	int64		bytes = 0;
+
+	for (int i = 0; i < count; i++)
+	{
+		RelFileNode rnode = {entries[i].spc, entries[i].db, entries[i].rel};
+		BaseRelation *known;
+
+		CHECK_FOR_INTERRUPTS();
+		if (entries[i].fork >= PAGODA_FORKS || local_file_exists(rnode, entries[i].fork))
+			continue;
+		known = base_lookup_known(rnode);
+		if (known == NULL)
+			bytes += (int64) entries[i].nblocks * BLCKSZ;
+		else if (known->nblocks[entries[i].fork] != BASE_ABSENT)
+			bytes += (int64) known->nblocks[entries[i].fork] * BLCKSZ;
+		else
+			continue;
+
+		/* The main fork of an unlogged relation is made from its init fork. */
+		if (entries[i].fork == INIT_FORKNUM && !local_file_exists(rnode, MAIN_FORKNUM))
+			bytes += (int64) entries[i].nblocks * BLCKSZ;
+	}
+	if (entries != NULL)
+		pfree(entries);
+	return bytes;
+}
+
+int64
+hydrate_fork_bytes(RelFileNode rnode, BackendId backend, ForkNumber fork)
+{
+	char	   *first = relpathbackend(rnode, backend, fork);
+	int64		bytes = 0;
+	BaseRelation *relation;
+
+	for (unsigned segment = 0;; segment++)
+	{
+		char		path[MAXPGPATH];
+		struct stat status;
+
+		CHECK_FOR_INTERRUPTS();
+		if (segment == 0)
+			strlcpy(path, first, sizeof(path));
+		else
+			snprintf(path, sizeof(path), "%s.%u", first, segment);
+		if (stat(path, &status) != 0)
+		{
+			if (errno != ENOENT)
+				ereport(ERROR,
+						(errcode_for_file_access(), errmsg("could not stat file \"%s\": %m", path)));
+			if (segment > 0)
+				return bytes;
+			break;
+		}
+		bytes += status.st_size;
+	}
+
+	/* Not local. */
+	if (backend != InvalidBackendId || !OidIsValid(rnode.relNode))
+		return 0;
+	relation = base_lookup(rnode);
+	if (relation->nblocks[fork] != BASE_ABSENT)
+		return (int64) relation->nblocks[fork] * BLCKSZ;
+	if (fork == MAIN_FORKNUM && relation->nblocks[INIT_FORKNUM] != BASE_ABSENT)
+		return (int64) relation->nblocks[INIT_FORKNUM] * BLCKSZ;
+	return 0;
+}
+
+/*
+ * Fetches `count` pages from `block` on without any lock, then writes those that are still new locally. Returns how many
+ * pages it had (0: the relation was dropped or truncated meanwhile); `fetched` then holds the base versions, `present`
+ * the local ones as they were before.
+ */
+static int
+fetch_and_store(RelFileNode rnode, ForkNumber fork, BlockNumber block, int count)
+{
+	LWLock	   *lock = base_block_lock(rnode, fork, block);
+	BaseRelation *relation;
+	int			arrived;
+
+	need_buffers(count);
+	arrived = agent_get_pages(rnode, fork, block, count, fetched);
+
+	LWLockAcquire(lock, LW_EXCLUSIVE);
+	relation = base_lookup_known(rnode);
+	if (relation == NULL || relation->nblocks[fork] == BASE_ABSENT || block >= relation->nblocks[fork])
+		arrived = 0;
+	else
+		arrived = Min((BlockNumber) arrived, relation->nblocks[fork] - block);
+	if (arrived > 0)
+		store_pages(rnode, fork, block, arrived);
+	LWLockRelease(lock);
+	return arrived;
+}
+
+/*
+ * One page for a random miss, four times as many for each further miss near the end of the last fetch. The range stays
+ * within one block lock.
+ */
+static int
+choose_count(BaseRelation *relation, ForkNumber fork, BlockNumber block)
+{
+	int			window = 1;
+	int			count;
+
+	if (relation->next[fork] != InvalidBlockNumber &&
+		block >= relation->next[fork] && block - relation->next[fork] < PAGODA_LOCK_SPAN)
+		window = Min(Max(relation->window[fork], 1) * 4, pagoda_readahead_max);
+
+	count = Min(window, (int) (PAGODA_LOCK_SPAN - block % PAGODA_LOCK_SPAN));
+	count = Min((BlockNumber) count, relation->nblocks[fork] - block);
+	relation->window[fork] = window;
+	relation->next[fork] = block + count;
+	return count;
+}
+
+/* Under the exclusive block lock. Leaves the local versions, as they were before, in `present`. */
+static void
+store_pages(RelFileNode rnode, ForkNumber fork, BlockNumber block, int count)
+{
+	char	   *first = relpathperm(rnode, fork);
+	char		path[MAXPGPATH];
+	BlockNumber segment = block / RELSEG_SIZE;
+	off_t		position = (off_t) (block % RELSEG_SIZE) * BLCKSZ;
+	ssize_t		n;
+	int			local;
+	int			fd;
+
+	if (segment == 0)
+		strlcpy(path, first, sizeof(path));
+	else
+		snprintf(path, sizeof(path), "%s.%u", first, segment);
+	pfree(first);
+
+	fd = OpenTransientFile(path, O_RDWR | PG_BINARY);
+	if (fd < 0)
+		ereport(ERROR,
+				(errcode_for_file_access(), errmsg("could not open file \"%s\": %m", path)));
+	n = pg_pread(fd, present, (Size) count * BLCKSZ, position);
+	if (n < 0)
+		ereport(ERROR,
+				(errcode_for_file_access(), errmsg("could not read file \"%s\": %m", path)));
+	local = n / BLCKSZ;
+	memset(present + (Size) local * BLCKSZ, 0, (Size) (count - local) * BLCKSZ);
+
+	for (int i = 0; i < local;)
+	{
+		int			run = 0;
+
+		while (i + run < local &&
+			   PageIsNew((Page) (present + (Size) (i + run) * BLCKSZ)) &&
+			   !PageIsNew((Page) (fetched + (Size) (i + run) * BLCKSZ)))
+			run++;
+		if (run > 0)
+		{
+			store_run(fd, path, position + (off_t) i * BLCKSZ, fetched + (Size) i * BLCKSZ, run);
+			i += run;
+		}
+		else
+		{
+			metrics_add(PageIsNew((Page) (fetched + (Size) i * BLCKSZ)) ? METRIC_ZERO_PAGES : METRIC_PAGES_LATE, 1);
+			i++;
+		}
+	}
+	CloseTransientFile(fd);
+}
+
+/*
+ * A process killed in the middle of a write leaves whole kernel pages of it behind. So the pages go first with empty
+ * headers, which still makes them new, then each header: a page is either complete or fetched again.
+ */
+static void
+store_run(int fd, const char *path, off_t position, char *pages, int count)
+{
+	char		headers[PAGODA_FETCH_MAX][HEADER_BYTES];
+	Size		length = (Size) count * BLCKSZ;
+	bool		ok;
+
+	for (int i = 0; i < count; i++)
+	{
+		memcpy(headers[i], pages + (Size) i * BLCKSZ, HEADER_BYTES);
+		memset(pages + (Size) i * BLCKSZ, 0, HEADER_BYTES);
+	}
+	errno = 0;
+	ok = pg_pwrite(fd, pages, length, position) == (ssize_t) length;
+	for (int i = 0; i < count; i++)
+	{
+		memcpy(pages + (Size) i * BLCKSZ, headers[i], HEADER_BYTES);
+		ok = ok && pg_pwrite(fd, headers[i], HEADER_BYTES, position + (off_t) i * BLCKSZ) == HEADER_BYTES;
+	}
+	if (!ok)
+	{
+		if (errno == 0)
+			errno = ENOSPC;
+		ereport(ERROR,
+				(errcode_for_file_access(),
+				 errmsg("could not write fetched pages into file \"%s\": %m", path),
+				 errhint("Check free disk space on the compute.")));
+	}
+	metrics_add(METRIC_PAGES_STORED, count);
+}
+
+static bool
+local_file_exists(RelFileNode rnode, ForkNumber fork)
+{
+	char	   *path = relpathperm(rnode, fork);
+	bool		exists = access(path, F_OK) == 0;
+
+	if (!exists && errno != ENOENT && errno != ENOTDIR)
+		ereport(ERROR,
+				(errcode_for_file_access(), errmsg("could not access file \"%s\": %m", path)));
+	pfree(path);
+	return exists;
+}
+
+/* Under the file lock. `pages` (optional) are the contents, for forks of one segment. */
+static void
+create_local_file(RelFileNode rnode, ForkNumber fork, BlockNumber nblocks, const char *pages)
+{
+	char	   *first = relpathperm(rnode, fork);
+	BlockNumber last = nblocks / RELSEG_SIZE;
+
+	make_directories(rnode);
+
+	/* Left-overs of an attempt that ended in a crash, longer than what is made now. */
+	for (BlockNumber segment = last + 1;; segment++)
+	{
+		char		path[MAXPGPATH];
+
+		snprintf(path, sizeof(path), "%s.%u", first, segment);
+		if (unlink(path) != 0)
+			break;
+	}
+	for (BlockNumber segment = last; segment > 0; segment--)
+	{
+		char		path[MAXPGPATH];
+		BlockNumber blocks = segment == last ? nblocks % RELSEG_SIZE : RELSEG_SIZE;
+
+		snprintf(path, sizeof(path), "%s.%u", first, segment);
+		create_segment(path, (off_t) blocks * BLCKSZ, NULL, false);
+	}
+	create_segment(first, (off_t) Min(nblocks, RELSEG_SIZE) * BLCKSZ, pages, true);
+	pfree(first);
+	metrics_add(METRIC_FILES_CREATED, 1);
+}
+
+static void
+create_segment(const char *path, off_t size, const char *pages, bool rename_into_place)
+{
+	char		made[MAXPGPATH];
+	int			fd;
+
+	snprintf(made, sizeof(made), rename_into_place ? "%s.new" : "%s", path);
+	fd = OpenTransientFile(made, O_RDWR | O_CREAT | O_TRUNC | PG_BINARY);
+	if (fd < 0)
+		ereport(ERROR,
+				(errcode_for_file_access(), errmsg("could not create file \"%s\": %m", made)));
+	errno = 0;
+	if ((pages != NULL && pg_pwrite(fd, pages, size, 0) != size) ||
+		ftruncate(fd, size) != 0 ||
+		(rename_into_place && rename(made, path) != 0))
+	{
+		if (errno == 0)
+			errno = ENOSPC;
+		ereport(ERROR,
+				(errcode_for_file_access(),
+				 errmsg("could not make file \"%s\": %m", path),
+				 errhint("Check free disk space on the compute.")));
+	}
+	CloseTransientFile(fd);
+}
+
+static void
+make_directories(RelFileNode rnode)
+{
+	char	   *directory;
+
+	if (rnode.spcNode == GLOBALTABLESPACE_OID)
+		return;
+	hydrate_tablespace_directory(rnode.spcNode);
+	directory = GetDatabasePath(rnode.dbNode, rnode.spcNode);
+	if (MakePGDirectory(directory) != 0 && errno != EEXIST)
+		ereport(ERROR,
+				(errcode_for_file_access(), errmsg("could not create directory \"%s\": %m", directory)));
+	pfree(directory);
+}
+
+static char *
+read_init_fork(RelFileNode rnode, BlockNumber nblocks)
+{
+	char	   *pages = palloc0(Max((Size) nblocks, 1) * BLCKSZ);
+
+	for (BlockNumber block = 0; block < nblocks;)
+		block += agent_get_pages(rnode, INIT_FORKNUM, block, Min(nblocks - block, PAGODA_FETCH_MAX), pages + (Size) block * BLCKSZ);
+	return pages;
+}
+
+/* Fetches what is not local yet of a fork whose file exists. */
+static void
+hydrate_all_pages(RelFileNode rnode, ForkNumber fork)
+{
+	BaseRelation *relation = base_lookup(rnode);
+	BlockNumber nblocks = relation->nblocks[fork] == BASE_ABSENT ? 0 : relation->nblocks[fork];
+
+	for (BlockNumber block = 0; block < nblocks; block += PAGODA_FETCH_MAX)
+	{
+		CHECK_FOR_INTERRUPTS();
+		(void) fetch_and_store(rnode, fork, block, Min(nblocks - block, PAGODA_FETCH_MAX));
+	}
+}
+
+static void
+need_buffers(int pages)
+{
+	int			wanted = pages == 1 ? 1 : PAGODA_FETCH_MAX;
+
+	if (buffer_pages >= wanted)
+		return;
+	if (buffer_pages > 0)
+	{
+		buffer_pages = 0;
+		pfree(fetched);
+		pfree(present);
+	}
+	fetched = MemoryContextAlloc(TopMemoryContext, (Size) wanted * BLCKSZ);
+	present = MemoryContextAlloc(TopMemoryContext, (Size) wanted * BLCKSZ);
+	buffer_pages = wanted;
+}

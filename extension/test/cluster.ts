@@ -1,0 +1,245 @@
+/** Real Postgres clusters for the tests of the extension: stock ones, and computes made from the files of a stopped one. */
+import {type ChildProcess, spawn, spawnSync} from 'node:child_process';
+import * as fs from 'node:fs';
+import * as net from 'node:net';
+import * as path from 'node:path';
+import pg from 'pg';
+import {FakeAgent} from './fake-agent.ts';
+
+export const binaries = process.env['PAGODA_PG_BIN'] ?? '/usr/lib/postgresql/15/bin';
+const repository = path.resolve(import.meta.dirname, '../..');
+const buildDirectory = process.env['PAGODA_EXTENSION_BUILD'] ?? path.join(repository, '.cache/extension-15');
+export const library = path.join(buildDirectory, 'pagoda.so');
+const root = process.env['PAGODA_TEST_DIR'] ?? '/tmp/pagoda-extension';
+
+/** Postgres refuses root: everything of it runs as this user then. */
+const user =
+  process.getuid?.() === 0
+    ? {uid: Number(output('id', ['-u', 'postgres'])), gid: Number(output('id', ['-g', 'postgres']))}
+    : undefined;
+
+let serial = 0;
+
+export function buildExtension(): void {
+  const make = spawnSync('make', ['-C', path.join(repository, 'extension'), `BUILD=${buildDirectory}`], {encoding: 'utf8'});
+  if (make.status !== 0) throw new Error(`the extension does not compile:\n${make.stdout}\n${make.stderr}`);
+}
+
+export interface StartOptions {
+  readonly settings?: Readonly<Record<string, string>>;
+}
+
+/** A data directory and, while it runs, its postmaster. */
+export class Cluster {
+  readonly directory: string;
+  readonly port: number;
+  #postmaster: ChildProcess | undefined;
+  #exited: Promise<void> = Promise.resolve();
+
+  constructor(directory: string, port: number) {
+    this.directory = directory;
+    this.port = port;
+  }
+
+  static async initialise(): Promise<Cluster> {
+    const cluster = new Cluster(freshDirectory('stock'), await freePort());
+    run('initdb', ['-D', cluster.directory, '-U', 'postgres', '-A', 'trust', '-N', '-E', 'UTF8', '--locale=C']);
+    return cluster;
+  }
+
+  get log(): string {
+    return fs.readFileSync(`${this.directory}.log`, 'utf8');
+  }
+
+  async start(options: StartOptions = {}): Promise<void> {
+    const settings: Record<string, string> = {
+      listen_addresses: '127.0.0.1',
+      port: String(this.port),
+      unix_socket_directories: '',
+      shared_buffers: '16MB',
+      max_connections: '40',
+      max_prepared_transactions: '10',
+      autovacuum: 'off',
+      fsync: 'off',
+      ...options.settings,
+    };
+    const args = ['-D', this.directory, ...Object.entries(settings).flatMap(([name, value]) => ['-c', `${name}=${value}`])];
+    const log = fs.openSync(`${this.directory}.log`, 'a');
+    const child = spawn(path.join(binaries, 'postgres'), args, {stdio: ['ignore', log, log], cwd: '/', ...user});
+    fs.closeSync(log);
+    this.#postmaster = child;
+    this.#exited = new Promise((done) => child.once('exit', () => done()));
+    await this.untilReady();
+  }
+
+  /** Waits until a connection works, or throws with the end of the log when the postmaster has gone. */
+  async untilReady(timeoutMs = 30_000): Promise<void> {
+    const deadline = Date.now() + timeoutMs;
+    for (;;) {
+      try {
+        await this.query('select 1');
+        return;
+      } catch (error) {
+        const gone = this.#postmaster?.exitCode !== null;
+        if (gone || Date.now() > deadline)
+          throw new Error(`Postgres in ${this.directory} is not ready: ${(error as Error).message}\n${this.log.slice(-3000)}`);
+        await sleep(30);
+      }
+    }
+  }
+
+  /** 'fast' is a graceful stop, 'immediate' like a crash. */
+  async stop(mode: 'fast' | 'immediate' = 'fast'): Promise<void> {
+    const child = this.#postmaster;
+    if (child === undefined) return;
+    this.#postmaster = undefined;
+    child.kill(mode === 'fast' ? 'SIGINT' : 'SIGQUIT');
+    await this.#exited;
+  }
+
+  get exited(): Promise<void> {
+    return this.#exited;
+  }
+
+  async connect(database = 'postgres', more: pg.ClientConfig = {}): Promise<pg.Client> {
+    const client = new pg.Client({host: '127.0.0.1', port: this.port, user: 'postgres', database, ...more});
+    client.on('error', () => {});
+    await client.connect();
+    return client;
+  }
+
+  /** Rows of the last statement as text, one string per row, columns joined by '|', as `psql -At` prints them. */
+  async query(sql: string | readonly string[], database = 'postgres'): Promise<string[]> {
+    const client = await this.connect(database);
+    try {
+      let last: string[] = [];
+      for (const statement of typeof sql === 'string' ? [sql] : sql) last = await rows(client, statement);
+      return last;
+    } finally {
+      await client.end();
+    }
+  }
+
+  /** Relation files below the data directory, relative paths. */
+  relationFiles(): string[] {
+    return allFiles(this.directory).filter(isRelationFile);
+  }
+}
+
+/** Rows of the last statement of `sql`. */
+export async function rows(client: pg.Client, sql: string): Promise<string[]> {
+  const result = (await client.query({text: sql, rowMode: 'array', types: {getTypeParser: () => (text: string) => text}})) as
+    | pg.QueryArrayResult
+    | pg.QueryArrayResult[];
+  const last = Array.isArray(result) ? result.at(-1)! : result;
+  return last.rows.map((row) => row.map((value: unknown) => String(value ?? '')).join('|'));
+}
+
+/** A compute on a stopped cluster: all its files except relations, which a fake agent serves. */
+export class Compute extends Cluster {
+  readonly agent: FakeAgent;
+
+  private constructor(directory: string, port: number, agent: FakeAgent) {
+    super(directory, port);
+    this.agent = agent;
+  }
+
+  static async on(base: Cluster): Promise<Compute> {
+    const directory = freshDirectory('compute');
+    for (const file of allFiles(base.directory)) {
+      if (isRelationFile(file) || file === 'postmaster.opts') continue;
+      fs.mkdirSync(path.dirname(path.join(directory, file)), {recursive: true});
+      fs.copyFileSync(path.join(base.directory, file), path.join(directory, file));
+    }
+    for (const folder of allDirectories(base.directory))
+      if (!folder.startsWith('pg_tblspc/')) fs.mkdirSync(path.join(directory, folder), {recursive: true});
+    fs.chmodSync(directory, 0o700);
+    own(directory);
+    const agent = await FakeAgent.start(`${directory}.sock`, base.directory);
+    fs.chmodSync(agent.path, 0o777);
+    return new Compute(directory, await freePort(), agent);
+  }
+
+  override async start(options: StartOptions = {}): Promise<void> {
+    await super.start({
+      settings: {
+        shared_preload_libraries: library,
+        'pagoda.agent_socket': this.agent.path,
+        full_page_writes: 'off',
+        restart_after_crash: 'off',
+        ...options.settings,
+      },
+    });
+  }
+
+  override async stop(mode: 'fast' | 'immediate' = 'fast'): Promise<void> {
+    await super.stop(mode);
+  }
+
+  async discard(): Promise<void> {
+    await this.stop('immediate');
+    await this.agent.close();
+    fs.rmSync(this.directory, {recursive: true, force: true});
+  }
+}
+
+export function runTool(name: string, args: readonly string[]): string {
+  return run(name, args);
+}
+
+export async function sleep(ms: number): Promise<void> {
+  await new Promise((done) => setTimeout(done, ms));
+}
+
+/** base/<db>/<file>, global/<file>, pg_tblspc/<spc>/<version>/<db>/<file>: digits, a fork, a segment. */
+export function isRelationFile(file: string): boolean {
+  return /^(base\/\d+|global|pg_tblspc\/\d+\/[^/]+\/\d+)\/\d+(_fsm|_vm|_init)?(\.\d+)?$/.test(file);
+}
+
+export function allFiles(directory: string): string[] {
+  return fs
+    .readdirSync(directory, {recursive: true, withFileTypes: true})
+    .filter((entry) => entry.isFile())
+    .map((entry) => path.relative(directory, path.join(entry.parentPath, entry.name)));
+}
+
+function allDirectories(directory: string): string[] {
+  return fs
+    .readdirSync(directory, {recursive: true, withFileTypes: true})
+    .filter((entry) => entry.isDirectory())
+    .map((entry) => path.relative(directory, path.join(entry.parentPath, entry.name)));
+}
+
+/** A folder outside any data directory, writable by Postgres. */
+export function freshDirectory(name: string): string {
+  fs.mkdirSync(root, {recursive: true});
+  own(root);
+  const directory = path.join(root, `${name}-${process.pid}-${++serial}`);
+  fs.rmSync(directory, {recursive: true, force: true});
+  fs.mkdirSync(directory, {mode: 0o700});
+  own(directory);
+  return directory;
+}
+
+function own(target: string): void {
+  if (user) spawnSync('chown', ['-R', `${user.uid}:${user.gid}`, target]);
+}
+
+function run(name: string, args: readonly string[]): string {
+  const result = spawnSync(path.join(binaries, name), args, {encoding: 'utf8', cwd: '/', ...user});
+  if (result.status !== 0) throw new Error(`${name} failed:\n${result.stdout}\n${result.stderr}`);
+  return result.stdout;
+}
+
+function output(command: string, args: readonly string[]): string {
+  return spawnSync(command, args, {encoding: 'utf8'}).stdout.trim();
+}
+
+function freePort(): Promise<number> {
+  return new Promise((done) => {
+    const server = net.createServer().listen(0, '127.0.0.1', () => {
+      const {port} = server.address() as net.AddressInfo;
+      server.close(() => done(port));
+    });
+  });
+}
