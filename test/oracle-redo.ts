@@ -6,7 +6,8 @@
  *   --quick         small loads, some seconds (part of npm test); without it the whole set, minutes
  *   --rmgr NAME     compare only record types that start with NAME: Hash, Gin, Gist, SPGist, BRIN, Generic, Btree/DEDUP …
  *   --keep DIR      leave base copy and data directory in DIR
- *   --again DIR     no load: verify once more what --keep left in DIR
+ *   --again DIR     no load: verify once more what --keep left in a folder of DIR
+ *   --fuzz          also apply damaged records to damaged pages: nothing but RedoError may come of it
  *   --sql FILE      this SQL file instead of the loads (repeatable)
  */
 import {execFileSync} from 'node:child_process';
@@ -15,7 +16,8 @@ import {tmpdir} from 'node:os';
 import {join} from 'node:path';
 import {parseArgs} from 'node:util';
 import {parseLsn} from '#postgres/lsn.ts';
-import {type Load, fullLoads, quickLoads, sqlLoad} from './oracle/loads.ts';
+import {type Load, fullLoads, hintLoads, imageLoads, quickLoads, sqlLoad} from './oracle/loads.ts';
+import {blockRecordNames, imageOnly} from './oracle/record-names.ts';
 import {report, verify} from './oracle/verify.ts';
 import {PostgresCluster, runTool} from './postgres-cluster.ts';
 
@@ -23,6 +25,7 @@ const {values: options} = parseArgs({
   options: {
     quick: {type: 'boolean', default: false},
     rmgr: {type: 'string'},
+    fuzz: {type: 'boolean', default: false},
     keep: {type: 'string'},
     again: {type: 'string'},
     sql: {type: 'string', multiple: true},
@@ -32,6 +35,8 @@ const {values: options} = parseArgs({
 /** One cluster: its settings, what runs on it. */
 interface Run {
   readonly name: string;
+  /** Folder under --keep. */
+  readonly dir: string;
   readonly settings: Readonly<Record<string, string | number | boolean>>;
   readonly loads: readonly Load[];
   /** Every record type that is seen must be compared (not so where images are applied). */
@@ -54,24 +59,55 @@ const settings = {
   track_commit_timestamp: 'on',
 } as const;
 
+/** The load changes wal_compression as it goes; on the command line it would be fixed. */
+const {wal_compression: _, ...withoutCompression} = settings;
+
 function runs(): Run[] {
-  if (options.sql !== undefined) return [{name: 'given SQL', settings, loads: options.sql.map(sqlLoad), strict: true}];
-  if (options.quick) return [{name: 'quick', settings, loads: quickLoads, strict: true}];
-  return [{name: 'everything', settings, loads: fullLoads, strict: true}];
+  if (options.sql !== undefined)
+    return [{name: 'given SQL', dir: 'sql', settings, loads: options.sql.map(sqlLoad), strict: true}];
+  if (options.quick) return [{name: 'quick', dir: 'quick', settings, loads: quickLoads, strict: true}];
+  return [
+    {name: 'everything, images never applied', dir: 'all', settings, loads: fullLoads, strict: true},
+    {
+      name: 'full_page_writes = on, every wal_compression in turn',
+      dir: 'images',
+      settings: {...withoutCompression, full_page_writes: 'on', wal_level: 'replica'},
+      loads: imageLoads,
+      strict: false,
+    },
+    {
+      name: 'wal_log_hints = on',
+      dir: 'hints',
+      settings: {...settings, wal_log_hints: 'on'},
+      loads: hintLoads,
+      strict: true,
+    },
+  ];
 }
 
+/** What `--keep` leaves for `--again`. */
+interface State {
+  readonly start: string;
+  readonly walLogHints: boolean;
+  readonly strict: boolean;
+}
+
+const seen = new Set<string>();
+const totals = {records: 0, compared: 0, equal: 0, different: 0};
+
 async function main(): Promise<boolean> {
-  if (options.again !== undefined) return check(options.again, undefined);
+  if (options.again !== undefined) return check(options.again);
   let good = true;
   for (const run of runs()) {
-    const dir = options.keep ?? mkdtempSync(join(tmpdir(), 'pagoda-oracle-'));
+    const dir =
+      options.keep === undefined ? mkdtempSync(join(tmpdir(), 'pagoda-oracle-')) : join(options.keep, run.dir);
     try {
       good = (await load(run, dir)) && good;
     } finally {
       if (options.keep === undefined) rmSync(dir, {recursive: true, force: true});
     }
   }
-  return good;
+  return options.quick || options.sql !== undefined ? good : coverage() && good;
 }
 
 /** Makes a cluster in `dir`, keeps a copy of it as the base, runs the loads, stops it, and verifies its WAL. */
@@ -94,25 +130,39 @@ async function load(run: Run, dir: string): Promise<boolean> {
     console.log(`-- ${step.name}: ${((performance.now() - began) / 1000).toFixed(1)} s`);
   }
   await cluster.stop('fast');
-  return check(dir, options.rmgr);
+  return check(dir);
 }
 
-function check(dir: string, only: string | undefined = options.rmgr): boolean {
-  const state = JSON.parse(readFileSync(join(dir, 'oracle.json'), 'utf8')) as {
-    start: string;
-    walLogHints: boolean;
-    strict: boolean;
-  };
+/** Verifies what `dir` holds. */
+function check(dir: string): boolean {
+  const state = JSON.parse(readFileSync(join(dir, 'oracle.json'), 'utf8')) as State;
   const began = performance.now();
   const result = verify({
     base: join(dir, 'base'),
     walDirectory: join(dir, 'data', 'pg_wal'),
     startLsn: parseLsn(state.start),
     walLogHints: state.walLogHints,
-    only,
+    only: options.rmgr,
+    fuzz: options.fuzz,
   });
   console.log(`-- verified in ${((performance.now() - began) / 1000).toFixed(1)} s`);
-  return report(result, (line) => console.log(line), only);
+  for (const [name, count] of result.types) {
+    if (count.compared > 0 || (count.blocks > 0 && imageOnly.has(name))) seen.add(name.replace('+INIT', ''));
+    totals.records += count.records;
+    totals.compared += count.compared;
+    totals.equal += count.equal;
+    totals.different += count.different;
+  }
+  return report(result, {print: (line) => console.log(line), only: options.rmgr, strict: state.strict});
+}
+
+/** The whole set must reach every record type that carries blocks. Answers whether it did. */
+function coverage(): boolean {
+  const missing = blockRecordNames.filter((name) => !seen.has(name));
+  console.log(`== all runs: ${seen.size} record types with blocks, ${totals.records} records`);
+  if (missing.length > 0) console.log(`never seen: ${missing.join(', ')}`);
+  console.log(`${totals.compared} compared, ${totals.equal} equal, ${totals.different} different`);
+  return missing.length === 0;
 }
 
 process.exitCode = (await main()) ? 0 : 1;
