@@ -9,18 +9,21 @@ export class ByteWriter {
   #length = 0;
 
   u8(value: number): this {
-    this.#buffer.writeUInt8(value, this.#grow(1));
+    const at = this.#grow(1); // first: it may replace the buffer
+    this.#buffer.writeUInt8(value, at);
     return this;
   }
 
   u32(value: number): this {
-    this.#buffer.writeUInt32LE(value, this.#grow(4));
+    const at = this.#grow(4);
+    this.#buffer.writeUInt32LE(value, at);
     return this;
   }
 
   /** A whole number up to 2^53 in eight bytes. */
   u64(value: number): this {
-    writeLsn64(this.#buffer, this.#grow(8), value as Lsn);
+    const at = this.#grow(8);
+    writeLsn64(this.#buffer, at, value as Lsn);
     return this;
   }
 
@@ -28,7 +31,8 @@ export class ByteWriter {
   text(value: string): this {
     const bytes = Buffer.from(value, 'utf8');
     this.u32(bytes.length);
-    bytes.copy(this.#buffer, this.#grow(bytes.length));
+    const at = this.#grow(bytes.length);
+    bytes.copy(this.#buffer, at);
     return this;
   }
 
