@@ -1,0 +1,225 @@
+/** Rows → objects of API v2. What has no value is left out: clients stumble over null (neon-api.md §1.3). */
+import {formatTime} from '#runtime/time-format.ts';
+import {formatLsn, type Lsn} from '#control/lsn.ts';
+import type {ControlConfig} from '#control/config.ts';
+import type {ApiKeyTable, BranchTable, DatabaseTable, EndpointTable, OperationTable, OrganizationTable, ProjectTable, RoleTable} from '#control/store/schema.ts';
+
+const provisioner = 'k8s-neonvm';
+const platformId = 'pagoda';
+const creationSource = 'console';
+
+/** The object without keys that have no value. */
+function present(fields: Record<string, unknown>): Record<string, unknown> {
+  return Object.fromEntries(Object.entries(fields).filter(([, value]) => value !== undefined && value !== null));
+}
+
+function time(timeMs: number | null): string | undefined {
+  return timeMs === null ? undefined : formatTime(timeMs);
+}
+
+/** Start and end of the present month, UTC. */
+function consumptionPeriod(nowMs: number): {start: string; end: string} {
+  const [year, month] = formatTime(nowMs).split('-').map(Number) as [number, number];
+  const first = (y: number, m: number): string => `${y}-${String(m).padStart(2, '0')}-01T00:00:00Z`;
+  return {start: first(year, month), end: month === 12 ? first(year + 1, 1) : first(year, month + 1)};
+}
+
+export class Views {
+  readonly #config: Pick<ControlConfig, 'regionId' | 'proxy'>;
+
+  constructor(config: Pick<ControlConfig, 'regionId' | 'proxy'>) {
+    this.#config = config;
+  }
+
+  get #proxyHost(): string {
+    const proxy = this.#config.proxy;
+    return proxy === undefined ? 'localhost' : `${proxy.domain}:${proxy.port}`;
+  }
+
+  /** `<endpoint>.<domain>:<port>`: its first label is the endpoint's id, once, from which clients derive other names. */
+  endpointHost(endpointId: string): string {
+    return `${endpointId}.${this.#proxyHost}`;
+  }
+
+  project(project: ProjectTable, nowMs: number): Record<string, unknown> {
+    const period = consumptionPeriod(nowMs);
+    return {
+      ...this.#projectCommon(project),
+      data_storage_bytes_hour: 0,
+      data_transfer_bytes: 0,
+      written_data_bytes: 0,
+      compute_time_seconds: 0,
+      active_time_seconds: 0,
+      consumption_period_start: period.start,
+      consumption_period_end: period.end,
+    };
+  }
+
+  projectListItem(project: ProjectTable, organization: OrganizationTable | undefined): Record<string, unknown> {
+    return present({...this.#projectCommon(project), active_time: 0, org_name: organization?.name});
+  }
+
+  #projectCommon(project: ProjectTable): Record<string, unknown> {
+    return {
+      id: project.id,
+      name: project.name,
+      platform_id: platformId,
+      region_id: project.region_id,
+      pg_version: project.pg_version,
+      org_id: project.organization_id,
+      owner_id: project.owner_id,
+      provisioner,
+      proxy_host: this.#proxyHost,
+      settings: {allowed_ips: {ips: [], protected_branches_only: false}, enable_logical_replication: false, ...(JSON.parse(project.settings) as object)},
+      default_endpoint_settings: JSON.parse(project.default_endpoint_settings) as object,
+      store_passwords: project.store_passwords === 1,
+      history_retention_seconds: project.history_retention_seconds,
+      branch_logical_size_limit: 0,
+      branch_logical_size_limit_bytes: 0,
+      cpu_used_sec: 0,
+      creation_source: creationSource,
+      created_at: formatTime(project.created_at),
+      updated_at: formatTime(project.updated_at),
+    };
+  }
+
+  branch(branch: BranchTable, logicalSizeBytes?: number): Record<string, unknown> {
+    return present({
+      id: branch.id,
+      project_id: branch.project_id,
+      parent_id: branch.parent_id,
+      parent_lsn: branch.parent_lsn === null ? undefined : formatLsn(branch.parent_lsn as Lsn),
+      parent_timestamp: time(branch.parent_timestamp),
+      name: branch.name,
+      current_state: branch.state,
+      pending_state: branch.pending_state,
+      state_changed_at: formatTime(branch.state_changed_at),
+      logical_size: logicalSizeBytes,
+      creation_source: branch.creation_source,
+      primary: branch.is_default === 1,
+      default: branch.is_default === 1,
+      protected: branch.protected === 1,
+      init_source: branch.parent_id === null ? undefined : branch.init_source,
+      cpu_used_sec: 0,
+      compute_time_seconds: 0,
+      active_time_seconds: 0,
+      written_data_bytes: 0,
+      data_transfer_bytes: 0,
+      created_at: formatTime(branch.created_at),
+      updated_at: formatTime(branch.updated_at),
+      expires_at: time(branch.expires_at),
+      ttl_interval_seconds: branch.expires_at === null ? undefined : Math.max(0, Math.round((branch.expires_at - branch.created_at) / 1000)),
+      last_reset_at: time(branch.last_reset_at),
+    });
+  }
+
+  endpoint(endpoint: EndpointTable): Record<string, unknown> {
+    return present({
+      host: this.endpointHost(endpoint.id),
+      id: endpoint.id,
+      name: endpoint.name,
+      project_id: endpoint.project_id,
+      branch_id: endpoint.branch_id,
+      autoscaling_limit_min_cu: endpoint.autoscaling_limit_min_cu,
+      autoscaling_limit_max_cu: endpoint.autoscaling_limit_max_cu,
+      region_id: this.#config.regionId,
+      type: endpoint.type,
+      current_state: endpoint.current_state,
+      pending_state: endpoint.pending_state,
+      settings: JSON.parse(endpoint.settings) as object,
+      pooler_enabled: endpoint.pooler_enabled === 1,
+      pooler_mode: 'transaction',
+      disabled: endpoint.disabled === 1,
+      passwordless_access: false,
+      last_active: time(endpoint.last_active),
+      creation_source: creationSource,
+      created_at: formatTime(endpoint.created_at),
+      updated_at: formatTime(endpoint.updated_at),
+      started_at: time(endpoint.started_at),
+      suspended_at: time(endpoint.suspended_at),
+      proxy_host: this.#proxyHost,
+      suspend_timeout_seconds: endpoint.suspend_timeout_seconds,
+      provisioner,
+    });
+  }
+
+  operation(operation: OperationTable): Record<string, unknown> {
+    return present({
+      id: operation.id,
+      project_id: operation.project_id,
+      branch_id: operation.branch_id,
+      endpoint_id: operation.endpoint_id,
+      action: operation.action,
+      status: operation.status,
+      error: operation.error,
+      failures_count: operation.failures_count,
+      retry_at: time(operation.retry_at),
+      created_at: formatTime(operation.created_at),
+      updated_at: formatTime(operation.updated_at),
+      total_duration_ms: (operation.finished_at ?? operation.updated_at) - operation.created_at,
+    });
+  }
+
+  role(role: RoleTable, password?: string): Record<string, unknown> {
+    return present({
+      branch_id: role.branch_id,
+      name: role.name,
+      password,
+      protected: role.protected === 1,
+      created_at: formatTime(role.created_at),
+      updated_at: formatTime(role.updated_at),
+    });
+  }
+
+  database(database: DatabaseTable): Record<string, unknown> {
+    return {
+      id: database.id,
+      branch_id: database.branch_id,
+      name: database.name,
+      owner_name: database.owner_name,
+      created_at: formatTime(database.created_at),
+      updated_at: formatTime(database.updated_at),
+    };
+  }
+
+  organization(organization: OrganizationTable): Record<string, unknown> {
+    return {
+      id: organization.id,
+      name: organization.name,
+      handle: organization.handle,
+      plan: 'free',
+      created_at: formatTime(organization.created_at),
+      updated_at: formatTime(organization.updated_at),
+      managed_by: 'console',
+      allow_hipaa_projects: false,
+      require_mfa: false,
+    };
+  }
+
+  apiKey(key: ApiKeyTable, userName: string): Record<string, unknown> {
+    return present({
+      id: key.id,
+      name: key.name,
+      created_at: formatTime(key.created_at),
+      created_by: {id: key.user_id, name: userName, image: ''},
+      last_used_at: time(key.last_used_at),
+      last_used_from_addr: '',
+      project_id: key.project_id,
+    });
+  }
+
+  /** The host and the pooled host stand literally inside the URI: clients replace one by the other. */
+  connection(options: {endpointId: string; role: string; password: string | undefined; database: string; address?: string}): {
+    connection_uri: string;
+    connection_parameters: Record<string, unknown>;
+  } {
+    const {endpointId, role, password, database} = options;
+    const host = options.address ?? this.endpointHost(endpointId);
+    const user = encodeURIComponent(role) + (password === undefined ? '' : `:${encodeURIComponent(password)}`);
+    const parameters = options.address === undefined ? '?sslmode=require&channel_binding=require' : '';
+    return {
+      connection_uri: `postgresql://${user}@${host}/${encodeURIComponent(database)}${parameters}`,
+      connection_parameters: present({database, password, role, host, pooler_host: options.address ?? host.replace(endpointId, `${endpointId}-pooler`)}),
+    };
+  }
+}

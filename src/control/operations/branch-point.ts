@@ -1,0 +1,67 @@
+/** Where a branch's committed WAL ends, as a quorum of its safekeepers knows it. */
+import type {Clock} from '#runtime/clock.ts';
+import type {Lsn} from '#control/lsn.ts';
+import type {SafekeeperStatus, StorageClients} from '#control/storage-client.ts';
+
+/** `committed` is known to be; up to `acknowledged` the quorum has it on disk, and commits follow within a heartbeat. */
+export interface CommittedPosition {
+  readonly committed: Lsn;
+  readonly acknowledged: Lsn;
+}
+
+/**
+ * A commit is acknowledged to the client when a quorum flushed it, and the safekeepers hear of that a moment later. "Now" must
+ * contain everything that was acknowledged before it was asked for, so it is what a quorum has flushed in the newest term.
+ */
+export function committedPosition(statuses: readonly (SafekeeperStatus | undefined)[]): CommittedPosition | undefined {
+  const quorum = Math.floor(statuses.length / 2) + 1;
+  const known = statuses.filter((status) => status !== undefined);
+  if (known.length < quorum) return undefined;
+  const committed = known.reduce<number>((most, status) => Math.max(most, status.commitLsn), 0) as Lsn;
+  const term = Math.max(...known.map((status) => status.term));
+  const flushed = known
+    .filter((status) => status.term === term)
+    .map((status) => status.flushLsn)
+    .sort((a, b) => b - a);
+  const acknowledged = Math.max(committed, flushed[quorum - 1] ?? 0) as Lsn;
+  return {committed, acknowledged};
+}
+
+/** Asks all safekeepers of a timeline; throws when fewer than a quorum answer. */
+export async function readCommittedPosition(storage: StorageClients, nodeIds: readonly number[], tenantId: string, timelineId: string): Promise<CommittedPosition> {
+  const statuses = await Promise.all(nodeIds.map((nodeId) => storage.safekeeper(nodeId).status(tenantId, timelineId).catch(() => undefined)));
+  const position = committedPosition(statuses);
+  if (!position)
+    throw new Error(`only ${statuses.filter(Boolean).length} of ${nodeIds.length} safekeepers of timeline ${timelineId} (tenant ${tenantId}) answer; a quorum is needed to know what is committed`);
+  return position;
+}
+
+const pollMs = 50;
+/** A flushed tail of a compute that died may never be committed: then what is surely committed must do. */
+const acknowledgedMsMax = 3000;
+const committedMsMax = 60_000;
+
+/** Waits until the pageserver can serve "now"; answers that LSN. */
+export async function waitForNow(options: {
+  readonly storage: StorageClients;
+  readonly clock: Clock;
+  readonly position: CommittedPosition;
+  readonly pageserverId: number;
+  readonly tenantId: string;
+  readonly timelineId: string;
+}): Promise<Lsn> {
+  const {storage, clock, position, tenantId, timelineId} = options;
+  const started = clock.monotonicMs();
+  for (;;) {
+    const info = await storage.pageserver(options.pageserverId).timeline(tenantId, timelineId);
+    const reached = info?.lastRecordLsn ?? 0;
+    if (reached >= position.acknowledged) return position.acknowledged;
+    const waitedMs = clock.monotonicMs() - started;
+    if (waitedMs > acknowledgedMsMax && reached >= position.committed) return position.committed;
+    if (waitedMs > committedMsMax)
+      throw new Error(
+        `the pageserver has not reached the committed WAL of timeline ${timelineId} (tenant ${tenantId}) within ${committedMsMax / 1000} s${info?.ingestError === undefined ? '' : `: ${info.ingestError}`}`,
+      );
+    await clock.sleep(pollMs);
+  }
+}

@@ -1,0 +1,413 @@
+/** The plans: each kind of operation step by step. See plan.ts for the rules. */
+import type {Clock} from '#runtime/clock.ts';
+import type {Log} from '#runtime/log.ts';
+import type {Bootstrap} from '#control/bootstrap.ts';
+import type {ComputeLauncher, ComputeSpec} from '#control/launcher.ts';
+import {alignDown, type Lsn} from '#control/lsn.ts';
+import {readCommittedPosition, waitForNow} from '#control/operations/branch-point.ts';
+import {PermanentError, type Plan, SkippedError, type Step, type StepContext} from '#control/operations/plan.ts';
+import type {StorageClients} from '#control/storage-client.ts';
+import type {BranchTable, EndpointTable, ProjectTable, Store, StoreTransaction} from '#control/store/schema.ts';
+
+export interface PlanContext {
+  readonly store: Store;
+  readonly storage: StorageClients;
+  readonly launcher: ComputeLauncher;
+  readonly bootstrap: Bootstrap;
+  readonly clock: Clock;
+  readonly log: Log;
+  /** A token for one compute: pageserver, safekeepers, and control for the next token. */
+  readonly mintComputeToken: (tenantId: string, timelineId: string) => Promise<string>;
+  readonly tokenRefreshUrl: string;
+}
+
+/** PG_VERSION_NUM of a major version's first release: what storage compares majors by. */
+function pgVersionNumber(major: number): number {
+  return major * 10_000;
+}
+
+export function makePlans(context: PlanContext): Plan[] {
+  return [
+    createRootPlan(context),
+    createBranchPlan(context),
+    startComputePlan(context),
+    suspendComputePlan(context),
+    applyConfigPlan(context),
+    deleteBranchPlan(context),
+    deleteProjectPlan(context),
+  ];
+}
+
+interface Where {
+  readonly project: ProjectTable;
+  readonly branch: BranchTable;
+  readonly pageserverId: number;
+  readonly generation: number;
+  readonly safekeepers: readonly number[];
+}
+
+async function whereIs(store: Store, branchId: string | null): Promise<Where> {
+  const branch = await store
+    .selectFrom('branches')
+    .selectAll()
+    .where('id', '=', branchId ?? '')
+    .executeTakeFirstOrThrow();
+  const project = await store.selectFrom('projects').selectAll().where('id', '=', branch.project_id).executeTakeFirstOrThrow();
+  const attachment = await store.selectFrom('attachments').selectAll().where('tenant_id', '=', project.tenant_id).executeTakeFirstOrThrow();
+  return {
+    project,
+    branch,
+    pageserverId: attachment.pageserver_id,
+    generation: attachment.generation,
+    safekeepers: JSON.parse(branch.safekeepers) as number[],
+  };
+}
+
+/** Safekeepers hold the branch's WAL from `state.lsn` on; then the pageserver is told where to get it. */
+function safekeeperSteps({store, storage}: PlanContext): Step[] {
+  const nodes = (where: Where): StorageClients['safekeepers'] => storage.safekeepers.filter((node) => where.safekeepers.includes(node.nodeId));
+  return [
+    {
+      name: 'create-safekeeper-timelines',
+      async effect({operation, state}) {
+        const where = await whereIs(store, operation.branch_id);
+        await Promise.all(
+          where.safekeepers.map((nodeId) =>
+            storage.safekeeper(nodeId).createTimeline({
+              tenantId: where.project.tenant_id,
+              timelineId: where.branch.timeline_id,
+              systemId: where.project.system_id,
+              pgVersion: pgVersionNumber(where.project.pg_version),
+              startLsn: state['lsn'] as Lsn,
+              members: nodes(where),
+            }),
+          ),
+        );
+        return undefined;
+      },
+    },
+    {
+      name: 'tell-pageserver',
+      async effect({operation}) {
+        const where = await whereIs(store, operation.branch_id);
+        await storage.pageserver(where.pageserverId).setSafekeepers(where.project.tenant_id, where.branch.timeline_id, nodes(where));
+        return undefined;
+      },
+      async record(trx, {operation, nowMs}) {
+        await trx
+          .updateTable('branches')
+          .set({state: 'ready', pending_state: null, state_changed_at: nowMs, updated_at: nowMs})
+          .where('id', '=', operation.branch_id!)
+          .execute();
+      },
+    },
+  ];
+}
+
+function createRootPlan(context: PlanContext): Plan {
+  const {store, storage, bootstrap} = context;
+  return {
+    kind: 'create_root',
+    steps: [
+      {
+        name: 'attach',
+        async effect({operation}) {
+          const where = await whereIs(store, operation.branch_id);
+          await storage.pageserver(where.pageserverId).attachTenant(where.project.tenant_id, where.generation);
+          return undefined;
+        },
+      },
+      {
+        name: 'create-timeline',
+        async effect({operation}) {
+          const {project, branch, pageserverId} = await whereIs(store, operation.branch_id);
+          await storage.pageserver(pageserverId).createTimeline(project.tenant_id, branch.timeline_id, pgVersionNumber(project.pg_version), {kind: 'import'});
+          return undefined;
+        },
+      },
+      {
+        name: 'import',
+        async effect({operation}) {
+          const {project, branch, pageserverId} = await whereIs(store, operation.branch_id);
+          const body = await bootstrap.dataDirectory(project.system_id);
+          return {lsn: await storage.pageserver(pageserverId).importTimeline(project.tenant_id, branch.timeline_id, body)};
+        },
+      },
+      ...safekeeperSteps(context),
+    ],
+  };
+}
+
+/** State in: `lsn?` (asked for) or `timestamp?` (ISO), neither = now. */
+function createBranchPlan(context: PlanContext): Plan {
+  const {store, storage, clock} = context;
+  return {
+    kind: 'create_branch',
+    steps: [
+      {
+        name: 'choose-lsn',
+        async effect({operation, state}) {
+          const {branch} = await whereIs(store, operation.branch_id);
+          const parent = await whereIs(store, branch.parent_id);
+          return {lsn: alignDown(await chooseBranchPoint(context, parent, state))};
+        },
+        async record(trx, {operation, state, nowMs}) {
+          await trx
+            .updateTable('branches')
+            .set({parent_lsn: state['lsn'] as number, updated_at: nowMs})
+            .where('id', '=', operation.branch_id!)
+            .execute();
+        },
+      },
+      {
+        name: 'create-timeline',
+        async effect({operation, state}) {
+          const {project, branch, pageserverId} = await whereIs(store, operation.branch_id);
+          const parent = await whereIs(store, branch.parent_id);
+          await storage.pageserver(pageserverId).createTimeline(project.tenant_id, branch.timeline_id, pgVersionNumber(project.pg_version), {
+            kind: 'branch',
+            ancestorTimelineId: parent.branch.timeline_id,
+            ancestorLsn: state['lsn'] as Lsn,
+          });
+          return undefined;
+        },
+      },
+      ...safekeeperSteps(context),
+    ],
+    async onFailed(trx, {operation, nowMs}) {
+      await forgetBranch(trx, operation.branch_id!, nowMs);
+    },
+  };
+
+  async function chooseBranchPoint({log}: PlanContext, parent: Where, state: StepContext['state']): Promise<Lsn> {
+    const {tenant_id: tenantId} = parent.project;
+    const {timeline_id: timelineId} = parent.branch;
+    const position = await readCommittedPosition(storage, parent.safekeepers, tenantId, timelineId);
+    if (typeof state['lsn'] === 'number') {
+      if (state['lsn'] > position.acknowledged) throw new PermanentError('the parent branch has not reached this LSN');
+      return waitForNow({storage, clock, position: {committed: state['lsn'] as Lsn, acknowledged: state['lsn'] as Lsn}, pageserverId: parent.pageserverId, tenantId, timelineId});
+    }
+    const now = await waitForNow({storage, clock, position, pageserverId: parent.pageserverId, tenantId, timelineId});
+    if (typeof state['timestamp'] !== 'string') return now;
+    const answer = await storage.pageserver(parent.pageserverId).lsnByTimestamp(tenantId, timelineId, state['timestamp']);
+    log.info('branch point by timestamp', {tenant: tenantId, timeline: timelineId, timestamp: state['timestamp'], kind: answer.kind});
+    // Nothing was committed after that time: the newest state is the state of then.
+    if (answer.kind === 'future' || answer.kind === 'nodata') return now;
+    if (answer.kind === 'past') throw new PermanentError('the timestamp lies before the beginning of the parent branch, or before its history window');
+    return answer.lsn ?? now;
+  }
+}
+
+/** What the compute of an endpoint shall run, with the catalog version that it brings the branch to. */
+export async function buildSpec(context: PlanContext, endpoint: EndpointTable): Promise<{spec: ComputeSpec; catalogVersion: number}> {
+  const {store, storage} = context;
+  const where = await whereIs(store, endpoint.branch_id);
+  const {project, branch} = where;
+  const roles = await store.selectFrom('roles').selectAll().where('branch_id', '=', branch.id).orderBy('name').execute();
+  const databases = await store.selectFrom('databases').selectAll().where('branch_id', '=', branch.id).orderBy('id').execute();
+  const dropped = await store.selectFrom('dropped_objects').selectAll().where('branch_id', '=', branch.id).execute();
+  const pageserver = storage.pageservers.find((node) => node.nodeId === where.pageserverId);
+  if (!pageserver) throw new Error(`the configuration of the control plane has no pageserver ${where.pageserverId}, but project ${project.id} lives there`);
+  const settings = JSON.parse(endpoint.settings) as {pg_settings?: Record<string, string>};
+  const spec: ComputeSpec = {
+    tenantId: project.tenant_id,
+    timelineId: branch.timeline_id,
+    projectId: project.id,
+    branchId: branch.id,
+    endpointId: endpoint.id,
+    mode: 'primary',
+    pgVersion: pgVersionNumber(project.pg_version),
+    systemId: project.system_id,
+    pageserver: {host: pageserver.host, port: pageserver.port, httpPort: pageserver.httpPort},
+    safekeepers: storage.safekeepers.filter((node) => where.safekeepers.includes(node.nodeId)).map(({nodeId, host, port}) => ({nodeId, host, port})),
+    token: await context.mintComputeToken(project.tenant_id, branch.timeline_id),
+    tokenRefreshUrl: context.tokenRefreshUrl,
+    roles: roles.map((role) => ({
+      name: role.name,
+      ...(role.scram_verifier === null ? {} : {scramVerifier: role.scram_verifier}),
+      canLogin: role.no_login === 0,
+    })),
+    databases: databases.map(({name, owner_name}) => ({name, owner: owner_name})),
+    droppedRoles: dropped.filter((d) => d.kind === 'role').map((d) => d.name),
+    droppedDatabases: dropped.filter((d) => d.kind === 'database').map((d) => d.name),
+    alreadyApplied: branch.catalog_applied === branch.catalog_version,
+    settings: settings.pg_settings ?? {},
+  };
+  return {spec, catalogVersion: branch.catalog_version};
+}
+
+/** The branch's catalog now holds everything up to this version. */
+async function recordCatalogApplied(trx: StoreTransaction, branchId: string, version: number): Promise<void> {
+  await trx.updateTable('branches').set({catalog_applied: version}).where('id', '=', branchId).where('catalog_applied', '<', version).execute();
+  await trx.deleteFrom('dropped_objects').where('branch_id', '=', branchId).where('version', '<=', version).execute();
+}
+
+async function liveEndpoint(store: Store, endpointId: string | null): Promise<EndpointTable> {
+  const endpoint = await store
+    .selectFrom('endpoints')
+    .selectAll()
+    .where('id', '=', endpointId ?? '')
+    .where('deleted_at', 'is', null)
+    .executeTakeFirst();
+  if (!endpoint) throw new SkippedError(`endpoint ${endpointId} is gone`);
+  return endpoint;
+}
+
+function startComputePlan(context: PlanContext): Plan {
+  const {store, launcher} = context;
+  return {
+    kind: 'start_compute',
+    failuresMax: 3,
+    steps: [
+      {
+        name: 'start',
+        async effect({operation}) {
+          const endpoint = await liveEndpoint(store, operation.endpoint_id);
+          const branch = await store.selectFrom('branches').selectAll().where('id', '=', endpoint.branch_id).executeTakeFirstOrThrow();
+          if (branch.deleted_at !== null) throw new SkippedError(`branch ${branch.id} is gone`);
+          if (branch.state !== 'ready') throw new PermanentError(`branch ${branch.id} is not ready (${branch.state})`);
+          const {spec, catalogVersion} = await buildSpec(context, endpoint);
+          await launcher.start(spec);
+          return {catalogVersion, branchId: branch.id};
+        },
+        async record(trx, {operation, state, nowMs}) {
+          await trx
+            .updateTable('endpoints')
+            .set({current_state: 'active', pending_state: null, started_at: nowMs, last_active: nowMs, updated_at: nowMs})
+            .where('id', '=', operation.endpoint_id!)
+            .execute();
+          await recordCatalogApplied(trx, state['branchId'] as string, state['catalogVersion'] as number);
+        },
+      },
+    ],
+    async onFailed(trx, {operation, nowMs}) {
+      await setIdle(trx, operation.endpoint_id!, nowMs);
+    },
+  };
+}
+
+function suspendComputePlan({launcher}: PlanContext): Plan {
+  return {
+    kind: 'suspend_compute',
+    steps: [
+      {
+        name: 'stop',
+        async effect({operation}) {
+          await launcher.stop(operation.endpoint_id!);
+          return undefined;
+        },
+        async record(trx, {operation, nowMs}) {
+          await setIdle(trx, operation.endpoint_id!, nowMs);
+        },
+      },
+    ],
+  };
+}
+
+/** Brings roles and databases into a running compute; a stopped one gets them at its next start. */
+function applyConfigPlan(context: PlanContext): Plan {
+  const {store, launcher} = context;
+  return {
+    kind: 'apply_config',
+    failuresMax: 5,
+    steps: [
+      {
+        name: 'configure',
+        async effect({operation}) {
+          const endpoint = await liveEndpoint(store, operation.endpoint_id);
+          if ((await launcher.find(endpoint.id)) === undefined) return {};
+          const {spec, catalogVersion} = await buildSpec(context, endpoint);
+          await launcher.configure(spec);
+          return {catalogVersion, branchId: endpoint.branch_id};
+        },
+        async record(trx, {state}) {
+          if (typeof state['catalogVersion'] === 'number') await recordCatalogApplied(trx, state['branchId'] as string, state['catalogVersion']);
+        },
+      },
+    ],
+  };
+}
+
+function deleteBranchPlan(context: PlanContext): Plan {
+  const {store} = context;
+  return {
+    kind: 'delete_branch',
+    steps: [
+      {
+        name: 'stop-computes',
+        async effect({operation}) {
+          await stopComputes(context, [operation.branch_id!]);
+          return undefined;
+        },
+      },
+      {
+        name: 'delete-timelines',
+        async effect({operation}) {
+          await deleteTimelines(context, await whereIs(store, operation.branch_id));
+          return undefined;
+        },
+      },
+    ],
+  };
+}
+
+function deleteProjectPlan(context: PlanContext): Plan {
+  const {store, storage} = context;
+  const branchIds = async (projectId: string): Promise<string[]> =>
+    // Children before parents: a timeline with children cannot go.
+    (await store.selectFrom('branches').select('id').where('project_id', '=', projectId).orderBy('created_at', 'desc').orderBy('id').execute()).map((b) => b.id);
+  return {
+    kind: 'delete_project',
+    steps: [
+      {
+        name: 'stop-computes',
+        async effect({operation}) {
+          await stopComputes(context, await branchIds(operation.project_id));
+          return undefined;
+        },
+      },
+      {
+        name: 'delete-timelines',
+        async effect({operation}) {
+          for (const branchId of await branchIds(operation.project_id)) await deleteTimelines(context, await whereIs(store, branchId));
+          return undefined;
+        },
+      },
+      {
+        name: 'detach',
+        async effect({operation}) {
+          const project = await store.selectFrom('projects').selectAll().where('id', '=', operation.project_id).executeTakeFirstOrThrow();
+          const attachment = await store.selectFrom('attachments').selectAll().where('tenant_id', '=', project.tenant_id).executeTakeFirst();
+          if (attachment) await storage.pageserver(attachment.pageserver_id).detachTenant(project.tenant_id);
+          return {tenantId: project.tenant_id};
+        },
+      },
+    ],
+  };
+}
+
+async function stopComputes({store, launcher}: PlanContext, branchIds: readonly string[]): Promise<void> {
+  const endpoints = await store.selectFrom('endpoints').select('id').where('branch_id', 'in', branchIds).execute();
+  for (const {id} of endpoints) await launcher.stop(id);
+}
+
+async function deleteTimelines({storage}: PlanContext, where: Where): Promise<void> {
+  const {tenant_id: tenantId} = where.project;
+  const {timeline_id: timelineId} = where.branch;
+  await storage.pageserver(where.pageserverId).deleteTimeline(tenantId, timelineId);
+  await Promise.all(where.safekeepers.map((nodeId) => storage.safekeeper(nodeId).deleteTimeline(tenantId, timelineId)));
+}
+
+async function setIdle(trx: StoreTransaction, endpointId: string, nowMs: number): Promise<void> {
+  await trx
+    .updateTable('endpoints')
+    .set({current_state: 'idle', pending_state: null, suspended_at: nowMs, updated_at: nowMs})
+    .where('id', '=', endpointId)
+    .execute();
+}
+
+/** The branch and what hangs on it disappear from the API; ids stay used. */
+export async function forgetBranch(trx: StoreTransaction, branchId: string, nowMs: number): Promise<void> {
+  await trx.updateTable('branches').set({deleted_at: nowMs, updated_at: nowMs}).where('id', '=', branchId).execute();
+  await trx.updateTable('endpoints').set({deleted_at: nowMs, updated_at: nowMs}).where('branch_id', '=', branchId).where('deleted_at', 'is', null).execute();
+}

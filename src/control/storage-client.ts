@@ -1,0 +1,242 @@
+/** What the control plane asks of pageservers and safekeepers. */
+import type {TokenIssuer} from '#wire/auth.ts';
+import {requestJson, requestStream} from '#runtime/http.ts';
+import type {PageserverNode, SafekeeperNode} from '#control/config.ts';
+import {formatLsn, type Lsn, parseLsn} from '#control/lsn.ts';
+import {PermanentError} from '#control/operations/plan.ts';
+
+export type TimelineMode = {readonly kind: 'import'} | {readonly kind: 'branch'; readonly ancestorTimelineId: string; readonly ancestorLsn: Lsn};
+
+export interface TimelineInfo {
+  readonly state: string;
+  /** WAL up to here is ingested and can be read. */
+  readonly lastRecordLsn: Lsn;
+  readonly ancestorTimelineId?: string;
+  readonly ancestorLsn?: Lsn;
+  readonly logicalSizeBytes?: number;
+  readonly ingestError?: string;
+}
+
+export interface SafekeeperStatus {
+  readonly term: number;
+  readonly flushLsn: Lsn;
+  readonly commitLsn: Lsn;
+}
+
+export type TimestampAnswer = {readonly kind: 'present' | 'future' | 'past' | 'nodata'; readonly lsn?: Lsn};
+
+/** Every call may be repeated: creating what exists and deleting what is gone succeed. */
+export interface PageserverClient {
+  attachTenant(tenantId: string, generation: number): Promise<void>;
+  detachTenant(tenantId: string): Promise<void>;
+  createTimeline(tenantId: string, timelineId: string, pgVersion: number, mode: TimelineMode): Promise<void>;
+  /** Streams the first pages in; answers the LSN where the branch's WAL begins. */
+  importTimeline(tenantId: string, timelineId: string, body: AsyncIterable<Buffer>): Promise<Lsn>;
+  /** undefined: there is no such timeline. */
+  timeline(tenantId: string, timelineId: string): Promise<TimelineInfo | undefined>;
+  lsnByTimestamp(tenantId: string, timelineId: string, timestamp: string): Promise<TimestampAnswer>;
+  setSafekeepers(tenantId: string, timelineId: string, safekeepers: readonly SafekeeperNode[]): Promise<void>;
+  deleteTimeline(tenantId: string, timelineId: string): Promise<void>;
+}
+
+export interface NewSafekeeperTimeline {
+  readonly tenantId: string;
+  readonly timelineId: string;
+  readonly systemId: string;
+  readonly pgVersion: number;
+  readonly startLsn: Lsn;
+  readonly members: readonly SafekeeperNode[];
+}
+
+export interface SafekeeperClient {
+  createTimeline(timeline: NewSafekeeperTimeline): Promise<void>;
+  status(tenantId: string, timelineId: string): Promise<SafekeeperStatus | undefined>;
+  deleteTimeline(tenantId: string, timelineId: string): Promise<void>;
+}
+
+export interface StorageClients {
+  readonly pageservers: readonly PageserverNode[];
+  readonly safekeepers: readonly SafekeeperNode[];
+  /** Throws when the configuration names no such node. */
+  pageserver(nodeId: number): PageserverClient;
+  safekeeper(nodeId: number): SafekeeperClient;
+}
+
+export class HttpStorageClients implements StorageClients {
+  readonly pageservers: readonly PageserverNode[];
+  readonly safekeepers: readonly SafekeeperNode[];
+  readonly #issuer: TokenIssuer;
+
+  constructor(options: {pageservers: readonly PageserverNode[]; safekeepers: readonly SafekeeperNode[]; issuer: TokenIssuer}) {
+    this.pageservers = options.pageservers;
+    this.safekeepers = options.safekeepers;
+    this.#issuer = options.issuer;
+  }
+
+  pageserver(nodeId: number): PageserverClient {
+    return new HttpPageserver(new NodeHttp(nodeById(this.pageservers, nodeId, 'pageserver'), 'pageserver', this.#issuer));
+  }
+
+  safekeeper(nodeId: number): SafekeeperClient {
+    return new HttpSafekeeper(new NodeHttp(nodeById(this.safekeepers, nodeId, 'safekeeper'), 'safekeeper', this.#issuer));
+  }
+}
+
+function nodeById<T extends {readonly nodeId: number}>(nodes: readonly T[], nodeId: number, what: string): T {
+  const node = nodes.find((n) => n.nodeId === nodeId);
+  if (!node) throw new Error(`the configuration of the control plane has no ${what} ${nodeId}, but a project lives there`);
+  return node;
+}
+
+interface Answer {
+  readonly status: number;
+  readonly json: Readonly<Record<string, unknown>>;
+}
+
+/** One node's management HTTP. */
+class NodeHttp {
+  readonly #node: {readonly nodeId: number; readonly host: string; readonly httpPort: number};
+  readonly #role: 'pageserver' | 'safekeeper';
+  readonly #issuer: TokenIssuer;
+
+  constructor(node: {readonly nodeId: number; readonly host: string; readonly httpPort: number}, role: 'pageserver' | 'safekeeper', issuer: TokenIssuer) {
+    this.#node = node;
+    this.#role = role;
+    this.#issuer = issuer;
+  }
+
+  /** Answers below 300, and those of `expected`; others throw with the node's own message. */
+  async call(method: string, path: string, options: {body?: unknown; expected?: readonly number[]; timeoutMs?: number} = {}): Promise<Answer> {
+    const {status, json} = await requestJson({
+      method,
+      url: this.#url(path),
+      token: await this.#token(),
+      ...(options.body === undefined ? {} : {body: options.body}),
+      timeoutMs: options.timeoutMs ?? 30_000,
+    });
+    return this.#check(method, path, status, json, options.expected ?? []);
+  }
+
+  async stream(method: string, path: string, body: AsyncIterable<Buffer>, expected: readonly number[]): Promise<Answer> {
+    const response = await requestStream({method, url: this.#url(path), token: await this.#token(), body, timeoutMs: 300_000});
+    const parts: Buffer[] = [];
+    for await (const part of response.body) parts.push(part);
+    const text = Buffer.concat(parts).toString('utf8');
+    let json: unknown;
+    try {
+      json = text === '' ? {} : JSON.parse(text);
+    } catch {
+      json = {message: text.slice(0, 500)};
+    }
+    return this.#check(method, path, response.status, json, expected);
+  }
+
+  #check(method: string, path: string, status: number, json: unknown, expected: readonly number[]): Answer {
+    const answer = (json ?? {}) as Readonly<Record<string, unknown>>;
+    if (status < 300 || expected.includes(status)) return {status, json: answer};
+    const message = `${this.#role} ${this.#node.nodeId}: ${method} ${path}: ${String(answer['message'] ?? `status ${status}`)}`;
+    // 4xx other than these will be the same next time.
+    if (status >= 400 && status < 500 && ![401, 404, 408, 409, 423, 429].includes(status)) throw new PermanentError(message);
+    throw new Error(message);
+  }
+
+  #url(path: string): string {
+    return `http://${this.#node.host}:${this.#node.httpPort}${path}`;
+  }
+  #token(): Promise<string> {
+    return this.#issuer.sign({aud: this.#role, scope: 'node'});
+  }
+}
+
+class HttpPageserver implements PageserverClient {
+  readonly #http: NodeHttp;
+  constructor(http: NodeHttp) {
+    this.#http = http;
+  }
+
+  async attachTenant(tenantId: string, generation: number): Promise<void> {
+    await this.#http.call('PUT', `/v1/tenant/${tenantId}`, {body: {generation}});
+  }
+
+  async detachTenant(tenantId: string): Promise<void> {
+    await this.#http.call('DELETE', `/v1/tenant/${tenantId}`, {expected: [404], timeoutMs: 120_000});
+  }
+
+  async createTimeline(tenantId: string, timelineId: string, pgVersion: number, mode: TimelineMode): Promise<void> {
+    const body = {timelineId, pgVersion, mode: mode.kind === 'branch' ? {...mode, ancestorLsn: formatLsn(mode.ancestorLsn)} : mode};
+    await this.#http.call('POST', `/v1/tenant/${tenantId}/timeline`, {body, expected: [409]});
+  }
+
+  async importTimeline(tenantId: string, timelineId: string, body: AsyncIterable<Buffer>): Promise<Lsn> {
+    const {status, json} = await this.#http.stream('POST', `/v1/tenant/${tenantId}/timeline/${timelineId}/import`, body, [409]);
+    if (status !== 409) return readLsn(json['lsn'], 'the import');
+    // Imported by an earlier try whose answer was lost.
+    const info = await this.timeline(tenantId, timelineId);
+    if (!info) throw new Error(`the pageserver says timeline ${timelineId} is imported, and that it does not exist`);
+    return info.lastRecordLsn;
+  }
+
+  async timeline(tenantId: string, timelineId: string): Promise<TimelineInfo | undefined> {
+    const {status, json} = await this.#http.call('GET', `/v1/tenant/${tenantId}/timeline/${timelineId}`, {expected: [404]});
+    if (status === 404) return undefined;
+    const ancestorLsn = json['ancestorLsn'];
+    return {
+      state: String(json['state']),
+      lastRecordLsn: readLsn(json['lastRecordLsn'], `timeline ${timelineId}`),
+      ...(typeof json['ancestorTimelineId'] === 'string' ? {ancestorTimelineId: json['ancestorTimelineId']} : {}),
+      ...(ancestorLsn === undefined || ancestorLsn === null ? {} : {ancestorLsn: readLsn(ancestorLsn, `timeline ${timelineId}`)}),
+      ...(typeof json['logicalSizeBytes'] === 'number' ? {logicalSizeBytes: json['logicalSizeBytes']} : {}),
+      ...(typeof json['ingestError'] === 'string' ? {ingestError: json['ingestError']} : {}),
+    };
+  }
+
+  async lsnByTimestamp(tenantId: string, timelineId: string, timestamp: string): Promise<TimestampAnswer> {
+    const path = `/v1/tenant/${tenantId}/timeline/${timelineId}/lsn_by_timestamp?timestamp=${encodeURIComponent(timestamp)}`;
+    const {json} = await this.#http.call('GET', path, {timeoutMs: 60_000});
+    const kind = json['kind'];
+    if (kind !== 'present' && kind !== 'future' && kind !== 'past' && kind !== 'nodata') throw new Error(`the pageserver answers lsn_by_timestamp with ${JSON.stringify(kind)}`);
+    return {kind, ...(json['lsn'] === undefined || json['lsn'] === null ? {} : {lsn: readLsn(json['lsn'], 'lsn_by_timestamp')})};
+  }
+
+  async setSafekeepers(tenantId: string, timelineId: string, safekeepers: readonly SafekeeperNode[]): Promise<void> {
+    await this.#http.call('PUT', `/v1/tenant/${tenantId}/timeline/${timelineId}/safekeepers`, {body: {safekeepers: safekeepers.map(member)}});
+  }
+
+  async deleteTimeline(tenantId: string, timelineId: string): Promise<void> {
+    await this.#http.call('DELETE', `/v1/tenant/${tenantId}/timeline/${timelineId}`, {expected: [404], timeoutMs: 120_000});
+  }
+}
+
+class HttpSafekeeper implements SafekeeperClient {
+  readonly #http: NodeHttp;
+  constructor(http: NodeHttp) {
+    this.#http = http;
+  }
+
+  async createTimeline(timeline: NewSafekeeperTimeline): Promise<void> {
+    const {tenantId, timelineId, systemId, pgVersion, startLsn, members} = timeline;
+    const body = {timelineId, systemId, pgVersion, startLsn: formatLsn(startLsn), members: members.map(member)};
+    await this.#http.call('POST', `/v1/tenant/${tenantId}/timeline`, {body, expected: [409]});
+  }
+
+  async status(tenantId: string, timelineId: string): Promise<SafekeeperStatus | undefined> {
+    const {status, json} = await this.#http.call('GET', `/v1/tenant/${tenantId}/timeline/${timelineId}`, {expected: [404], timeoutMs: 3000});
+    if (status === 404) return undefined;
+    const where = `safekeeper timeline ${timelineId}`;
+    return {term: Number(json['term']), flushLsn: readLsn(json['flushLsn'], where), commitLsn: readLsn(json['commitLsn'], where)};
+  }
+
+  async deleteTimeline(tenantId: string, timelineId: string): Promise<void> {
+    await this.#http.call('DELETE', `/v1/tenant/${tenantId}/timeline/${timelineId}`, {expected: [404]});
+  }
+}
+
+function member({nodeId, host, port}: SafekeeperNode): {nodeId: number; host: string; port: number} {
+  return {nodeId, host, port};
+}
+
+function readLsn(value: unknown, what: string): Lsn {
+  const lsn = typeof value === 'string' ? parseLsn(value) : undefined;
+  if (lsn === undefined) throw new Error(`${what} names ${JSON.stringify(value)} where an LSN belongs`);
+  return lsn;
+}

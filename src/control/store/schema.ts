@@ -1,0 +1,197 @@
+/**
+ * The control plane's tables, as types. The same on SQLite and PostgreSQL: text, bigint (times in ms since 1970, LSNs, flags
+ * as 0 and 1) and JSON in text. Deleted rows keep their id for ever (invariant 33: ids are never reused) and get `deleted_at`.
+ */
+import type {Kysely, Transaction} from 'kysely';
+
+export interface MetaTable {
+  readonly key: string;
+  readonly value: string;
+}
+
+export interface UserTable {
+  readonly id: string;
+  readonly login: string;
+  readonly email: string;
+  readonly name: string;
+  readonly created_at: number;
+}
+
+export interface OrganizationTable {
+  readonly id: string;
+  readonly name: string;
+  readonly handle: string;
+  readonly created_at: number;
+  readonly updated_at: number;
+}
+
+export interface ApiKeyTable {
+  readonly id: number;
+  readonly name: string;
+  /** Whose key: a user's (sees all of the user's organisations), an organisation's, or one project's. */
+  readonly kind: 'personal' | 'organization' | 'project';
+  readonly user_id: string;
+  readonly organization_id: string | null;
+  readonly project_id: string | null;
+  /** SHA-256 of the key, hex. The key itself is shown once and never stored. */
+  readonly key_hash: string;
+  readonly created_at: number;
+  last_used_at: number | null;
+  revoked_at: number | null;
+}
+
+export interface ProjectTable {
+  readonly id: string;
+  name: string;
+  readonly organization_id: string;
+  readonly owner_id: string;
+  readonly region_id: string;
+  readonly pg_version: number;
+  /** The project's tenant in storage, 32 hex digits. */
+  readonly tenant_id: string;
+  /** pg_control's system identifier, decimal. */
+  readonly system_id: string;
+  /** JSON as the API takes it. */
+  settings: string;
+  default_endpoint_settings: string;
+  history_retention_seconds: number;
+  readonly store_passwords: number;
+  readonly created_at: number;
+  updated_at: number;
+  /** Set when deletion was asked for; storage is cleaned by the operation delete_project. */
+  deleted_at: number | null;
+}
+
+/** Which pageserver holds a tenant. Changed only together with a higher generation, in one transaction (design D9). */
+export interface AttachmentTable {
+  readonly tenant_id: string;
+  pageserver_id: number;
+  generation: number;
+}
+
+export interface BranchTable {
+  readonly id: string;
+  readonly project_id: string;
+  name: string;
+  readonly timeline_id: string;
+  parent_id: string | null;
+  /** Where it forked; null until the operation that makes it has decided. */
+  parent_lsn: number | null;
+  parent_timestamp: number | null;
+  state: 'init' | 'ready' | 'archived';
+  pending_state: string | null;
+  is_default: number;
+  protected: number;
+  readonly init_source: 'parent-data' | 'schema-only';
+  readonly creation_source: string;
+  /** JSON: node ids of its safekeepers. */
+  readonly safekeepers: string;
+  /** Counts changes of roles and databases; what a compute has applied to the branch follows it. */
+  catalog_version: number;
+  catalog_applied: number;
+  expires_at: number | null;
+  last_reset_at: number | null;
+  readonly created_at: number;
+  updated_at: number;
+  state_changed_at: number;
+  deleted_at: number | null;
+}
+
+export interface EndpointTable {
+  readonly id: string;
+  readonly project_id: string;
+  branch_id: string;
+  readonly type: 'read_write' | 'read_only';
+  name: string | null;
+  autoscaling_limit_min_cu: number;
+  autoscaling_limit_max_cu: number;
+  suspend_timeout_seconds: number;
+  /** JSON: pg_settings and pgbouncer_settings. */
+  settings: string;
+  pooler_enabled: number;
+  disabled: number;
+  current_state: 'init' | 'active' | 'idle';
+  pending_state: 'active' | 'idle' | null;
+  last_active: number | null;
+  started_at: number | null;
+  suspended_at: number | null;
+  readonly created_at: number;
+  updated_at: number;
+  deleted_at: number | null;
+}
+
+export interface RoleTable {
+  readonly branch_id: string;
+  readonly name: string;
+  /** AES-256-GCM under the install key, base64; null when passwords are not kept. */
+  password_sealed: string | null;
+  scram_verifier: string | null;
+  readonly no_login: number;
+  readonly protected: number;
+  readonly created_at: number;
+  updated_at: number;
+}
+
+export interface DatabaseTable {
+  readonly id: number;
+  readonly branch_id: string;
+  name: string;
+  owner_name: string;
+  readonly created_at: number;
+  updated_at: number;
+}
+
+/** Roles and databases that are gone from the API but may still be in the branch, until a compute has dropped them. */
+export interface DroppedObjectTable {
+  readonly branch_id: string;
+  readonly kind: 'role' | 'database';
+  readonly name: string;
+  /** The branch's catalog_version of the drop. */
+  readonly version: number;
+}
+
+export type OperationStatus = 'scheduling' | 'running' | 'finished' | 'failed' | 'skipped';
+
+export interface OperationTable {
+  readonly id: string;
+  /** Order of submission; operations that share a lock run in this order. */
+  readonly seq: number;
+  readonly project_id: string;
+  readonly branch_id: string | null;
+  readonly endpoint_id: string | null;
+  /** The word of Neon's API. */
+  readonly action: string;
+  /** Which plan (operations/plans.ts) carries it out. */
+  readonly kind: string;
+  /** JSON array: what it holds while unfinished, such as `branch:br-…`. */
+  readonly locks: string;
+  status: OperationStatus;
+  /** The plan's next step. */
+  step: number;
+  /** JSON: what later steps need from earlier ones. */
+  state: string;
+  failures_count: number;
+  error: string | null;
+  retry_at: number | null;
+  readonly created_at: number;
+  updated_at: number;
+  finished_at: number | null;
+}
+
+export interface Tables {
+  meta: MetaTable;
+  users: UserTable;
+  organizations: OrganizationTable;
+  api_keys: ApiKeyTable;
+  projects: ProjectTable;
+  attachments: AttachmentTable;
+  branches: BranchTable;
+  endpoints: EndpointTable;
+  roles: RoleTable;
+  databases: DatabaseTable;
+  dropped_objects: DroppedObjectTable;
+  operations: OperationTable;
+}
+
+export type Store = Kysely<Tables>;
+export type StoreTransaction = Transaction<Tables>;
