@@ -1,0 +1,397 @@
+/**
+ * Reads one layer file through the block cache.
+ *
+ * Look-ups are synchronous and total: they answer from cached blocks, and note in the ReadPass each block that is not there.
+ * The caller fetches what was noted (fetchBlocks: few range GETs, one flight per block) and looks up again. That keeps
+ * promises out of the loop over layers and blocks, and a pass that misses notes all it can see at once.
+ */
+import type {ObjectStore} from '#objectstore/object-store.ts';
+import {ObjectStoreError} from '#objectstore/object-store.ts';
+import {crc32c} from '#runtime/crc.ts';
+import type {Lsn} from '#postgres/lsn.ts';
+import {type Key, type KeyPrefix, type KeyRange, compareKeyAt, keyBytes, readKey} from '#pageserver/timeline/key.ts';
+import {type Value, readValue} from '#pageserver/timeline/value.ts';
+import type {LayerDescription} from '#pageserver/timeline/index-object.ts';
+import type {BlockCache, BlockOwner, CachedBlock} from './block-cache.ts';
+import {
+  type LayerFooter,
+  type ObjectIdentity,
+  blockType,
+  checkHeader,
+  corrupt,
+  decodeFooter,
+  decodeFrame,
+  layerFooterBytes,
+  layerHeaderBytes,
+  objectIdentity,
+} from './layer-format.ts';
+import {indexBlockRawBytes, rootEntryBytes} from './layer-writer.ts';
+
+/** Adjacent missing blocks are read in one request up to this size. */
+const requestBytesMax = 4 * 1024 * 1024;
+/** Bytes between two missing blocks that are read along rather than paid for with another request. */
+const requestGapBytes = 64 * 1024;
+
+interface MissingBlock {
+  readonly layer: LayerReader;
+  readonly offset: number;
+  readonly storedBytes: number;
+  readonly type: number;
+}
+
+/** What one attempt to read has found missing, and the blocks that earlier attempts of the same read fetched. */
+export class ReadPass {
+  readonly missing = new Map<string, MissingBlock>();
+  /** Kept until the read ends, so that a cache smaller than one read cannot make it go round for ever. */
+  readonly #fetched = new Map<string, Buffer>();
+  readonly cache: BlockCache;
+  /** Layers looked into, for metrics. */
+  layersVisited = 0;
+
+  constructor(cache: BlockCache) {
+    this.cache = cache;
+  }
+
+  block(layer: LayerReader, offset: number, storedBytes: number, type: number): Buffer | undefined {
+    const cached = this.cache.find(layer, offset);
+    if (cached !== undefined) return cached;
+    const id = `${layer.objectKey}:${offset}`;
+    const fetched = this.#fetched.get(id);
+    if (fetched !== undefined) return fetched;
+    this.missing.set(id, {layer, offset, storedBytes, type});
+    return undefined;
+  }
+
+  /** Fetches all missing blocks. Throws LayerCorruption, or ObjectStoreError. */
+  async fetch(): Promise<void> {
+    const wanted = [...this.missing.values()].sort((x, y) =>
+      x.layer === y.layer ? x.offset - y.offset : x.layer.objectKey < y.layer.objectKey ? -1 : 1,
+    );
+    this.missing.clear();
+    const flights: Promise<void>[] = [];
+    for (let i = 0; i < wanted.length;) {
+      const first = wanted[i]!;
+      const group = [first];
+      let end = first.offset + first.storedBytes;
+      for (i++; i < wanted.length; i++) {
+        const next = wanted[i]!;
+        const nextEnd = next.offset + next.storedBytes;
+        if (
+          next.layer !== first.layer ||
+          next.offset - end > requestGapBytes ||
+          nextEnd - first.offset > requestBytesMax
+        )
+          break;
+        group.push(next);
+        end = nextEnd;
+      }
+      flights.push(this.#fetchGroup(first.layer, group, end));
+    }
+    await Promise.all(flights);
+  }
+
+  async #fetchGroup(layer: LayerReader, group: readonly MissingBlock[], end: number): Promise<void> {
+    const blocks = await layer.fetchBlocks(group, end);
+    for (const [offset, raw] of blocks) this.#fetched.set(`${layer.objectKey}:${offset}`, raw);
+  }
+}
+
+/** Called for each version found, newest first. */
+export type OnVersion = (value: Value) => void;
+
+/**
+ * 'done': history of the key starts in what was given. 'continue': look into older layers too. 'missing': blocks were noted
+ * in the pass, and older layers may be needed too; 'done-missing': they are not.
+ */
+export type FindOutcome = 'done' | 'continue' | 'missing' | 'done-missing';
+
+export class LayerReader implements BlockOwner {
+  readonly description: LayerDescription;
+  readonly blocks = new Map<number, CachedBlock>();
+  readonly #store: ObjectStore;
+  /** Name of the object in the store. */
+  readonly objectKey: string;
+  readonly #identity: ObjectIdentity;
+  readonly #cache: BlockCache;
+  readonly #flights = new Map<number, Promise<Map<number, Buffer>>>();
+  readonly #onRead: (bytes: number) => void;
+
+  constructor(options: {
+    description: LayerDescription;
+    store: ObjectStore;
+    /** Name of the object in the store. */
+    objectKey: string;
+    /** `<tenant>/<timeline>/<name>` of the timeline that wrote it. */
+    objectId: string;
+    cache: BlockCache;
+    onRead?: (bytes: number) => void;
+  }) {
+    this.description = options.description;
+    this.#store = options.store;
+    this.objectKey = options.objectKey;
+    this.#identity = objectIdentity(options.objectId, options.description.generation);
+    this.#cache = options.cache;
+    this.#onRead = options.onRead ?? (() => {});
+  }
+
+  /**
+   * Gives `onVersion` the versions of a key below `belowLsn` and not below `floorLsn`, newest first, until one that starts
+   * history. With blocks missing, what was given is void.
+   */
+  find(pass: ReadPass, p: KeyPrefix, e: number, belowLsn: number, floorLsn: number, onVersion: OnVersion): FindOutcome {
+    const root = this.#root(pass);
+    if (root === undefined) return 'missing';
+    pass.layersVisited++;
+    let at = lastRootEntry(root, p, e, belowLsn);
+    let outcome: FindOutcome = 'continue';
+    for (; at >= 0; at--) {
+      const entry = 4 + at * rootEntryBytes;
+      const index = this.#indexBlock(pass, root, entry);
+      if (index === undefined) return 'missing';
+      const found = this.#findInBlock(pass, index, p, e, belowLsn, floorLsn, onVersion);
+      if (found === 'done-missing') return 'done-missing';
+      if (found === 'missing') outcome = 'missing';
+      else if (found === 'done') return outcome === 'missing' ? 'done-missing' : 'done';
+      // A key's older versions are in the block before only when this block begins with the key.
+      if (compareKeyAt(root, entry, p, e) !== 0) break;
+    }
+    return outcome;
+  }
+
+  /** Calls `found` for every key of the range. False: blocks are missing. */
+  scanKeys(pass: ReadPass, range: KeyRange, found: (key: Key) => void): boolean {
+    const start = readKey(range.start, 0);
+    const root = this.#root(pass);
+    if (root === undefined) return false;
+    let complete = true;
+    const count = root.readUInt32LE(0);
+    for (let at = Math.max(0, lastRootEntry(root, start.prefix, start.e, 0)); at < count; at++) {
+      const entry = 4 + at * rootEntryBytes;
+      if (root.compare(range.end, 0, keyBytes, entry, entry + keyBytes) >= 0) break;
+      const index = this.#indexBlock(pass, root, entry);
+      if (index === undefined) {
+        complete = false;
+        continue;
+      }
+      const keys = index.readUInt32LE(0);
+      for (let k = 0; k < keys; k++) {
+        const offset = 12 + k * keyBytes;
+        if (index.compare(range.start, 0, keyBytes, offset, offset + keyBytes) < 0) continue;
+        if (index.compare(range.end, 0, keyBytes, offset, offset + keyBytes) >= 0) return complete;
+        found(readKey(index, offset));
+      }
+    }
+    return complete;
+  }
+
+  /**
+   * Reads the whole object and checks size, checksum, header, footer and every block. Throws LayerCorruption or
+   * ObjectStoreError.
+   */
+  async verify(): Promise<LayerFooter> {
+    const {size, checksum} = this.description;
+    const bytes = await this.#store.get(this.objectKey);
+    if (bytes.length !== size)
+      throw corrupt(this.#identity, bytes.length, `the object has ${bytes.length} bytes, its index says ${size}`);
+    if (crc32c(bytes) !== checksum)
+      throw corrupt(this.#identity, 0, 'the checksum of the object differs from its index');
+    checkHeader(this.#identity, bytes.subarray(0, layerHeaderBytes));
+    const footerAt = size - layerFooterBytes;
+    const footer = decodeFooter(this.#identity, footerAt, bytes.subarray(footerAt));
+    const frame = (offset: number, stored: number, type: number): Buffer =>
+      decodeFrame(this.#identity, offset, type, bytes.subarray(offset, offset + stored));
+    const root = this.#checkRoot(frame(footer.rootOffset, footer.rootStoredBytes, blockType.root));
+    for (let i = 0; i < root.readUInt32LE(0); i++) {
+      const {offset, storedBytes} = rootBlock(root, 4 + i * rootEntryBytes);
+      const index = this.#checkIndex(offset, frame(offset, storedBytes, blockType.index));
+      const layout = layoutOf(index);
+      for (let b = 0; b < layout.blocks; b++) {
+        const at = layout.blocksAt + b * 12;
+        frame(u64(index, at), index.readUInt32LE(at + 8), blockType.data);
+      }
+    }
+    return footer;
+  }
+
+  /** One flight for blocks of this layer that lie in [group[0].offset, end). */
+  async fetchBlocks(group: readonly MissingBlock[], end: number): Promise<Map<number, Buffer>> {
+    const start = group[0]!.offset;
+    const joined = this.#flights.get(start);
+    if (joined !== undefined) {
+      const blocks = await joined;
+      if (group.every((b) => blocks.has(b.offset))) return blocks;
+    }
+    const flight = this.#fetchNow(group, start, end);
+    this.#flights.set(start, flight);
+    try {
+      return await flight;
+    } finally {
+      if (this.#flights.get(start) === flight) this.#flights.delete(start);
+    }
+  }
+
+  async #fetchNow(group: readonly MissingBlock[], start: number, end: number): Promise<Map<number, Buffer>> {
+    let bytes: Buffer;
+    try {
+      bytes = await this.#store.getRange(this.objectKey, start, end - start);
+    } catch (error) {
+      if (error instanceof ObjectStoreError && (error.code === 'bad-range' || error.code === 'not-found'))
+        throw corrupt(this.#identity, start, error.message);
+      throw error;
+    }
+    this.#onRead(bytes.length);
+    const blocks = new Map<number, Buffer>();
+    for (const b of group) {
+      const stored = bytes.subarray(b.offset - start, b.offset - start + b.storedBytes);
+      let raw: Buffer;
+      if (b.type === blockType.root) {
+        // Root and footer come in one read.
+        const footerAt = b.storedBytes - layerFooterBytes;
+        const footer = decodeFooter(this.#identity, b.offset + footerAt, stored.subarray(footerAt));
+        if (footer.rootOffset !== b.offset || footer.rootStoredBytes !== footerAt)
+          throw corrupt(this.#identity, b.offset, 'the footer names another root');
+        raw = this.#checkRoot(decodeFrame(this.#identity, b.offset, blockType.root, stored.subarray(0, footerAt)));
+      } else {
+        raw = decodeFrame(this.#identity, b.offset, b.type, stored);
+        if (b.type === blockType.index) this.#checkIndex(b.offset, raw);
+      }
+      blocks.set(b.offset, raw);
+      this.#cache.insert(this, b.offset, raw);
+    }
+    return blocks;
+  }
+
+  #root(pass: ReadPass): Buffer | undefined {
+    const {rootOffset, size} = this.description;
+    return pass.block(this, rootOffset, size - rootOffset, blockType.root);
+  }
+
+  #indexBlock(pass: ReadPass, root: Buffer, entry: number): Buffer | undefined {
+    const {offset, storedBytes} = rootBlock(root, entry);
+    return pass.block(this, offset, storedBytes, blockType.index);
+  }
+
+  #checkRoot(root: Buffer): Buffer {
+    if (root.length < 4 || root.length !== 4 + root.readUInt32LE(0) * rootEntryBytes)
+      throw corrupt(this.#identity, this.description.rootOffset, `root of ${root.length} bytes`);
+    return root;
+  }
+
+  #checkIndex(offset: number, index: Buffer): Buffer {
+    if (
+      index.length < 12 ||
+      index.length !== indexBlockRawBytes(index.readUInt32LE(0), index.readUInt32LE(4), index.readUInt32LE(8))
+    )
+      throw corrupt(this.#identity, offset, `index block of ${index.length} bytes`);
+    return index;
+  }
+
+  #findInBlock(
+    pass: ReadPass,
+    index: Buffer,
+    p: KeyPrefix,
+    e: number,
+    belowLsn: number,
+    floorLsn: number,
+    onVersion: OnVersion,
+  ): FindOutcome {
+    const keys = u32(index, 0);
+    let low = 0;
+    let high = keys - 1;
+    let key = -1;
+    while (low <= high) {
+      const middle = (low + high) >>> 1;
+      const order = compareKeyAt(index, 12 + middle * keyBytes, p, e);
+      if (order === 0) {
+        key = middle;
+        break;
+      }
+      if (order < 0) low = middle + 1;
+      else high = middle - 1;
+    }
+    if (key < 0) return 'continue';
+    const layout = layoutOf(index);
+    const first = u32(index, layout.firstVersionAt + key * 4);
+    let v = u32(index, layout.firstVersionAt + key * 4 + 4) - 1;
+    // Most reads want the newest version; only then search.
+    if (v >= first && u64(index, layout.lsnsAt + v * 8) >= belowLsn) {
+      low = first;
+      high = v;
+      while (low < high) {
+        const middle = (low + high) >>> 1;
+        if (u64(index, layout.lsnsAt + middle * 8) >= belowLsn) high = middle;
+        else low = middle + 1;
+      }
+      v = low - 1;
+    }
+    let missing = false;
+    for (; v >= first; v--) {
+      const lsn = u64(index, layout.lsnsAt + v * 8);
+      if (lsn < floorLsn) return missing ? 'done-missing' : 'done';
+      const packed = u32(index, layout.offsetsAt + v * 4);
+      const blockAt = layout.blocksAt + u16(index, layout.blockNumbersAt + v * 2) * 12;
+      const data = pass.block(this, u64(index, blockAt), u32(index, blockAt + 8), blockType.data);
+      if (data === undefined) missing = true;
+      else if (!missing) onVersion(readValue(data, packed >>> 1, lsn as Lsn));
+      if ((packed & 1) !== 0) return missing ? 'done-missing' : 'done';
+    }
+    return missing ? 'missing' : 'continue';
+  }
+}
+
+interface IndexLayout {
+  blocks: number;
+  firstVersionAt: number;
+  lsnsAt: number;
+  offsetsAt: number;
+  blockNumbersAt: number;
+  blocksAt: number;
+}
+
+function layoutOf(index: Buffer): IndexLayout {
+  const keys = u32(index, 0);
+  const versions = u32(index, 4);
+  const firstVersionAt = 12 + keys * keyBytes;
+  const lsnsAt = firstVersionAt + (keys + 1) * 4;
+  const offsetsAt = lsnsAt + versions * 8;
+  const blockNumbersAt = offsetsAt + versions * 4;
+  return {
+    blocks: u32(index, 8),
+    firstVersionAt,
+    lsnsAt,
+    offsetsAt,
+    blockNumbersAt,
+    blocksAt: blockNumbersAt + versions * 2,
+  };
+}
+
+/** Number of the last root entry whose (key, LSN) is not above (key, belowLsn - 1), or -1. */
+function lastRootEntry(root: Buffer, p: KeyPrefix, e: number, belowLsn: number): number {
+  let low = 0;
+  let high = u32(root, 0) - 1;
+  let found = -1;
+  while (low <= high) {
+    const middle = (low + high) >>> 1;
+    const at = 4 + middle * rootEntryBytes;
+    const order = compareKeyAt(root, at, p, e) || (u64(root, at + keyBytes) < belowLsn ? -1 : 1);
+    if (order < 0) {
+      found = middle;
+      low = middle + 1;
+    } else high = middle - 1;
+  }
+  return found;
+}
+
+function rootBlock(root: Buffer, entry: number): {offset: number; storedBytes: number} {
+  return {offset: u64(root, entry + keyBytes + 8), storedBytes: u32(root, entry + keyBytes + 16)};
+}
+
+function u16(b: Buffer, at: number): number {
+  return b[at]! | (b[at + 1]! << 8);
+}
+function u32(b: Buffer, at: number): number {
+  return (b[at]! | (b[at + 1]! << 8) | (b[at + 2]! << 16) | (b[at + 3]! << 24)) >>> 0;
+}
+function u64(b: Buffer, at: number): number {
+  return u32(b, at) + u32(b, at + 4) * 4294967296;
+}

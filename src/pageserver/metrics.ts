@@ -1,0 +1,49 @@
+/** The counters of a pageserver, by name in one place (Prometheus text at GET /metrics). */
+import {type Counter, type Gauge, type Histogram, Metrics} from '#runtime/metrics.ts';
+
+export class PageserverMetrics {
+  readonly registry = new Metrics();
+  readonly getPages: Counter;
+  readonly getPageErrors: Counter;
+  readonly getPagesSeconds: Histogram;
+  readonly layersPerRead: Histogram;
+  readonly redoRecords: Counter;
+  readonly objectReads: Counter;
+  readonly objectReadBytes: Counter;
+  readonly cacheHits: Gauge;
+  readonly cacheMisses: Gauge;
+  readonly cacheBytes: Gauge;
+  readonly ingestedRecords: Counter;
+  readonly ingestedBytes: Counter;
+  readonly layersUploaded: Counter;
+  readonly layerBytesUploaded: Counter;
+  readonly indexesUploaded: Counter;
+  readonly uploadFailures: Counter;
+  readonly timelines: Gauge;
+
+  constructor() {
+    const m = this.registry;
+    this.getPages = m.counter('pagoda_getpage_pages_total', 'Pages served');
+    this.getPageErrors = m.counter('pagoda_getpage_errors_total', 'Page requests answered with an error');
+    this.getPagesSeconds = m.histogram('pagoda_getpage_seconds', 'Time from a getPages request to its answer');
+    this.layersPerRead = m.histogram(
+      'pagoda_getpage_layers_per_read',
+      'Layer files looked into by one getPages request',
+      {},
+      [0, 1, 2, 4, 8, 16, 32, 64, 128, 256],
+    );
+    this.redoRecords = m.counter('pagoda_redo_records_total', 'WAL records and patches applied for reads');
+    this.objectReads = m.counter('pagoda_object_reads_total', 'Range reads of layer objects');
+    this.objectReadBytes = m.counter('pagoda_object_read_bytes_total', 'Bytes of range reads of layer objects');
+    this.cacheHits = m.gauge('pagoda_block_cache_hits', 'Blocks found in memory');
+    this.cacheMisses = m.gauge('pagoda_block_cache_misses', 'Blocks not found in memory');
+    this.cacheBytes = m.gauge('pagoda_block_cache_bytes', 'Memory held by cached blocks');
+    this.ingestedRecords = m.counter('pagoda_ingest_records_total', 'WAL records ingested');
+    this.ingestedBytes = m.counter('pagoda_ingest_bytes_total', 'WAL bytes ingested');
+    this.layersUploaded = m.counter('pagoda_layers_uploaded_total', 'Layer objects uploaded');
+    this.layerBytesUploaded = m.counter('pagoda_layer_bytes_uploaded_total', 'Bytes of layer objects uploaded');
+    this.indexesUploaded = m.counter('pagoda_indexes_uploaded_total', 'Index objects uploaded');
+    this.uploadFailures = m.counter('pagoda_upload_failures_total', 'Uploads that failed and are tried again');
+    this.timelines = m.gauge('pagoda_timelines', 'Timelines attached');
+  }
+}

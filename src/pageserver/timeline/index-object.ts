@@ -1,0 +1,216 @@
+/**
+ * The index of a timeline: the one object that says what the timeline consists of. docs/formats/index.md.
+ *
+ *   tenants/<tenant>/timelines/<timeline>/index-<generation 8 hex>-<sequence 8 hex>
+ *   tenants/<tenant>/timelines/<timeline>/<layer name>
+ *
+ * An index object is written once, like everything; the newest is the one with the highest (generation, sequence) whose
+ * generation is not above the reader's own. Its first line is `pagoda-index <version> <crc 8 hex> <bytes>`, then JSON. The
+ * CRC-32C covers object id and JSON, so that a swapped or damaged index is not read.
+ */
+import {crc32c} from '#runtime/crc.ts';
+import {type Lsn, formatLsn, lsn, lsnToHex, parseLsn} from '#postgres/lsn.ts';
+
+export const indexFormatVersion = 1;
+
+/** `delta`: what changed in [startLsn, endLsn). `image`: whole values as of startLsn. */
+export type LayerKind = 'delta' | 'image';
+
+export interface LayerDescription {
+  /** Unique: `<kind>-<startLsn>-<endLsn>-<token>-<generation>`. */
+  readonly name: string;
+  readonly kind: LayerKind;
+  /** Of the pageserver attachment that wrote the object. */
+  readonly generation: number;
+  /** First key, and last key (inclusive): 36 hex digits each. */
+  readonly firstKey: string;
+  readonly lastKey: string;
+  readonly startLsn: Lsn;
+  readonly endLsn: Lsn;
+  /**
+   * Nothing of keys in [firstKey, lastKey] at LSNs below startLsn is needed beside this layer: a key that is not in it did
+   * not exist. Only image layers made from a whole key range have it.
+   */
+  readonly complete: boolean;
+  readonly size: number;
+  /** CRC-32C of the whole object. */
+  readonly checksum: number;
+  /** Where its root block starts: a cold read begins with [rootOffset, size). */
+  readonly rootOffset: number;
+  readonly versions: number;
+  /** The timeline whose object it is, when it is not this one. */
+  readonly timelineId?: string;
+}
+
+export type TimelineLifecycle = 'creating' | 'importing' | 'active' | 'deleting';
+
+export interface TimelineIndex {
+  readonly tenantId: string;
+  readonly timelineId: string;
+  readonly generation: number;
+  readonly sequence: number;
+  readonly lifecycle: TimelineLifecycle;
+  readonly pgVersion: number;
+  /** System identifier of the cluster, decimal; '0' until an import has told it. */
+  readonly systemId: string;
+  readonly ancestorTimelineId?: string;
+  readonly ancestorLsn?: Lsn;
+  /** Everything up to here is in the layers listed (and in the ancestor): ingest goes on from here after a restart. */
+  readonly diskConsistentLsn: Lsn;
+  /** Where the timeline's own history begins: the import's LSN or the branch point. */
+  readonly initialLsn: Lsn;
+  readonly logicalSizeBytes: number;
+  /** Newest layers last. */
+  readonly layers: readonly LayerDescription[];
+}
+
+/** An index object that is damaged or of an unknown version; the message names the object. */
+export class IndexCorruption extends Error {}
+
+export function tenantPrefix(tenantId: string): string {
+  return `tenants/${tenantId}/`;
+}
+export function timelinePrefix(tenantId: string, timelineId: string): string {
+  return `tenants/${tenantId}/timelines/${timelineId}/`;
+}
+
+/** What block checksums of a layer are bound to. */
+export function layerObjectId(tenantId: string, timelineId: string, name: string): string {
+  return `${tenantId}/${timelineId}/${name}`;
+}
+
+export function layerName(kind: LayerKind, startLsn: Lsn, endLsn: Lsn, token: number, generation: number): string {
+  return `${kind}-${lsnToHex(startLsn)}-${lsnToHex(endLsn)}-${hex8(token)}-${hex8(generation)}`;
+}
+
+export function indexObjectKey(tenantId: string, timelineId: string, generation: number, sequence: number): string {
+  return `${timelinePrefix(tenantId, timelineId)}index-${hex8(generation)}-${hex8(sequence)}`;
+}
+
+/** (generation, sequence) of an index object's key, or undefined when the key is none. */
+export function parseIndexObjectKey(key: string): {generation: number; sequence: number} | undefined {
+  const match = /\/index-([0-9a-f]{8})-([0-9a-f]{8})$/.exec(key);
+  return match ? {generation: parseInt(match[1]!, 16), sequence: parseInt(match[2]!, 16)} : undefined;
+}
+
+function hex8(value: number): string {
+  return value.toString(16).padStart(8, '0');
+}
+
+export function encodeIndex(index: TimelineIndex): Buffer {
+  const json = {
+    tenantId: index.tenantId,
+    timelineId: index.timelineId,
+    generation: index.generation,
+    sequence: index.sequence,
+    lifecycle: index.lifecycle,
+    pgVersion: index.pgVersion,
+    systemId: index.systemId,
+    ...(index.ancestorTimelineId === undefined
+      ? {}
+      : {ancestorTimelineId: index.ancestorTimelineId, ancestorLsn: formatLsn(index.ancestorLsn ?? lsn(0))}),
+    diskConsistentLsn: formatLsn(index.diskConsistentLsn),
+    initialLsn: formatLsn(index.initialLsn),
+    logicalSizeBytes: index.logicalSizeBytes,
+    layers: index.layers.map((layer) => ({
+      ...layer,
+      startLsn: formatLsn(layer.startLsn),
+      endLsn: formatLsn(layer.endLsn),
+    })),
+  };
+  const body = Buffer.from(JSON.stringify(json), 'utf8');
+  const head = `pagoda-index ${indexFormatVersion} ${hex8(bodyChecksum(index, body))} ${body.length}\n`;
+  return Buffer.concat([Buffer.from(head, 'latin1'), body]);
+}
+
+function bodyChecksum(
+  at: {tenantId: string; timelineId: string; generation: number; sequence: number},
+  body: Buffer,
+): number {
+  const id = indexObjectKey(at.tenantId, at.timelineId, at.generation, at.sequence);
+  return crc32c(body, crc32c(Buffer.from(id, 'utf8')));
+}
+
+/** The index in `bytes`, read from the object that `at` names. Throws IndexCorruption. */
+export function decodeIndex(
+  bytes: Buffer,
+  at: {tenantId: string; timelineId: string; generation: number; sequence: number},
+): TimelineIndex {
+  const object = indexObjectKey(at.tenantId, at.timelineId, at.generation, at.sequence);
+  const fail = (reason: string): never => {
+    throw new IndexCorruption(`index ${object} is damaged: ${reason}; restore the object from another copy`);
+  };
+  const lineEnd = bytes.indexOf(10);
+  const head = /^pagoda-index (\d{1,4}) ([0-9a-f]{8}) (\d{1,10})$/.exec(
+    bytes.toString('latin1', 0, Math.max(lineEnd, 0)),
+  );
+  if (!head) return fail('its first line is not that of an index');
+  if (Number(head[1]) !== indexFormatVersion)
+    return fail(`format version ${head[1]}, this program reads ${indexFormatVersion}`);
+  const body = bytes.subarray(lineEnd + 1);
+  if (body.length !== Number(head[3])) return fail(`${body.length} bytes, it says ${head[3]}`);
+  if (hex8(bodyChecksum(at, body)) !== head[2]) return fail('its checksum is wrong');
+  try {
+    return parseBody(JSON.parse(body.toString('utf8')), at);
+  } catch (error) {
+    return fail((error as Error).message);
+  }
+}
+
+type Json = Readonly<Record<string, unknown>>;
+
+function parseBody(
+  json: Json,
+  at: {tenantId: string; timelineId: string; generation: number; sequence: number},
+): TimelineIndex {
+  const text = (object: Json, name: string): string => {
+    const value = object[name];
+    if (typeof value !== 'string') throw new Error(`${name} is not a text`);
+    return value;
+  };
+  const whole = (object: Json, name: string): number => {
+    const value = object[name];
+    if (typeof value !== 'number' || !Number.isSafeInteger(value) || value < 0)
+      throw new Error(`${name} is not a number`);
+    return value;
+  };
+  const position = (object: Json, name: string): Lsn => parseLsn(text(object, name));
+  for (const name of ['tenantId', 'timelineId', 'generation', 'sequence'] as const)
+    if (json[name] !== at[name]) throw new Error(`${name} is that of another object`);
+  const lifecycle = text(json, 'lifecycle');
+  if (lifecycle !== 'creating' && lifecycle !== 'importing' && lifecycle !== 'active' && lifecycle !== 'deleting')
+    throw new Error(`unknown lifecycle ${lifecycle}`);
+  if (!Array.isArray(json['layers'])) throw new Error('layers is not a list');
+  const layers = json['layers'].map((layer: Json): LayerDescription => {
+    const kind = text(layer, 'kind');
+    if (kind !== 'delta' && kind !== 'image') throw new Error(`unknown kind of layer ${kind}`);
+    return {
+      name: text(layer, 'name'),
+      kind,
+      generation: whole(layer, 'generation'),
+      firstKey: text(layer, 'firstKey'),
+      lastKey: text(layer, 'lastKey'),
+      startLsn: position(layer, 'startLsn'),
+      endLsn: position(layer, 'endLsn'),
+      complete: layer['complete'] === true,
+      size: whole(layer, 'size'),
+      checksum: whole(layer, 'checksum'),
+      rootOffset: whole(layer, 'rootOffset'),
+      versions: whole(layer, 'versions'),
+      ...(layer['timelineId'] === undefined ? {} : {timelineId: text(layer, 'timelineId')}),
+    };
+  });
+  return {
+    ...at,
+    lifecycle,
+    pgVersion: whole(json, 'pgVersion'),
+    systemId: text(json, 'systemId'),
+    ...(json['ancestorTimelineId'] === undefined
+      ? {}
+      : {ancestorTimelineId: text(json, 'ancestorTimelineId'), ancestorLsn: position(json, 'ancestorLsn')}),
+    diskConsistentLsn: position(json, 'diskConsistentLsn'),
+    initialLsn: position(json, 'initialLsn'),
+    logicalSizeBytes: whole(json, 'logicalSizeBytes'),
+    layers,
+  };
+}

@@ -1,0 +1,163 @@
+/**
+ * The shared state of one timeline. Read path, write path and upload are separate files around it; each field says who
+ * changes it. Everything runs on one event loop, and no function leaves the state half changed when it awaits.
+ *
+ *   puts → open → frozen (oldest first) → layers (files in the object store) → ancestor at its branch LSN
+ *
+ * Invariants
+ *  1. Every value at an LSN ≤ lastRecordLsn of this timeline's own history is in exactly one of open, frozen, layers (a
+ *     layer file is added in the same turn of the event loop in which its frozen layer leaves).
+ *  2. remoteConsistentLsn ≤ diskConsistentLsn ≤ lastRecordLsn.
+ *  3. lastRecordLsn never falls while the timeline is loaded, and advances only when a record has been put in whole.
+ *  4. Nothing is read of the ancestor above ancestor.lsn.
+ */
+import type {Clock} from '#runtime/clock.ts';
+import type {Log} from '#runtime/log.ts';
+import type {Random} from '#runtime/random.ts';
+import type {ObjectStore} from '#objectstore/object-store.ts';
+import {type Lsn, formatLsn} from '#postgres/lsn.ts';
+import {BlockCache} from '../layers/block-cache.ts';
+import {LayerReader} from '../layers/layer-reader.ts';
+import type {MemoryLayer} from '../layers/memory-layer.ts';
+import type {PageserverMetrics} from '../metrics.ts';
+import {type LayerDescription, type TimelineLifecycle, layerObjectId, timelinePrefix} from './index-object.ts';
+import {LayerMap} from './layer-map.ts';
+import {RelSizeCache} from './sizes.ts';
+
+/** What all timelines of a pageserver share. */
+export interface PageserverContext {
+  readonly clock: Clock;
+  readonly random: Random;
+  readonly store: ObjectStore;
+  readonly cache: BlockCache;
+  readonly log: Log;
+  readonly metrics: PageserverMetrics;
+  readonly limits: TimelineLimits;
+}
+
+export interface TimelineLimits {
+  /** A memory layer is frozen when it holds this much. */
+  readonly layerBytes: number;
+  /** … or is this old and holds anything. */
+  readonly layerAgeMs: number;
+  /** Frozen layers that wait for the object store before ingest has to wait. */
+  readonly frozenLayersMax: number;
+  /** Relation sizes kept in memory per timeline. */
+  readonly relationSizesMax: number;
+}
+
+export const defaultLimits: TimelineLimits = {
+  layerBytes: 64 * 1024 * 1024,
+  layerAgeMs: 300_000,
+  frozenLayersMax: 4,
+  relationSizesMax: 50_000,
+};
+
+export interface FrozenLayer {
+  readonly id: number;
+  readonly layer: MemoryLayer;
+  /** Every record up to here was complete when the layer was frozen. */
+  readonly consistentLsn: Lsn;
+  /** Written as image layer(s) of an import. */
+  readonly image: boolean;
+  readonly complete: boolean;
+  /** TimelineState.logicalSizeBytes as of consistentLsn. */
+  readonly logicalSizeBytes: number;
+}
+
+export class TimelineState {
+  readonly context: PageserverContext;
+  readonly tenantId: string;
+  readonly timelineId: string;
+  readonly pgVersion: number;
+  readonly ancestor: {readonly state: TimelineState; readonly lsn: Lsn} | undefined;
+  /** Where the timeline's own history begins; an import sets it. */
+  initialLsn: Lsn;
+
+  /** Of the tenant's attachment; a re-attachment raises it in place. */
+  generation: number;
+  /** Changed by the timeline's lifecycle. */
+  lifecycle: TimelineLifecycle;
+  systemId: string;
+
+  /** Write path. */
+  open: MemoryLayer | undefined;
+  /** Write path adds at the end, upload takes away at the front. */
+  readonly frozen: FrozenLayer[] = [];
+  /** Upload adds. */
+  readonly layers = new LayerMap();
+  /** Write path: end of the last record that is in whole. */
+  lastRecordLsn: Lsn;
+  /** Upload: everything up to here is in layer files that are durable. */
+  diskConsistentLsn: Lsn;
+  /** Upload: … and in an index that was uploaded and validated. Safekeepers may trim WAL below it. */
+  remoteConsistentLsn: Lsn;
+  /** Write path: blocks of all forks times 8192. */
+  logicalSizeBytes = 0;
+  /** Upload: the same as of diskConsistentLsn; goes into the index. */
+  durableLogicalSizeBytes = 0;
+  /** Write path and read path. */
+  readonly sizes: RelSizeCache;
+  /** Why ingest of this timeline stopped; the driver sets it. */
+  ingestError: string | undefined;
+  nextFrozenId = 1;
+
+  constructor(
+    context: PageserverContext,
+    options: {
+      tenantId: string;
+      timelineId: string;
+      pgVersion: number;
+      systemId: string;
+      generation: number;
+      lifecycle: TimelineLifecycle;
+      ancestor: {readonly state: TimelineState; readonly lsn: Lsn} | undefined;
+      initialLsn: Lsn;
+      diskConsistentLsn: Lsn;
+    },
+  ) {
+    this.context = context;
+    this.tenantId = options.tenantId;
+    this.timelineId = options.timelineId;
+    this.pgVersion = options.pgVersion;
+    this.systemId = options.systemId;
+    this.generation = options.generation;
+    this.lifecycle = options.lifecycle;
+    this.ancestor = options.ancestor;
+    this.initialLsn = options.initialLsn;
+    this.lastRecordLsn = options.diskConsistentLsn;
+    this.diskConsistentLsn = options.diskConsistentLsn;
+    this.remoteConsistentLsn = options.diskConsistentLsn;
+    this.sizes = new RelSizeCache(context.limits.relationSizesMax);
+  }
+
+  /** `tenant … timeline …`: how every error of the timeline begins. */
+  get name(): string {
+    return `tenant ${this.tenantId} timeline ${this.timelineId}`;
+  }
+
+  describe(at: Lsn): string {
+    return `${this.name} at ${formatLsn(at)}`;
+  }
+
+  setLogicalSize(bytes: number): void {
+    this.logicalSizeBytes = bytes;
+    this.durableLogicalSizeBytes = bytes;
+  }
+
+  openReader(description: LayerDescription): LayerReader {
+    const {store, cache, metrics} = this.context;
+    const owner = description.timelineId ?? this.timelineId;
+    return new LayerReader({
+      description,
+      store,
+      cache,
+      objectKey: timelinePrefix(this.tenantId, owner) + description.name,
+      objectId: layerObjectId(this.tenantId, owner, description.name),
+      onRead: (bytes) => {
+        metrics.objectReads.inc();
+        metrics.objectReadBytes.inc(bytes);
+      },
+    });
+  }
+}

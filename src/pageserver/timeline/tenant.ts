@@ -1,0 +1,248 @@
+/** The timelines of one tenant that is attached to this pageserver under one generation. */
+import type {Lsn} from '#postgres/lsn.ts';
+import {formatLsn} from '#postgres/lsn.ts';
+import type {GenerationValidator} from '../generation-validator.ts';
+import {
+  type TimelineIndex,
+  decodeIndex,
+  indexObjectKey,
+  parseIndexObjectKey,
+  tenantPrefix,
+  timelinePrefix,
+} from './index-object.ts';
+import type {PageserverContext} from './state.ts';
+import {TimelineError} from './timeline-reader.ts';
+import {Timeline} from './timeline.ts';
+
+export class Tenant {
+  readonly tenantId: string;
+  readonly #context: PageserverContext;
+  readonly #validator: GenerationValidator;
+  readonly #timelines = new Map<string, Timeline>();
+  #generation: number;
+  /** Called when a timeline can ingest, and when it is gone. */
+  onActive: (timeline: Timeline) => void = () => {};
+  onGone: (timeline: Timeline) => void = () => {};
+
+  private constructor(
+    context: PageserverContext,
+    validator: GenerationValidator,
+    tenantId: string,
+    generation: number,
+  ) {
+    this.#context = context;
+    this.#validator = validator;
+    this.tenantId = tenantId;
+    this.#generation = generation;
+  }
+
+  /**
+   * Loads every timeline of the tenant from the object store. TimelineError 'bad-request' when the store holds an index of a
+   * higher generation: this attachment is not the latest.
+   */
+  static async attach(
+    context: PageserverContext,
+    validator: GenerationValidator,
+    tenantId: string,
+    generation: number,
+  ): Promise<Tenant> {
+    const tenant = new Tenant(context, validator, tenantId, generation);
+    const indexes = await loadIndexes(context, tenantId, generation);
+    // Ancestors first.
+    const loading = new Set<string>();
+    const load = (index: TimelineIndex): Timeline => {
+      const known = tenant.#timelines.get(index.timelineId);
+      if (known !== undefined) return known;
+      if (loading.has(index.timelineId))
+        throw new TimelineError('corrupt', `tenant ${tenantId}: timeline ${index.timelineId} is its own ancestor`);
+      loading.add(index.timelineId);
+      let ancestor: Timeline | undefined;
+      if (index.ancestorTimelineId !== undefined) {
+        const parent = indexes.get(index.ancestorTimelineId);
+        if (parent === undefined)
+          throw new TimelineError(
+            'corrupt',
+            `tenant ${tenantId} timeline ${index.timelineId}: its ancestor ${index.ancestorTimelineId} has no index in the object store`,
+          );
+        ancestor = load(parent);
+      }
+      const timeline = Timeline.load(context, validator, index, generation, ancestor);
+      tenant.#timelines.set(index.timelineId, timeline);
+      return timeline;
+    };
+    for (const index of indexes.values()) load(index);
+    return tenant;
+  }
+
+  get generation(): number {
+    return this.#generation;
+  }
+  timelines(): Timeline[] {
+    return [...this.#timelines.values()];
+  }
+
+  /** TimelineError 'not-found'. */
+  timeline(timelineId: string): Timeline {
+    const timeline = this.#timelines.get(timelineId);
+    if (timeline === undefined)
+      throw new TimelineError('not-found', `tenant ${this.tenantId} has no timeline ${timelineId} on this pageserver`);
+    return timeline;
+  }
+
+  /** A new attachment of the tenant to this same pageserver. */
+  setGeneration(generation: number): void {
+    if (generation < this.#generation)
+      throw new TimelineError(
+        'bad-request',
+        `tenant ${this.tenantId} is attached with generation ${this.#generation}; ${generation} is older`,
+      );
+    this.#generation = generation;
+    for (const timeline of this.#timelines.values()) timeline.setGeneration(generation);
+  }
+
+  /** Creates an empty timeline that waits for its import. Repeating it gives the same timeline. */
+  async createEmpty(timelineId: string, pgVersion: number): Promise<Timeline> {
+    const existing = this.#timelines.get(timelineId);
+    if (existing !== undefined) {
+      if (existing.ancestor !== undefined) throw this.#differs(timelineId);
+      return existing;
+    }
+    return this.#add(
+      Timeline.create(this.#context, this.#validator, {
+        tenantId: this.tenantId,
+        timelineId,
+        pgVersion,
+        generation: this.#generation,
+      }),
+    );
+  }
+
+  /**
+   * Branches: one small object, whatever the size. Waits until the ancestor has reached the LSN. Repeating it with the same
+   * ancestor and LSN gives the same timeline.
+   */
+  async createBranch(timelineId: string, ancestorTimelineId: string, ancestorLsn: Lsn | undefined): Promise<Timeline> {
+    const ancestor = this.timeline(ancestorTimelineId);
+    const existing = this.#timelines.get(timelineId);
+    if (existing !== undefined) {
+      const same =
+        existing.ancestor === ancestor && (ancestorLsn === undefined || existing.state.ancestor?.lsn === ancestorLsn);
+      if (!same) throw this.#differs(timelineId);
+      return existing;
+    }
+    const lsn = ancestorLsn ?? ancestor.lastRecordLsn;
+    if (lsn < ancestor.state.initialLsn)
+      throw new TimelineError(
+        'below-horizon',
+        `${ancestor.state.name} begins at ${formatLsn(ancestor.state.initialLsn)}; branch at ${formatLsn(lsn)} from its ancestor instead`,
+      );
+    await ancestor.waitForLsn(lsn);
+    return this.#add(
+      Timeline.create(this.#context, this.#validator, {
+        tenantId: this.tenantId,
+        timelineId,
+        pgVersion: ancestor.state.pgVersion,
+        generation: this.#generation,
+        branch: {ancestor, lsn},
+      }),
+    );
+  }
+
+  async #add(timeline: Timeline): Promise<Timeline> {
+    if (this.#timelines.has(timeline.timelineId)) throw this.#differs(timeline.timelineId); // created while we waited
+    this.#timelines.set(timeline.timelineId, timeline);
+    try {
+      await timeline.saveIndex();
+    } catch (error) {
+      this.#timelines.delete(timeline.timelineId);
+      timeline.stop();
+      throw error;
+    }
+    if (timeline.state.lifecycle === 'active') this.onActive(timeline);
+    return timeline;
+  }
+
+  /** An import has made the timeline readable. */
+  imported(timeline: Timeline): void {
+    this.onActive(timeline);
+  }
+
+  /**
+   * Deletes a timeline with all its objects; TimelineError 'bad-request' while it has children. Interrupted, it is resumed by
+   * the next call or attachment: the index says `deleting` before the first object goes.
+   */
+  async deleteTimeline(timelineId: string): Promise<void> {
+    const timeline = this.#timelines.get(timelineId);
+    if (timeline !== undefined) {
+      if (timeline.children.size > 0)
+        throw new TimelineError(
+          'bad-request',
+          `${timeline.state.name} has ${timeline.children.size} child timelines; delete them first`,
+        );
+      timeline.state.lifecycle = 'deleting';
+      this.onGone(timeline);
+      await timeline.saveIndex();
+      timeline.stop();
+      this.#timelines.delete(timelineId);
+    }
+    await deleteObjects(this.#context, timelinePrefix(this.tenantId, timelineId));
+  }
+
+  /** Saves everything and lets go of the tenant. */
+  async detach(): Promise<void> {
+    for (const timeline of this.#timelines.values()) this.onGone(timeline);
+    for (const timeline of this.#timelines.values()) timeline.stop();
+    this.#timelines.clear();
+  }
+
+  async delete(): Promise<void> {
+    await this.detach();
+    await deleteObjects(this.#context, tenantPrefix(this.tenantId));
+  }
+
+  #differs(timelineId: string): TimelineError {
+    return new TimelineError('bad-request', `tenant ${this.tenantId} already has a different timeline ${timelineId}`);
+  }
+}
+
+/** Layers go before indexes, so that whatever is left after a crash still has the index that says `deleting`. */
+async function deleteObjects(context: PageserverContext, prefix: string): Promise<void> {
+  const keys = (await context.store.list(prefix)).map((object) => object.key);
+  await context.store.delete(keys.filter((key) => parseIndexObjectKey(key) === undefined));
+  await context.store.delete(keys.filter((key) => parseIndexObjectKey(key) !== undefined));
+}
+
+/** The newest index of each timeline whose generation is not above `generation`. */
+async function loadIndexes(
+  context: PageserverContext,
+  tenantId: string,
+  generation: number,
+): Promise<Map<string, TimelineIndex>> {
+  const prefix = `${tenantPrefix(tenantId)}timelines/`;
+  const newest = new Map<string, {generation: number; sequence: number}>();
+  for (const {key} of await context.store.list(prefix)) {
+    const at = parseIndexObjectKey(key);
+    const timelineId = key.slice(prefix.length, key.indexOf('/', prefix.length));
+    if (at === undefined) continue;
+    if (at.generation > generation)
+      throw new TimelineError(
+        'bad-request',
+        `tenant ${tenantId} cannot be attached with generation ${generation}: timeline ${timelineId} has an index of generation ${at.generation}`,
+      );
+    const best = newest.get(timelineId);
+    if (
+      best === undefined ||
+      at.generation > best.generation ||
+      (at.generation === best.generation && at.sequence > best.sequence)
+    )
+      newest.set(timelineId, at);
+  }
+  const indexes = new Map<string, TimelineIndex>();
+  await Promise.all(
+    [...newest].map(async ([timelineId, at]) => {
+      const bytes = await context.store.get(indexObjectKey(tenantId, timelineId, at.generation, at.sequence));
+      indexes.set(timelineId, decodeIndex(bytes, {tenantId, timelineId, ...at}));
+    }),
+  );
+  return indexes;
+}

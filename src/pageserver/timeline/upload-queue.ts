@@ -1,0 +1,242 @@
+/**
+ * The order in which a timeline becomes durable, as a pure class: step(input) → outputs. upload.ts does what the outputs
+ * say and comes back with inputs; the simulator can drive the same class.
+ *
+ *   layer PUT acknowledged → index PUT acknowledged → generation validated → publish, delete
+ *
+ * Invariants (checked in checkInvariants)
+ *  1. The index lists uploaded layers only, and of them the longest unbroken row in the order they were frozen: so its
+ *     consistentLsn is covered by the layers it lists.
+ *  2. One index at a time is in flight, sequences rise: a late one cannot replace a newer one.
+ *  3. remoteConsistentLsn and deletions come only from an index whose generation was validated after its upload.
+ *  4. An object is deleted only when an index without it has been uploaded and validated.
+ *  5. Once stale (validation said no), nothing is sent any more.
+ */
+import {assert, unreachable} from '#runtime/assert.ts';
+import type {Lsn} from '#postgres/lsn.ts';
+import type {LayerDescription} from './index-object.ts';
+
+export type UploadInput =
+  /** A layer was frozen. Layers come in order; `consistentLsn`: see FrozenLayer. */
+  | {readonly kind: 'layer-frozen'; readonly id: number; readonly consistentLsn: Lsn}
+  | {readonly kind: 'layer-uploaded'; readonly id: number; readonly description: LayerDescription}
+  /** Something else in the index changed (lifecycle, system id). */
+  | {readonly kind: 'index-changed'}
+  /** Compaction or GC: the next index is without these layers; then the objects go. */
+  | {readonly kind: 'layers-removed'; readonly names: readonly string[]; readonly objects: readonly string[]}
+  | {readonly kind: 'index-uploaded'; readonly sequence: number}
+  | {readonly kind: 'index-failed'; readonly sequence: number}
+  | {readonly kind: 'validated'; readonly sequence: number; readonly valid: boolean}
+  | {readonly kind: 'validate-failed'; readonly sequence: number}
+  /** The tenant was attached anew, here, with a higher generation. */
+  | {readonly kind: 'generation'; readonly generation: number};
+
+export type UploadOutput =
+  | {readonly kind: 'upload-layer'; readonly id: number}
+  | {
+      readonly kind: 'upload-index';
+      readonly generation: number;
+      readonly sequence: number;
+      readonly consistentLsn: Lsn;
+      readonly layers: readonly LayerDescription[];
+    }
+  | {readonly kind: 'validate'; readonly generation: number; readonly sequence: number}
+  | {readonly kind: 'publish'; readonly remoteConsistentLsn: Lsn}
+  | {readonly kind: 'delete'; readonly objects: readonly string[]}
+  | {readonly kind: 'stale'; readonly generation: number};
+
+interface PendingLayer {
+  readonly id: number;
+  readonly consistentLsn: Lsn;
+  description: LayerDescription | undefined;
+}
+
+interface SentIndex {
+  readonly generation: number;
+  readonly sequence: number;
+  readonly consistentLsn: Lsn;
+  /** Objects that this index and those before it no longer need. */
+  readonly garbage: readonly string[];
+}
+
+export class UploadQueue {
+  #generation: number;
+  #sequence: number;
+  #layers: readonly LayerDescription[];
+  #consistentLsn: Lsn;
+  /** Frozen, not yet part of #layers, in order. */
+  readonly #pending: PendingLayer[] = [];
+  #dirty = false;
+  #garbage: string[] = [];
+  #inFlight: SentIndex | undefined;
+  #validating: SentIndex | undefined;
+  #publishedLsn: Lsn;
+  #stale = false;
+  readonly #indexObject: (generation: number, sequence: number) => string;
+
+  /**
+   * Goes on from the index that was loaded (sequence 0 and no layers for a new timeline). `indexObject` names index objects:
+   * those that were replaced are deleted like layers.
+   */
+  constructor(
+    loaded: {generation: number; sequence: number; layers: readonly LayerDescription[]; consistentLsn: Lsn},
+    generation: number,
+    indexObject: (generation: number, sequence: number) => string,
+  ) {
+    assert(generation >= loaded.generation, 'an index of a higher generation is never loaded');
+    this.#generation = generation;
+    this.#sequence = loaded.sequence;
+    this.#layers = loaded.layers;
+    this.#consistentLsn = loaded.consistentLsn;
+    this.#publishedLsn = loaded.consistentLsn;
+    this.#indexObject = indexObject;
+    if (loaded.sequence > 0) this.#garbage.push(indexObject(loaded.generation, loaded.sequence));
+  }
+
+  get isStale(): boolean {
+    return this.#stale;
+  }
+  /** Layers of the next index. */
+  get layers(): readonly LayerDescription[] {
+    return this.#layers;
+  }
+  /** Nothing waits and nothing is in flight: what was frozen is published. */
+  get isIdle(): boolean {
+    return this.#pending.length === 0 && !this.#dirty && this.#inFlight === undefined && this.#validating === undefined;
+  }
+  /** Sequence of the first index that has everything stepped in so far. */
+  get coveringSequence(): number {
+    return this.#dirty ? this.#sequence + 1 : this.#sequence;
+  }
+
+  step(input: UploadInput): UploadOutput[] {
+    const out: UploadOutput[] = [];
+    switch (input.kind) {
+      case 'layer-frozen': {
+        const before = this.#pending.at(-1);
+        assert(
+          before === undefined || (before.id < input.id && before.consistentLsn <= input.consistentLsn),
+          'layers are frozen in order',
+        );
+        this.#pending.push({id: input.id, consistentLsn: input.consistentLsn, description: undefined});
+        if (!this.#stale) out.push({kind: 'upload-layer', id: input.id});
+        break;
+      }
+      case 'layer-uploaded': {
+        const layer = this.#pending.find((p) => p.id === input.id);
+        assert(layer !== undefined && layer.description === undefined, 'a layer is uploaded once');
+        layer.description = input.description;
+        this.#takeUploaded();
+        break;
+      }
+      case 'index-changed':
+        this.#dirty = true;
+        break;
+      case 'layers-removed':
+        this.#layers = this.#layers.filter((layer) => !input.names.includes(layer.name));
+        this.#garbage.push(...input.objects);
+        this.#dirty = true;
+        break;
+      case 'index-uploaded': {
+        const sent = this.#inFlight;
+        assert(sent !== undefined && sent.sequence === input.sequence, 'the answer is for the index in flight');
+        this.#inFlight = undefined;
+        // An older index that still waits for its validation is covered by this one.
+        this.#validating = {...sent, garbage: [...(this.#validating?.garbage ?? []), ...sent.garbage]};
+        out.push({kind: 'validate', generation: sent.generation, sequence: sent.sequence});
+        break;
+      }
+      case 'index-failed': {
+        const sent = this.#inFlight;
+        assert(sent !== undefined && sent.sequence === input.sequence, 'the answer is for the index in flight');
+        // It may have been stored nevertheless: the next one has a higher sequence, and deletes it.
+        this.#inFlight = undefined;
+        this.#dirty = true;
+        this.#garbage.push(...sent.garbage, this.#indexObject(sent.generation, sent.sequence));
+        break;
+      }
+      case 'validated': {
+        const sent = this.#validating;
+        if (sent === undefined || sent.sequence !== input.sequence) break; // a newer index is being validated
+        this.#validating = undefined;
+        if (!input.valid) {
+          if (sent.generation < this.#generation) {
+            // Attached anew meanwhile: what this index promised is repeated by the next.
+            this.#garbage.push(...sent.garbage, this.#indexObject(sent.generation, sent.sequence));
+            this.#dirty = true;
+          } else {
+            this.#stale = true;
+            out.push({kind: 'stale', generation: sent.generation});
+          }
+          break;
+        }
+        if (sent.consistentLsn > this.#publishedLsn) this.#publishedLsn = sent.consistentLsn;
+        out.push({kind: 'publish', remoteConsistentLsn: this.#publishedLsn});
+        if (sent.garbage.length > 0) out.push({kind: 'delete', objects: sent.garbage});
+        // This index goes when a later one has been validated.
+        this.#garbage.push(this.#indexObject(sent.generation, sent.sequence));
+        break;
+      }
+      case 'validate-failed': {
+        const sent = this.#validating;
+        if (sent !== undefined && sent.sequence === input.sequence)
+          out.push({kind: 'validate', generation: sent.generation, sequence: sent.sequence});
+        break;
+      }
+      case 'generation':
+        assert(input.generation >= this.#generation, 'generations rise');
+        if (input.generation === this.#generation) break;
+        this.#generation = input.generation;
+        this.#dirty = true;
+        if (this.#stale) {
+          this.#stale = false;
+          for (const layer of this.#pending)
+            if (layer.description === undefined) out.push({kind: 'upload-layer', id: layer.id});
+        }
+        break;
+      default:
+        unreachable(input);
+    }
+    this.#sendIndex(out);
+    this.checkInvariants();
+    return out;
+  }
+
+  checkInvariants(): void {
+    assert(this.#publishedLsn <= this.#consistentLsn, 'only what an index holds is published (3)');
+    assert(this.#pending[0]?.description === undefined, 'an uploaded layer at the head belongs to the index (1)');
+    assert(
+      this.#inFlight === undefined || this.#inFlight.sequence === this.#sequence,
+      'one index in flight, the newest (2)',
+    );
+  }
+
+  #takeUploaded(): void {
+    for (let head = this.#pending[0]; head?.description !== undefined; head = this.#pending[0]) {
+      this.#layers = [...this.#layers, head.description];
+      this.#consistentLsn = head.consistentLsn;
+      this.#pending.shift();
+      this.#dirty = true;
+    }
+  }
+
+  #sendIndex(out: UploadOutput[]): void {
+    if (!this.#dirty || this.#inFlight !== undefined || this.#stale) return;
+    this.#dirty = false;
+    this.#sequence++;
+    this.#inFlight = {
+      generation: this.#generation,
+      sequence: this.#sequence,
+      consistentLsn: this.#consistentLsn,
+      garbage: this.#garbage,
+    };
+    this.#garbage = [];
+    out.push({
+      kind: 'upload-index',
+      generation: this.#generation,
+      sequence: this.#sequence,
+      consistentLsn: this.#consistentLsn,
+      layers: this.#layers,
+    });
+  }
+}

@@ -1,0 +1,291 @@
+/** Does what UploadQueue says: builds layer files, puts objects, asks for validation; tries again until it works. */
+import {type Lsn, formatLsn} from '#postgres/lsn.ts';
+import {ObjectStoreError} from '#objectstore/object-store.ts';
+import type {GenerationValidator} from '../generation-validator.ts';
+import {layerFlagImage, objectIdentity} from '../layers/layer-format.ts';
+import {type FinishedLayer, LayerWriter} from '../layers/layer-writer.ts';
+import type {MemoryLayer} from '../layers/memory-layer.ts';
+import {
+  type LayerDescription,
+  type TimelineIndex,
+  encodeIndex,
+  indexObjectKey,
+  layerName,
+  layerObjectId,
+  timelinePrefix,
+} from './index-object.ts';
+import type {FrozenLayer, TimelineState} from './state.ts';
+import {type UploadInput, type UploadOutput, UploadQueue} from './upload-queue.ts';
+
+const retryDelayMsFirst = 100;
+const retryDelayMsMax = 10_000;
+/** Building a layer lets other work run after this many bytes. */
+const buildStepBytes = 1024 * 1024;
+
+export class Uploader {
+  readonly #state: TimelineState;
+  readonly #validator: GenerationValidator;
+  readonly #queue: UploadQueue;
+  /** Layers are built and put one after the other: their memory is bounded, and reads switch over in order. */
+  #layerWork: Promise<void> = Promise.resolve();
+  #stopped = false;
+  #waiters: {readonly done: () => boolean; readonly resolve: () => void; readonly reject: (error: Error) => void}[] =
+    [];
+  /** Sequence of the last index that is durable. */
+  #indexSequence: number;
+  #lastFailure: string | undefined;
+
+  constructor(
+    state: TimelineState,
+    validator: GenerationValidator,
+    loaded: {generation: number; sequence: number; layers: readonly LayerDescription[]; consistentLsn: Lsn},
+  ) {
+    this.#state = state;
+    this.#validator = validator;
+    this.#indexSequence = loaded.sequence;
+    this.#queue = new UploadQueue(loaded, state.generation, (generation, sequence) =>
+      indexObjectKey(state.tenantId, state.timelineId, generation, sequence),
+    );
+  }
+
+  get isIdle(): boolean {
+    return this.#queue.isIdle;
+  }
+  get isStale(): boolean {
+    return this.#queue.isStale;
+  }
+  /** Why the last try failed, while it has not been made good. */
+  get lastFailure(): string | undefined {
+    return this.#lastFailure;
+  }
+
+  /** A layer was frozen (the last of state.frozen). */
+  layerFrozen(frozen: FrozenLayer): void {
+    this.#step({kind: 'layer-frozen', id: frozen.id, consistentLsn: frozen.consistentLsn});
+  }
+
+  generationChanged(): void {
+    this.#step({kind: 'generation', generation: this.#state.generation});
+  }
+
+  /** Sends an index with the state's present fields; resolves when an index that has them is durable. */
+  indexChanged(): Promise<void> {
+    this.#step({kind: 'index-changed'});
+    const wanted = this.#queue.coveringSequence;
+    return this.#waitFor(() => this.#indexSequence >= wanted);
+  }
+
+  /** Resolves when everything frozen so far is published, rejects when the generation turns out stale or on stop(). */
+  published(): Promise<void> {
+    return this.#waitFor(() => this.#queue.isIdle);
+  }
+
+  /** Resolves when fewer than `count` frozen layers wait. */
+  room(count: number): Promise<void> {
+    return this.#waitFor(() => this.#state.frozen.length < count);
+  }
+
+  /** Nothing new is begun; what is in flight ends on its own. */
+  stop(): void {
+    this.#stopped = true;
+    this.#wake();
+  }
+
+  #waitFor(done: () => boolean): Promise<void> {
+    return new Promise((resolve, reject) => {
+      this.#waiters.push({done, resolve, reject});
+      this.#wake();
+    });
+  }
+
+  #wake(): void {
+    const waiters = this.#waiters;
+    this.#waiters = [];
+    for (const waiter of waiters) {
+      if (waiter.done()) waiter.resolve();
+      else if (this.#stopped) waiter.reject(new Error(`${this.#state.name}: the timeline is being stopped`));
+      else if (this.#queue.isStale)
+        waiter.reject(
+          new Error(`${this.#state.name}: generation ${this.#state.generation} is stale; attach the tenant again`),
+        );
+      else this.#waiters.push(waiter);
+    }
+  }
+
+  #step(input: UploadInput): void {
+    for (const output of this.#queue.step(input)) this.#perform(output);
+    this.#wake();
+  }
+
+  #perform(output: UploadOutput): void {
+    const {context} = this.#state;
+    switch (output.kind) {
+      case 'upload-layer':
+        this.#layerWork = this.#layerWork.then(() => this.#uploadLayer(output.id));
+        return;
+      case 'upload-index':
+        void this.#uploadIndex(output);
+        return;
+      case 'validate':
+        void this.#validate(output);
+        return;
+      case 'publish':
+        this.#state.remoteConsistentLsn = output.remoteConsistentLsn;
+        return;
+      case 'delete':
+        // A deletion that fails leaves garbage, never harm: a scrub finds it.
+        context.store
+          .delete(output.objects)
+          .catch((error: unknown) =>
+            context.log.warn('objects not deleted', {
+              timeline: this.#state.timelineId,
+              error: (error as Error).message,
+            }),
+          );
+        return;
+      case 'stale':
+        context.log.error('generation is stale: this pageserver stops uploading the timeline', {
+          tenant: this.#state.tenantId,
+          timeline: this.#state.timelineId,
+          generation: output.generation,
+        });
+        return;
+    }
+  }
+
+  async #uploadLayer(id: number): Promise<void> {
+    const state = this.#state;
+    const {store, random, metrics} = state.context;
+    const frozen = state.frozen.find((f) => f.id === id);
+    if (frozen === undefined || this.#stopped) return;
+    await this.#untilDone('layer', async () => {
+      const kind = frozen.image ? 'image' : 'delta';
+      const {startLsn} = frozen.layer;
+      const endLsn = frozen.layer.endLsn!;
+      const {generation} = state;
+      // A new name at each try: whatever an earlier try left behind is never met again.
+      const name = layerName(kind, startLsn, endLsn, random.uint32(), generation);
+      const built = await this.#build(frozen.layer, name, generation, frozen.image);
+      await store.put(timelinePrefix(state.tenantId, state.timelineId) + name, Buffer.concat(built.pieces), {
+        ifNoneMatch: '*',
+      });
+      const description: LayerDescription = {
+        name,
+        kind,
+        generation,
+        firstKey: built.firstKey.toString('hex'),
+        lastKey: built.lastKey.toString('hex'),
+        startLsn,
+        endLsn,
+        complete: frozen.complete,
+        size: built.size,
+        checksum: built.checksum,
+        rootOffset: built.rootOffset,
+        versions: built.versions,
+      };
+      metrics.layersUploaded.inc();
+      metrics.layerBytesUploaded.inc(built.size);
+      // In one turn: readers find the values in the file from now on (invariant 1 of the state).
+      state.layers.add(state.openReader(description));
+      state.frozen.splice(state.frozen.indexOf(frozen), 1);
+      if (frozen.consistentLsn > state.diskConsistentLsn) state.diskConsistentLsn = frozen.consistentLsn;
+      state.durableLogicalSizeBytes = frozen.logicalSizeBytes;
+      this.#step({kind: 'layer-uploaded', id, description});
+    });
+  }
+
+  async #build(layer: MemoryLayer, name: string, generation: number, image: boolean): Promise<FinishedLayer> {
+    const {tenantId, timelineId, context} = this.#state;
+    const writer = new LayerWriter(objectIdentity(layerObjectId(tenantId, timelineId, name), generation), {
+      tenantId,
+      timelineId,
+      flags: image ? layerFlagImage : 0,
+      startLsn: layer.startLsn,
+      endLsn: layer.endLsn!,
+    });
+    let pauseAt = buildStepBytes;
+    let added = 0;
+    for (const v of layer.entries()) {
+      writer.add(v.prefix, v.e, v.lsn, v.kind, v.flags, v.blockId, v.chunk, v.offset, v.length);
+      added += v.length + 32;
+      if (added < pauseAt) continue;
+      pauseAt = added + buildStepBytes;
+      await context.clock.sleep(0);
+    }
+    return writer.finish();
+  }
+
+  async #uploadIndex(output: UploadOutput & {kind: 'upload-index'}): Promise<void> {
+    const state = this.#state;
+    const {store, metrics, log, clock} = state.context;
+    const index: TimelineIndex = {
+      tenantId: state.tenantId,
+      timelineId: state.timelineId,
+      generation: output.generation,
+      sequence: output.sequence,
+      lifecycle: state.lifecycle,
+      pgVersion: state.pgVersion,
+      systemId: state.systemId,
+      ...(state.ancestor === undefined
+        ? {}
+        : {ancestorTimelineId: state.ancestor.state.timelineId, ancestorLsn: state.ancestor.lsn}),
+      diskConsistentLsn: output.consistentLsn,
+      initialLsn: state.initialLsn,
+      logicalSizeBytes: state.durableLogicalSizeBytes,
+      layers: output.layers,
+    };
+    const key = indexObjectKey(state.tenantId, state.timelineId, output.generation, output.sequence);
+    try {
+      await store.put(key, encodeIndex(index), {ifNoneMatch: '*'});
+    } catch (error) {
+      metrics.uploadFailures.inc();
+      this.#lastFailure = (error as Error).message;
+      log.warn('index not uploaded; trying again', {timeline: state.timelineId, error: this.#lastFailure});
+      if (!(error instanceof ObjectStoreError && error.code === 'exists')) await clock.sleep(retryDelayMsFirst * 5);
+      if (!this.#stopped) this.#step({kind: 'index-failed', sequence: output.sequence});
+      return;
+    }
+    metrics.indexesUploaded.inc();
+    this.#lastFailure = undefined;
+    this.#indexSequence = output.sequence;
+    this.#step({kind: 'index-uploaded', sequence: output.sequence});
+  }
+
+  async #validate(output: UploadOutput & {kind: 'validate'}): Promise<void> {
+    const {tenantId, context} = this.#state;
+    try {
+      const valid = await this.#validator.validate(tenantId, output.generation);
+      this.#step({kind: 'validated', sequence: output.sequence, valid});
+    } catch (error) {
+      context.log.warn('generation not validated; trying again', {tenant: tenantId, error: (error as Error).message});
+      await context.clock.sleep(1000);
+      if (!this.#stopped) this.#step({kind: 'validate-failed', sequence: output.sequence});
+    }
+  }
+
+  async #untilDone(what: string, work: () => Promise<void>): Promise<void> {
+    const {log, clock, metrics} = this.#state.context;
+    for (let delay = retryDelayMsFirst; !this.#stopped; delay = Math.min(delay * 2, retryDelayMsMax)) {
+      try {
+        await work();
+        this.#lastFailure = undefined;
+        return;
+      } catch (error) {
+        if (!(error instanceof ObjectStoreError)) {
+          // A fault of ours: the data stays in memory and in the safekeepers, and everybody can see why.
+          this.#state.ingestError = `${this.#state.name}: ${what} cannot be built: ${(error as Error).message}`;
+          log.error(this.#state.ingestError, {stack: (error as Error).stack});
+          return;
+        }
+        metrics.uploadFailures.inc();
+        this.#lastFailure = error.message;
+        log.warn(`${what} not uploaded; trying again`, {
+          timeline: this.#state.timelineId,
+          error: error.message,
+          remoteConsistentLsn: formatLsn(this.#state.remoteConsistentLsn),
+        });
+        await clock.sleep(delay);
+      }
+    }
+  }
+}

@@ -1,0 +1,496 @@
+/**
+ * Writing: what ingest found in WAL becomes values in the open layer. Implements the sink and the synchronous look-ups of
+ * ingest/sink.ts on the timeline's state.
+ *
+ * One record is: interpret() puts its values; finishRecord() does what could not be done synchronously (a database copied or
+ * dropped, sizes of dropped relations); endRecord() makes the record visible. An import is one long "record".
+ */
+import {assert} from '#runtime/assert.ts';
+import {type Lsn, formatLsn} from '#postgres/lsn.ts';
+import {type ForkNumber, type RelTag, blockSize} from '#postgres/relation.ts';
+import {type SlruKind, slruKinds} from '#postgres/slru.ts';
+import {type IngestSink, type IngestState, relationMissing, relationNotLoaded} from '../ingest/sink.ts';
+import {MemoryLayer} from '../layers/memory-layer.ts';
+import {CommitTail, decodeCommitChunk, runningMaxAfter} from './commit-times.ts';
+import {
+  type Key,
+  type KeyPrefix,
+  auxFileKey,
+  checkpointStateKey,
+  commitTimesKey,
+  databaseKey,
+  keyKind,
+  rangeOf,
+  relPagePrefix,
+  relSizeKey,
+  relationMapKey,
+  slruPrefix,
+  truncationsKey,
+  twoPhaseKey,
+} from './key.ts';
+import {read, tryBlob, tryBlobs, tryCollect, tryRelInfo, tryRelPages, tryScanKeys, zeroPage} from './read-path.ts';
+import {type RelInfo, encodeSize, encodeTruncations, relMissing, resized} from './sizes.ts';
+import type {TimelineState} from './state.ts';
+import {flagStartsHistory, flagWalLogHints, valueKind} from './value.ts';
+
+/** Blocks that a database copy reads at a time. */
+const copyBlocks = 64;
+const empty = Buffer.alloc(0);
+const forks: readonly ForkNumber[] = [0, 1, 2, 3];
+
+type Job =
+  | {readonly kind: 'drop-database'; readonly spcNode: number; readonly dbNode: number}
+  | {readonly kind: 'copy-database'; readonly from: readonly [number, number]; readonly to: readonly [number, number]}
+  | {readonly kind: 'drop-relation'; readonly rel: RelTag};
+
+/** What a timeline that ingests has in memory beyond relation sizes; loaded by TimelineWriter.load. */
+interface WriterMemory {
+  readonly databases: Set<string>;
+  readonly slruPages: readonly Set<number>[];
+  readonly commits: CommitTail;
+}
+
+export class TimelineWriter implements IngestSink, IngestState {
+  /** wal_log_hints or data checksums of the writing cluster: the driver sets it as the interpreter learns it. */
+  walLogHints = false;
+  readonly #state: TimelineState;
+  readonly #onAdvance: () => void;
+  readonly #onFrozen: () => void;
+  readonly #memory: WriterMemory;
+  readonly #jobs: Job[] = [];
+  #finishing = false;
+  #importing = false;
+  #importParts = 0;
+  /** logicalSizeBytes when the last record ended. */
+  #sizeAtRecord: number;
+  /** The prefix of the last page put: most records follow another of the same relation. */
+  #prefix: KeyPrefix = {kind: 0, a: 0, b: 0, c: 0, d: 0};
+
+  private constructor(
+    state: TimelineState,
+    memory: WriterMemory,
+    hooks: {onAdvance: () => void; onFrozen: () => void},
+  ) {
+    this.#state = state;
+    this.#memory = memory;
+    this.#sizeAtRecord = state.logicalSizeBytes;
+    this.#onAdvance = hooks.onAdvance;
+    this.#onFrozen = hooks.onFrozen;
+  }
+
+  /** Reads what ingest must have in memory, as of the last record. `onAdvance`: lastRecordLsn grew; `onFrozen`: a layer was frozen. */
+  static async load(
+    state: TimelineState,
+    hooks: {onAdvance: () => void; onFrozen: () => void},
+  ): Promise<TimelineWriter> {
+    const at = state.lastRecordLsn;
+    const databases = new Set<string>();
+    for (const {key} of await read(state, (pass) => tryBlobs(state, pass, rangeOf(keyKind.database), at)))
+      databases.add(databaseId(key.prefix.a, key.prefix.b));
+    const slruPages: Set<number>[] = [];
+    for (const kind of slruKinds) slruPages.push(new Set(await existingSlruPages(state, kind, at)));
+    const chunks = await read(state, (pass) => tryScanKeys(state, pass, rangeOf(keyKind.commitTimes), at));
+    const last = chunks.at(-1);
+    let runningMax = 0;
+    if (last !== undefined) {
+      const bytes = await read(state, (pass) => tryBlob(state, pass, last, at));
+      if (bytes !== null) runningMax = runningMaxAfter(decodeCommitChunk(bytes));
+    }
+    return new TimelineWriter(state, {databases, slruPages, commits: new CommitTail(runningMax)}, hooks);
+  }
+
+  /** Commits that no layer holds yet. */
+  get commitTail(): CommitTail {
+    return this.#memory.commits;
+  }
+
+  // ---- look-ups
+
+  relationSize(spcNode: number, dbNode: number, relNode: number, fork: ForkNumber): number {
+    const info = this.#state.sizes.latest(spcNode, dbNode, relNode, fork);
+    if (info === undefined) return relationNotLoaded;
+    return info.blocks < 0 ? relationMissing : info.blocks;
+  }
+
+  databaseExists(spcNode: number, dbNode: number): boolean {
+    return this.#memory.databases.has(databaseId(spcNode, dbNode));
+  }
+
+  slruPageExists(kind: SlruKind, page: number): boolean {
+    return this.#memory.slruPages[kind]!.has(page);
+  }
+
+  /** Loads sizes that relationSize() did not have. Only between records. */
+  async loadRelations(relations: readonly RelTag[]): Promise<void> {
+    const state = this.#state;
+    const at = state.lastRecordLsn;
+    await read(state, (pass) => {
+      let missing = false;
+      for (const rel of relations) if (tryRelInfo(state, pass, rel, at) === undefined) missing = true;
+      return missing ? undefined : true;
+    });
+    assert(state.lastRecordLsn === at, 'nothing is ingested while sizes are loaded');
+    // A reader may have left the size as history only.
+    for (const rel of relations) {
+      const info = state.sizes.at(rel, at);
+      assert(info !== undefined, 'the size was loaded just now');
+      if (state.sizes.latest(rel.spcNode, rel.dbNode, rel.relNode, rel.fork) === undefined)
+        state.sizes.setLatest(rel, info, at);
+    }
+  }
+
+  // ---- pages
+
+  relationPageRecord(
+    spcNode: number,
+    dbNode: number,
+    relNode: number,
+    fork: ForkNumber,
+    block: number,
+    lsn: Lsn,
+    bytes: Buffer,
+    blockId: number,
+    needsBase: boolean,
+  ): void {
+    const flags = (needsBase ? 0 : flagStartsHistory) | (this.walLogHints ? flagWalLogHints : 0);
+    this.#put(this.#pagePrefix(spcNode, dbNode, relNode, fork), block, lsn, valueKind.record, flags, blockId, bytes);
+  }
+
+  relationPageImage(
+    spcNode: number,
+    dbNode: number,
+    relNode: number,
+    fork: ForkNumber,
+    block: number,
+    lsn: Lsn,
+    image: Buffer,
+  ): void {
+    assert(image.length === blockSize, 'a page image has 8192 bytes');
+    const prefix = this.#pagePrefix(spcNode, dbNode, relNode, fork);
+    this.#put(prefix, block, lsn, valueKind.image, flagStartsHistory, 0, image);
+  }
+
+  relationPagePatch(
+    spcNode: number,
+    dbNode: number,
+    relNode: number,
+    fork: ForkNumber,
+    block: number,
+    lsn: Lsn,
+    patch: Buffer,
+  ): void {
+    this.#put(this.#pagePrefix(spcNode, dbNode, relNode, fork), block, lsn, valueKind.patch, 0, 0, patch);
+  }
+
+  /** Nothing to store: blocks without a value read as zeros, and sizes.ts keeps values from before a truncation away. */
+  zeroPages(): void {}
+
+  // ---- relations
+
+  createRelation(spcNode: number, dbNode: number, relNode: number, fork: ForkNumber, lsn: Lsn): void {
+    const rel: RelTag = {spcNode, dbNode, relNode, fork};
+    this.#setRelation(rel, {blocks: 0, floorLsn: lsn, truncations: []}, lsn);
+  }
+
+  setRelationSize(spcNode: number, dbNode: number, relNode: number, fork: ForkNumber, blocks: number, lsn: Lsn): void {
+    const rel: RelTag = {spcNode, dbNode, relNode, fork};
+    const before =
+      this.#state.sizes.latest(spcNode, dbNode, relNode, fork) ?? (this.#importing ? relMissing : undefined);
+    assert(before !== undefined, 'ingest looks a size up before it changes it');
+    if (before.blocks === blocks) return;
+    this.#setRelation(rel, resized(before, blocks, this.#importing ? (0 as Lsn) : lsn), lsn);
+  }
+
+  dropRelation(spcNode: number, dbNode: number, relNode: number, lsn: Lsn): void {
+    for (const fork of forks) {
+      const rel: RelTag = {spcNode, dbNode, relNode, fork};
+      const known = this.#state.sizes.latest(spcNode, dbNode, relNode, fork);
+      if (known === undefined) this.#jobs.push({kind: 'drop-relation', rel});
+      else if (known.blocks >= 0) this.#dropFork(rel, known.blocks, lsn);
+    }
+  }
+
+  createDatabase(spcNode: number, dbNode: number, hasVersionFile: boolean, lsn: Lsn): void {
+    this.#putBlob(databaseKey(spcNode, dbNode), lsn, Buffer.from([hasVersionFile ? 1 : 0]));
+    this.#memory.databases.add(databaseId(spcNode, dbNode));
+  }
+
+  copyDatabase(fromSpcNode: number, fromDbNode: number, toSpcNode: number, toDbNode: number): void {
+    this.#memory.databases.add(databaseId(toSpcNode, toDbNode));
+    this.#jobs.push({kind: 'copy-database', from: [fromSpcNode, fromDbNode], to: [toSpcNode, toDbNode]});
+  }
+
+  dropDatabase(spcNode: number, dbNode: number): void {
+    this.#memory.databases.delete(databaseId(spcNode, dbNode));
+    this.#jobs.push({kind: 'drop-database', spcNode, dbNode});
+  }
+
+  putRelationMap(spcNode: number, dbNode: number, map: Buffer, lsn: Lsn): void {
+    this.#putBlob(relationMapKey(spcNode, dbNode), lsn, map);
+  }
+
+  // ---- everything else
+
+  slruPageImage(kind: SlruKind, page: number, lsn: Lsn, image: Buffer): void {
+    assert(image.length === blockSize, 'a page image has 8192 bytes');
+    this.#memory.slruPages[kind]!.add(page);
+    this.#put(slruPrefix(kind), page, lsn, valueKind.image, flagStartsHistory, 0, image);
+  }
+
+  slruPagePatch(kind: SlruKind, page: number, lsn: Lsn, patch: Buffer, needsBase: boolean): void {
+    this.#memory.slruPages[kind]!.add(page);
+    this.#put(slruPrefix(kind), page, lsn, valueKind.patch, needsBase ? 0 : flagStartsHistory, 0, patch);
+  }
+
+  slruPageZero(kind: SlruKind, page: number, lsn: Lsn): void {
+    this.#memory.slruPages[kind]!.add(page);
+    this.#put(slruPrefix(kind), page, lsn, valueKind.zero, flagStartsHistory, 0, empty);
+  }
+
+  slruDropPages(kind: SlruKind, startPage: number, endPage: number, lsn: Lsn): void {
+    const pages = this.#memory.slruPages[kind]!;
+    for (const page of pages) {
+      if (page < startPage || page >= endPage) continue;
+      pages.delete(page);
+      this.#put(slruPrefix(kind), page, lsn, valueKind.tombstone, flagStartsHistory, 0, empty);
+    }
+  }
+
+  putTwoPhase(xid: number, contents: Buffer | undefined, lsn: Lsn): void {
+    this.#putOptional(twoPhaseKey(xid), lsn, contents);
+  }
+
+  putAuxFile(path: string, contents: Buffer | undefined, lsn: Lsn): void {
+    if (contents === undefined) return this.#putOptional(auxFileKey(path), lsn, undefined);
+    const name = Buffer.from(path, 'utf8');
+    const head = Buffer.alloc(2);
+    head.writeUInt16LE(name.length, 0);
+    this.#putBlob(auxFileKey(path), lsn, Buffer.concat([head, name, contents]));
+  }
+
+  putCheckpointState(encoded: Buffer, lsn: Lsn): void {
+    this.#putBlob(checkpointStateKey, lsn, encoded);
+  }
+
+  commitTime(unixMicroseconds: number, lsn: Lsn): void {
+    const {commits} = this.#memory;
+    commits.add(Math.round(unixMicroseconds), lsn);
+    if (commits.count >= 256) this.#putCommitChunk(lsn);
+  }
+
+  // ---- record boundaries
+
+  /** Work that interpret() began and finishRecord() must end before endRecord(). */
+  get hasUnfinishedWork(): boolean {
+    return this.#jobs.length > 0 || this.#finishing;
+  }
+
+  /** Ends what the record began. `waitForRoom` is awaited when the work fills a layer. */
+  async finishRecord(lsn: Lsn, waitForRoom: () => Promise<void>): Promise<void> {
+    this.#finishing = true;
+    for (let job = this.#jobs.shift(); job !== undefined; job = this.#jobs.shift()) {
+      if (job.kind === 'drop-database') await this.#dropDatabaseNow(job.spcNode, job.dbNode, lsn);
+      else if (job.kind === 'copy-database') await this.#copyDatabaseNow(job.from, job.to, lsn, waitForRoom);
+      else {
+        const {rel} = job;
+        await this.loadRelations([rel]);
+        const info = this.#state.sizes.latest(rel.spcNode, rel.dbNode, rel.relNode, rel.fork);
+        if (info !== undefined && info.blocks >= 0) this.#dropFork(rel, info.blocks, lsn);
+      }
+    }
+    // Left standing when the work failed: the record stays unfinished, and nothing is frozen in the middle of it.
+    this.#finishing = false;
+  }
+
+  /** The record that ends at `lsn` is in whole: readers may see it. Freezes the open layer when it is full. */
+  endRecord(lsn: Lsn): void {
+    assert(!this.hasUnfinishedWork, 'a record is finished before it is ended');
+    const state = this.#state;
+    assert(lsn >= state.lastRecordLsn, 'records end in LSN order');
+    state.lastRecordLsn = lsn;
+    this.#sizeAtRecord = state.logicalSizeBytes;
+    state.sizes.trim();
+    const {open} = state;
+    if (open !== undefined) {
+      open.endRecord();
+      if (open.bytes >= state.context.limits.layerBytes || open.isFull) this.freeze();
+    }
+    this.#onAdvance();
+  }
+
+  /** Freezes the open layer, if there is anything in it, for upload. Only between records. */
+  freeze(): void {
+    const state = this.#state;
+    assert(!this.hasUnfinishedWork && !this.#importing, 'a layer is frozen between records');
+    if (this.#memory.commits.count > 0) this.#putCommitChunk(state.lastRecordLsn);
+    this.#freezeNow((state.lastRecordLsn + 1) as Lsn, false);
+  }
+
+  // ---- import
+
+  /** Everything until endImport() comes from one data directory as of `lsn`; layers become image layers. */
+  beginImport(): void {
+    assert(this.#state.open === undefined && this.#state.lastRecordLsn === 0, 'an import fills an empty timeline');
+    this.#importing = true;
+  }
+
+  /** Call now and then during an import: freezes a part when the open layer is full. True: wait for room before going on. */
+  importStep(lsn: Lsn): boolean {
+    const {open, context} = this.#state;
+    if (open === undefined || (open.bytes < context.limits.layerBytes && !open.isFull)) return false;
+    open.endRecord();
+    this.#freezeNow((lsn + 1) as Lsn, false);
+    return true;
+  }
+
+  endImport(lsn: Lsn): void {
+    const state = this.#state;
+    state.lastRecordLsn = lsn;
+    this.#sizeAtRecord = state.logicalSizeBytes;
+    this.#freezeNow((lsn + 1) as Lsn, true);
+    this.#importing = false;
+    this.#onAdvance();
+  }
+
+  // ---- private
+
+  #put(p: KeyPrefix, e: number, lsn: Lsn, kind: number, flags: number, blockId: number, payload: Buffer): void {
+    const state = this.#state;
+    state.open ??= new MemoryLayer(lsn, state.context.clock.monotonicMs());
+    state.open.put(p, e, lsn, kind, flags, blockId, payload);
+  }
+
+  #pagePrefix(spcNode: number, dbNode: number, relNode: number, fork: ForkNumber): KeyPrefix {
+    const p = this.#prefix;
+    if (p.c === relNode && p.d === fork && p.b === dbNode && p.a === spcNode && p.kind === keyKind.relPage) return p;
+    return (this.#prefix = relPagePrefix({spcNode, dbNode, relNode, fork}));
+  }
+
+  #putBlob(key: Key, lsn: Lsn, bytes: Buffer): void {
+    this.#put(key.prefix, key.e, lsn, valueKind.image, flagStartsHistory, 0, bytes);
+  }
+
+  #putOptional(key: Key, lsn: Lsn, bytes: Buffer | undefined): void {
+    if (bytes !== undefined) this.#putBlob(key, lsn, bytes);
+    else this.#put(key.prefix, key.e, lsn, valueKind.tombstone, flagStartsHistory, 0, empty);
+  }
+
+  #putCommitChunk(lsn: Lsn): void {
+    const {commits} = this.#memory;
+    const first = commits.firstLsn;
+    assert(first !== undefined, 'a chunk of commits is not empty');
+    this.#putBlob(commitTimesKey(first), lsn, commits.take());
+  }
+
+  #setRelation(rel: RelTag, info: RelInfo, lsn: Lsn): void {
+    const state = this.#state;
+    const before = state.sizes.latest(rel.spcNode, rel.dbNode, rel.relNode, rel.fork) ?? relMissing;
+    this.#putBlob(relSizeKey(rel), lsn, encodeSize(info));
+    if (info.truncations !== before.truncations && info.truncations.length > 0)
+      this.#putBlob(truncationsKey(rel), lsn, encodeTruncations(info.truncations));
+    state.logicalSizeBytes += (info.blocks - Math.max(before.blocks, 0)) * blockSize;
+    state.sizes.setLatest(rel, info, lsn);
+  }
+
+  #dropFork(rel: RelTag, blocks: number, lsn: Lsn): void {
+    this.#state.logicalSizeBytes -= blocks * blockSize;
+    this.#putOptional(relSizeKey(rel), lsn, undefined);
+    this.#state.sizes.setLatest(rel, relMissing, lsn);
+  }
+
+  async #dropDatabaseNow(spcNode: number, dbNode: number, lsn: Lsn): Promise<void> {
+    const state = this.#state;
+    const at = state.lastRecordLsn;
+    const range = rangeOf(keyKind.relSize, spcNode, dbNode);
+    for (const {key} of await read(state, (pass) => tryBlobs(state, pass, range, at))) {
+      const rel = relOf(key);
+      await this.loadRelations([rel]);
+      const info = state.sizes.latest(rel.spcNode, rel.dbNode, rel.relNode, rel.fork);
+      if (info !== undefined && info.blocks >= 0) this.#dropFork(rel, info.blocks, lsn);
+    }
+    this.#putOptional(databaseKey(spcNode, dbNode), lsn, undefined);
+    this.#putOptional(relationMapKey(spcNode, dbNode), lsn, undefined);
+  }
+
+  async #copyDatabaseNow(
+    from: readonly [number, number],
+    to: readonly [number, number],
+    lsn: Lsn,
+    waitForRoom: () => Promise<void>,
+  ): Promise<void> {
+    const state = this.#state;
+    const at = state.lastRecordLsn;
+    const blob = (key: Key): Promise<Buffer | null> => read(state, (pass) => tryBlob(state, pass, key, at));
+    const directory = await blob(databaseKey(...from));
+    if (directory === null)
+      throw new Error(
+        `${state.name}: the record that ends at ${formatLsn(lsn)} copies database ${from[1]} of tablespace ${from[0]}, which does not exist`,
+      );
+    this.#putBlob(databaseKey(...to), lsn, directory);
+    const map = await blob(relationMapKey(...from));
+    if (map !== null) this.#putBlob(relationMapKey(...to), lsn, map);
+    const range = rangeOf(keyKind.relSize, ...from);
+    for (const {key} of await read(state, (pass) => tryBlobs(state, pass, range, at))) {
+      const source = relOf(key);
+      const target: RelTag = {...source, spcNode: to[0], dbNode: to[1]};
+      const info = await read(state, (pass) => tryRelInfo(state, pass, source, at));
+      this.#setRelation(target, {blocks: info.blocks, floorLsn: lsn, truncations: []}, lsn);
+      for (let block = 0; block < info.blocks; block += copyBlocks) {
+        const pages = await read(state, (pass) => tryRelPages(state, pass, source, block, copyBlocks, at));
+        const prefix = relPagePrefix(target);
+        pages.forEach((page, i) => {
+          if (!page.equals(zeroPage)) this.#put(prefix, block + i, lsn, valueKind.image, flagStartsHistory, 0, page);
+        });
+        const {open, context} = state;
+        if (open !== undefined && (open.bytes >= context.limits.layerBytes || open.isFull)) {
+          // In the middle of a record: the layer is durable before the record is, and what follows has the same LSN.
+          this.#freezeNow((lsn + 1) as Lsn, false);
+          await waitForRoom();
+        }
+      }
+    }
+  }
+
+  #freezeNow(endLsn: Lsn, last: boolean): void {
+    const state = this.#state;
+    const layer = state.open;
+    if (layer === undefined || layer.versionCount === 0) return;
+    layer.freeze(endLsn);
+    state.open = undefined;
+    if (this.#importing) this.#importParts++;
+    state.frozen.push({
+      id: state.nextFrozenId++,
+      layer,
+      consistentLsn: state.lastRecordLsn,
+      image: this.#importing,
+      complete: this.#importing && last && this.#importParts === 1,
+      logicalSizeBytes: this.#sizeAtRecord,
+    });
+    this.#onFrozen();
+  }
+}
+
+function databaseId(spcNode: number, dbNode: number): string {
+  return `${spcNode}/${dbNode}`;
+}
+
+export function relOf(key: Key): RelTag {
+  const {a, b, c, d} = key.prefix;
+  return {spcNode: a, dbNode: b, relNode: c, fork: d as ForkNumber};
+}
+
+/** Numbers of the pages that exist at `at`, ascending. */
+export async function existingSlruPages(state: TimelineState, kind: SlruKind, at: Lsn): Promise<number[]> {
+  return read(state, (pass) => {
+    const keys = tryScanKeys(state, pass, rangeOf(keyKind.slruPage, kind), at);
+    if (keys === undefined) return undefined;
+    const pages: number[] = [];
+    let missing = false;
+    for (const key of keys) {
+      const values = tryCollect(state, pass, key.prefix, key.e, at, 0);
+      if (values === undefined) missing = true;
+      else if (values.length > 0 && values[0]!.kind !== valueKind.tombstone) pages.push(key.e);
+    }
+    return missing ? undefined : pages;
+  });
+}
