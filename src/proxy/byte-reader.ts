@@ -1,8 +1,8 @@
 /** Reads exact counts of bytes from a socket before it is handed on. Never holds more than it was asked for and one chunk. */
-import type {Socket} from '#runtime/net.ts';
+import type {Stream} from '#runtime/net.ts';
 
 export class ByteReader {
-  readonly #socket: Socket;
+  readonly #socket: Stream;
   #buffered: Buffer = Buffer.alloc(0);
   #wake: (() => void) | undefined;
   #ended: Error | undefined;
@@ -20,7 +20,7 @@ export class ByteReader {
     this.#wake?.();
   };
 
-  constructor(socket: Socket) {
+  constructor(socket: Stream) {
     this.#socket = socket;
     socket.on('data', this.#onData);
     socket.on('end', this.#onEnd);

@@ -7,6 +7,7 @@ import {tmpdir} from 'node:os';
 import {join} from 'node:path';
 import {after, before, test} from 'node:test';
 import {promisify} from 'node:util';
+import {Pool, neon, neonConfig} from '@neondatabase/serverless';
 import pg from 'pg';
 import {systemClock} from '#runtime/clock.ts';
 import {startHttpServer} from '#runtime/http.ts';
@@ -243,4 +244,83 @@ test('hostile startup packets are refused and nothing reaches Postgres', async (
   const smuggled = Buffer.concat([packet(80877103), packet(196608, Buffer.from('user\0owner\0\0'))]);
   assert.match(await raw(smuggled), /^E.*C08P01/s, 'clear bytes behind SSLRequest');
   assert.equal(wakes, before);
+});
+
+test('the serverless driver over HTTP: single, batch in a transaction, errors', async () => {
+  neonConfig.fetchEndpoint = `http://127.0.0.1:${proxy.port}/sql`;
+  const sql = neon(`postgresql://owner:${encodeURIComponent(password)}@ep-one.db.test/app`);
+  assert.deepEqual(await sql`select ${1}::int as one, ${['a', 'b"\\']}::text[] as two, ${null}::text as three`, [
+    {one: 1, two: ['a', 'b"\\'], three: null},
+  ]);
+  await sql`create table if not exists http_t (n int primary key)`;
+  const [, rows] = await sql.transaction(
+    [sql`insert into http_t values (1), (2)`, sql`select count(*)::int as n from http_t`],
+    {isolationLevel: 'Serializable'},
+  );
+  assert.deepEqual(rows, [{n: 2}]);
+  await assert.rejects(sql.transaction([sql`insert into http_t values (3)`, sql`insert into http_t values (1)`]), {
+    code: '23505',
+    constraint: 'http_t_pkey',
+  });
+  assert.deepEqual(await sql`select count(*)::int as n from http_t`, [{n: 2}]);
+  await assert.rejects(neon('postgresql://owner:wrong@ep-one.db.test/app')`select 1`, /password authentication failed/);
+});
+
+test('plain HTTP callers get JSON values and CORS headers', async () => {
+  const url = `http://127.0.0.1:${proxy.port}/sql`;
+  const headers = {'neon-connection-string': `postgresql://owner:${encodeURIComponent(password)}@ep-one.db.test/app`};
+  const body = JSON.stringify({
+    query:
+      "select 5 as i, 'NaN'::float8 as f, true as b, '{\"a\":[1]}'::jsonb as j, '{{1,2},{3,NULL}}'::int[] as a, 9007199254740993 as big, $1 as p",
+    params: [{k: 1}],
+  });
+  const response = await fetch(url, {method: 'POST', headers, body});
+  assert.equal(response.headers.get('access-control-allow-origin'), '*');
+  const {rows} = (await response.json()) as {rows: unknown[]};
+  assert.deepEqual(rows, [
+    {
+      i: 5,
+      f: 'NaN',
+      b: true,
+      j: {a: [1]},
+      a: [
+        [1, 2],
+        [3, null],
+      ],
+      big: '9007199254740993',
+      p: '{"k":1}',
+    },
+  ]);
+  assert.equal((await fetch(url, {method: 'OPTIONS'})).status, 200);
+  assert.equal((await fetch(url, {method: 'POST', headers, body: 'not json'})).status, 400);
+  assert.equal(
+    (
+      await fetch(url, {method: 'POST', headers, body: Buffer.alloc(11 * 1024 * 1024, 'x')}).catch(() => ({
+        status: 413,
+      }))
+    ).status,
+    413,
+  );
+  const large = await fetch(url, {
+    method: 'POST',
+    headers,
+    body: JSON.stringify({query: "select repeat('x', 12000000)"}),
+  });
+  assert.equal(large.status, 507);
+});
+
+test('the serverless driver over WebSocket: pipelined password, transaction', async () => {
+  neonConfig.useSecureWebSocket = false;
+  neonConfig.wsProxy = `127.0.0.1:${proxy.port}/v2`;
+  const pool = new Pool({connectionString: `postgresql://owner:${encodeURIComponent(password)}@ep-one.db.test/app`});
+  const client = await pool.connect();
+  await client.query('begin');
+  const {rows} = await client.query("select $1::int + 1 as n, repeat('y', 300000) as big", [41]);
+  assert.deepEqual([rows[0].n, rows[0].big.length], [42, 300000]);
+  await client.query('rollback');
+  client.release();
+  await pool.end();
+  const wrong = new Pool({connectionString: 'postgresql://owner:wrong@ep-one.db.test/app'});
+  await assert.rejects(wrong.query('select 1'), /password authentication failed/);
+  await wrong.end();
 });

@@ -30,7 +30,7 @@ export function routeOf(
 }
 
 /** `ep-x.DOMAIN` → `ep-x`. */
-function endpointOfHost(serverName: string | undefined, domains: readonly string[]): string | undefined {
+export function endpointOfHost(serverName: string | undefined, domains: readonly string[]): string | undefined {
   if (serverName === undefined) return undefined;
   const host = serverName.toLowerCase();
   for (const domain of domains) {

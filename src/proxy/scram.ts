@@ -3,7 +3,7 @@
  * knows only the role's verifier. From a client's proof it learns the ClientKey of this login, which is enough to log in at
  * the compute with the same verifier: no password is ever needed.
  */
-import {equalConstantTime, hmacSha256, sha256} from '#runtime/crypto.ts';
+import {equalConstantTime, hmacSha256, pbkdf2Sha256, sha256} from '#runtime/crypto.ts';
 import type {Random} from '#runtime/random.ts';
 
 export interface ScramVerifier {
@@ -45,6 +45,23 @@ export function mockVerifier(secret: Buffer, name: string): ScramVerifier {
     storedKey: hmacSha256(secret, Buffer.concat([salt, Buffer.from('stored')])),
     serverKey: hmacSha256(secret, salt),
   };
+}
+
+/** The keys of a password under this verifier; undefined when it is not the password. */
+export async function keysFromPassword(verifier: ScramVerifier, password: string): Promise<ScramKeys | undefined> {
+  const salted = await pbkdf2Sha256(Buffer.from(saslPrepare(password)), verifier.salt, verifier.iterations);
+  const clientKey = hmacSha256(salted, Buffer.from('Client Key'));
+  return equalConstantTime(sha256(clientKey), verifier.storedKey)
+    ? {clientKey, serverKey: verifier.serverKey}
+    : undefined;
+}
+
+/** SASLprep (RFC 4013) as far as it changes a password: spaces, invisible characters, compatibility forms. */
+function saslPrepare(password: string): string {
+  return password
+    .replaceAll(/[\u00a0\u1680\u2000-\u200b\u202f\u205f\u3000]/g, ' ')
+    .replaceAll(/\u00ad|\u034f|\u1806|[\u180b-\u180d]|\u200c|\u200d|\u2060|[\ufe00-\ufe0f]|\ufeff/g, '')
+    .normalize('NFKC');
 }
 
 export const scramPlain = 'SCRAM-SHA-256';

@@ -7,13 +7,16 @@ import {listenSockets} from '#runtime/net.ts';
 import {systemRandom} from '#runtime/random.ts';
 import {readSecretFile} from '#runtime/secret-file.ts';
 import {type TlsIdentity, loadTlsIdentity} from '#runtime/tls.ts';
+import {WebServer} from '#runtime/web-server.ts';
 import {TokenIssuer} from '#wire/auth.ts';
 import {CancelRegistry} from '#proxy/cancel.ts';
 import type {ProxyConfig} from '#proxy/config.ts';
 import {ControlClient} from '#proxy/control-client.ts';
 import {proxyErrors} from '#proxy/errors.ts';
 import {FailureThrottle, openingMax} from '#proxy/limits.ts';
-import {type SessionContext, serveClient} from '#proxy/session.ts';
+import {type SessionContext, serveClient, serveWebSocket} from '#proxy/session.ts';
+import {answerSqlRequest} from '#proxy/sql-over-http.ts';
+import {SqlPool} from '#proxy/sql-pool.ts';
 
 export async function runProxy(config: ProxyConfig): Promise<{port: number; stop(): Promise<void>}> {
   const log = createLog({component: 'proxy'});
@@ -35,7 +38,14 @@ export async function runProxy(config: ProxyConfig): Promise<{port: number; stop
     clock,
     random,
     log,
+    acceptHttp: (socket, first) => web.accept(socket, first),
   };
+  const pool = new SqlPool(clock);
+  const web = new WebServer({
+    onRequest: (request) => answerSqlRequest(request, context, pool),
+    onWebSocket: (stream, {url, headers, clientIp}) =>
+      void serveWebSocket(stream, webSocketHost(url, headers['host']), clientIp, context),
+  });
   let opening = 0;
   const listener = await listenSockets({host: config.host, port: config.port}, (socket) => {
     if (opening >= openingMax) {
@@ -53,7 +63,20 @@ export async function runProxy(config: ProxyConfig): Promise<{port: number; stop
     void serveClient(socket, context, opened);
   });
   log.info('serving', {host: config.host, port: listener.port, domains: context.domains.join(',')});
-  return {port: listener.port, stop: () => listener.close()};
+  return {
+    port: listener.port,
+    async stop() {
+      web.close();
+      pool.closeAll();
+      await listener.close();
+    },
+  };
+}
+
+/** The host a WebSocket is for: `?address=HOST:PORT` where the client goes through a fixed address, else the Host header. */
+function webSocketHost(url: string, host: string | undefined): string | undefined {
+  const address = new URLSearchParams(url.split('?')[1] ?? '').get('address') ?? host;
+  return address?.replace(/:\d+$/, '');
 }
 
 /** The operator's certificate, or one of our own from the first start. */

@@ -214,6 +214,8 @@ export function connectSocket(address: Address): net.Socket {
 }
 
 export type {Socket} from 'node:net';
+/** What a socket and a WebSocket's bytes have in common. */
+export type {Duplex as Stream} from 'node:stream';
 
 export function sendJson(connection: FrameConnection, type: number, value: unknown): boolean {
   return connection.send(type, Buffer.from(JSON.stringify(value)));

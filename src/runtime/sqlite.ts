@@ -22,7 +22,9 @@ const statementsMax = 300;
  */
 export function openSqlite(path: string): SqliteDatabase {
   const database = new DatabaseSync(path);
-  database.exec('PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL; PRAGMA foreign_keys = ON; PRAGMA busy_timeout = 5000');
+  database.exec(
+    'PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL; PRAGMA foreign_keys = ON; PRAGMA busy_timeout = 5000',
+  );
   const statements = new Map<string, SqliteStatement>();
   return {
     close: () => database.close(),

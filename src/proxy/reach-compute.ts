@@ -1,0 +1,53 @@
+/** From an authenticated role to a session at the compute of its endpoint. */
+import type {Clock} from '#runtime/clock.ts';
+import type {Log} from '#runtime/log.ts';
+import type {Random} from '#runtime/random.ts';
+import {ComputeRefused, type ComputeSession, ComputeUnreachable, loginAtCompute} from '#proxy/compute-login.ts';
+import type {ComputeAddress, ControlClient} from '#proxy/control-client.ts';
+import {proxyErrors} from '#proxy/errors.ts';
+import type {ScramKeys} from '#proxy/scram.ts';
+
+export interface Reached {
+  readonly session: ComputeSession;
+  readonly address: ComputeAddress;
+}
+
+const computeLoginMsMax = 30_000;
+const loginAttemptsMax = 40;
+const retryMs = 100;
+
+/** Wakes the compute when needed and logs in; goes on while it is being started or moved. Throws ProxyError or ComputeRefused. */
+export async function reachCompute(
+  endpointId: string,
+  startup: ReadonlyMap<string, string>,
+  keys: ScramKeys,
+  context: {control: ControlClient; clock: Clock; random: Random; log: Log},
+): Promise<Reached> {
+  const {control, clock, random, log} = context;
+  for (let attempt = 0; ; attempt++) {
+    const kept = attempt === 0 ? control.lastAddress(endpointId) : undefined;
+    const address = kept ?? (await control.wake(endpointId));
+    let fail: (error: Error) => void = () => {};
+    const deadline = new Promise<never>((_resolve, reject) => (fail = reject));
+    deadline.catch(() => {});
+    const timer = clock.setTimer(computeLoginMsMax, () =>
+      fail(new Error(`no answer within ${computeLoginMsMax / 1000} s`)),
+    );
+    try {
+      return {session: await loginAtCompute({address, parameters: startup, keys, random, deadline}), address};
+    } catch (error) {
+      // 57P03: starting up or shutting down. 28P01 at a kept address: another compute may have the port now.
+      const again =
+        error instanceof ComputeUnreachable ||
+        (error instanceof ComputeRefused &&
+          (error.sqlState === '57P03' || (error.sqlState === '28P01' && kept !== undefined)));
+      if (!again || attempt >= loginAttemptsMax)
+        throw error instanceof ComputeUnreachable ? proxyErrors.unreachable(endpointId) : error;
+      control.forget(endpointId);
+      log.debug('the compute is not there yet', {endpoint: endpointId, error});
+      if (kept === undefined) await clock.sleep(retryMs);
+    } finally {
+      timer.cancel();
+    }
+  }
+}

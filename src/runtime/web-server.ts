@@ -1,0 +1,103 @@
+/** HTTP and WebSocket on sockets that somebody else accepted: the proxy sniffs the protocol before it knows. */
+import * as http from 'node:http';
+import type {Socket} from 'node:net';
+import type {Duplex} from 'node:stream';
+import {WebSocketServer, createWebSocketStream} from 'ws';
+
+export interface WebRequest {
+  readonly method: string;
+  /** Path and query, as sent. */
+  readonly url: string;
+  readonly headers: Readonly<Record<string, string | undefined>>;
+  readonly clientIp: string;
+  /** The body; undefined when it is longer than `bytesMax`. */
+  body(bytesMax: number): Promise<Buffer | undefined>;
+}
+
+export interface WebResponse {
+  readonly status: number;
+  readonly headers?: Readonly<Record<string, string>>;
+  readonly body?: string | Buffer;
+}
+
+/** A peer may take this long for its headers, and this long to idle between requests. */
+const headersMsMax = 15_000;
+const keepAliveMs = 65_000;
+const webSocketFrameBytesMax = 64 * 1024 * 1024;
+
+export class WebServer {
+  readonly #http: http.Server;
+  readonly #sockets = new Set<Socket>();
+
+  /** `onWebSocket` gets the bytes of binary frames as a stream; it owns the stream. */
+  constructor(options: {
+    onRequest: (request: WebRequest) => Promise<WebResponse>;
+    onWebSocket: (stream: Duplex, request: Omit<WebRequest, 'body'>) => void;
+  }) {
+    const webSockets = new WebSocketServer({
+      noServer: true,
+      maxPayload: webSocketFrameBytesMax,
+      perMessageDeflate: false,
+    });
+    this.#http = http.createServer(
+      {headersTimeout: headersMsMax, requestTimeout: 60_000, keepAliveTimeout: keepAliveMs},
+      (req, res) => {
+        void answer(req, res, options.onRequest);
+      },
+    );
+    this.#http.on('upgrade', (req, socket, head) => {
+      webSockets.handleUpgrade(req, socket, head, (peer) => {
+        const stream = createWebSocketStream(peer);
+        options.onWebSocket(stream, describe(req));
+      });
+    });
+  }
+
+  /** Serves a connection; `first` is what was read of it already. */
+  accept(socket: Socket, first: Buffer): void {
+    this.#sockets.add(socket);
+    socket.once('close', () => this.#sockets.delete(socket));
+    if (first.length > 0) socket.unshift(first);
+    this.#http.emit('connection', socket);
+    socket.resume();
+  }
+
+  close(): void {
+    for (const socket of this.#sockets) socket.destroy();
+  }
+}
+
+function describe(req: http.IncomingMessage): Omit<WebRequest, 'body'> {
+  return {
+    method: req.method ?? 'GET',
+    url: req.url ?? '/',
+    headers: req.headers as Record<string, string | undefined>,
+    clientIp: req.socket.remoteAddress ?? 'unix',
+  };
+}
+
+async function answer(
+  req: http.IncomingMessage,
+  res: http.ServerResponse,
+  onRequest: (request: WebRequest) => Promise<WebResponse>,
+): Promise<void> {
+  const body = async (bytesMax: number): Promise<Buffer | undefined> => {
+    const parts: Buffer[] = [];
+    let total = 0;
+    for await (const part of req as AsyncIterable<Buffer>) {
+      total += part.length;
+      if (total > bytesMax) return undefined;
+      parts.push(part);
+    }
+    return Buffer.concat(parts);
+  };
+  try {
+    const response = await onRequest({...describe(req), body});
+    // A body that was not read to its end must not be taken for the next request.
+    if (!req.complete) res.shouldKeepAlive = false;
+    res.writeHead(response.status, {...response.headers});
+    res.end(response.body);
+  } catch {
+    res.destroy();
+  }
+}
