@@ -49,15 +49,16 @@ export async function makeDataDirectory(options: {
     if (entry.path.startsWith('/') || entry.path.split('/').includes('..'))
       throw new Error(`basebackup names ${JSON.stringify(entry.path)}, which is outside the data directory (${where})`);
     const target = joinPath(path, entry.path);
-    if (entry.type === 'directory') {
+    if (entry.kind === 'directory') {
       disk.makeDirectory(target);
       continue;
     }
+    if (entry.kind !== 'file') throw new Error(`basebackup holds ${entry.path}, a ${entry.kind} (${where})`);
     disk.makeDirectory(dirname(target));
     const file = disk.open(target, 'truncate');
     try {
       let at = 0;
-      for await (const part of entry.content) {
+      for await (const part of entry.body) {
         writeSparse(file, part, at);
         at += part.length;
       }
