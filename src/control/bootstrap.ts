@@ -47,7 +47,8 @@ export class InitdbBootstrap implements Bootstrap {
     const {binDir, cacheDir, systemUser, disk, random, log} = this.#options;
     const {code, stdout} = await runProcess({command: joinPath(binDir, 'initdb'), args: ['--version']});
     const version = /(\d+\.\d+)/.exec(stdout)?.[1];
-    if (code !== 0 || version === undefined) throw new Error(`${joinPath(binDir, 'initdb')} --version says ${JSON.stringify(stdout)}`);
+    if (code !== 0 || version === undefined)
+      throw new Error(`${joinPath(binDir, 'initdb')} --version says ${JSON.stringify(stdout)}`);
     const path = joinPath(cacheDir, `initdb-${version}-v1.tar`);
     if (disk.exists(path)) return path;
     log.info('making the template of new projects with initdb (once)', {version});
@@ -59,7 +60,17 @@ export class InitdbBootstrap implements Bootstrap {
       const data = joinPath(directory, 'data');
       const initdb = await runProcess({
         command: joinPath(binDir, 'initdb'),
-        args: ['-D', data, '-U', adminRole, '--encoding=UTF8', '--locale=C.UTF-8', '--auth=trust', '--no-sync', '--no-instructions'],
+        args: [
+          '-D',
+          data,
+          '-U',
+          adminRole,
+          '--encoding=UTF8',
+          '--locale=C.UTF-8',
+          '--auth=trust',
+          '--no-sync',
+          '--no-instructions',
+        ],
         cwd: directory,
         user: systemUser,
         env: {LC_ALL: 'C.UTF-8', PGDATA: undefined},
@@ -111,7 +122,7 @@ async function* streamTemplate(disk: Disk, path: string, systemId: bigint): Asyn
     const size = file.size();
     const header = Buffer.alloc(512);
     let sawControlFile = false;
-    for (let at = 0; at < size; ) {
+    for (let at = 0; at < size;) {
       file.read(header, at);
       const entrySize = tarEntrySize(header);
       if (entrySize === undefined) {
@@ -142,7 +153,9 @@ async function* streamTemplate(disk: Disk, path: string, systemId: bigint): Asyn
 export function setSystemIdentifier(controlFile: Buffer, systemId: bigint): void {
   const before = crc32c(controlFile.subarray(0, controlFileCrcOffset));
   if (before !== controlFile.readUInt32LE(controlFileCrcOffset))
-    throw new Error('pg_control of the initdb template has a wrong checksum: not a PostgreSQL 15 control file, or a broken one');
+    throw new Error(
+      'pg_control of the initdb template has a wrong checksum: not a PostgreSQL 15 control file, or a broken one',
+    );
   controlFile.writeBigUInt64LE(systemId, 0);
   controlFile.writeUInt32LE(crc32c(controlFile.subarray(0, controlFileCrcOffset)), controlFileCrcOffset);
 }

@@ -31,13 +31,20 @@ export class Endpoints {
     this.#clock = options.clock;
     this.#log = options.log;
     options.launcher.onExit = (endpointId) => {
-      this.#noteExit(endpointId).catch((error: unknown) => this.#log.error('could not note the end of a compute', {endpoint: endpointId, error}));
+      this.#noteExit(endpointId).catch((error: unknown) =>
+        this.#log.error('could not note the end of a compute', {endpoint: endpointId, error}),
+      );
     };
   }
 
   /** After a start of the control plane: endpoints that were active and whose compute is gone are idle. */
   async reconcile(): Promise<void> {
-    const active = await this.#store.selectFrom('endpoints').select('id').where('current_state', '=', 'active').where('deleted_at', 'is', null).execute();
+    const active = await this.#store
+      .selectFrom('endpoints')
+      .select('id')
+      .where('current_state', '=', 'active')
+      .where('deleted_at', 'is', null)
+      .execute();
     for (const {id} of active) if ((await this.#launcher.find(id)) === undefined) await this.#noteExit(id);
   }
 
@@ -53,15 +60,22 @@ export class Endpoints {
   async #wake(endpointId: string): Promise<RunningCompute> {
     const deadline = this.#clock.monotonicMs() + wakeMsMax;
     let lastError: string | undefined;
-    for (let tries = 0; this.#clock.monotonicMs() < deadline && tries < 3; ) {
-      const endpoint = await this.#store.selectFrom('endpoints').selectAll().where('id', '=', endpointId).where('deleted_at', 'is', null).executeTakeFirst();
+    for (let tries = 0; this.#clock.monotonicMs() < deadline && tries < 3;) {
+      const endpoint = await this.#store
+        .selectFrom('endpoints')
+        .selectAll()
+        .where('id', '=', endpointId)
+        .where('deleted_at', 'is', null)
+        .executeTakeFirst();
       if (!endpoint) throw apiErrors.notFound('endpoint', endpointId);
       if (endpoint.disabled === 1) throw apiErrors.forbidden(`endpoint ${endpointId} is disabled`);
       // An operation under way first: a suspend ends before a start, a start is shared.
       const holder = await this.#runner.holder(this.#store, endpoint.project_id, [`endpoint:${endpointId}`]);
       if (holder) {
         await this.#runner.wait([holder.id], Math.max(0, deadline - this.#clock.monotonicMs()));
-        lastError = (await this.#store.selectFrom('operations').select('error').where('id', '=', holder.id).executeTakeFirst())?.error ?? lastError;
+        lastError =
+          (await this.#store.selectFrom('operations').select('error').where('id', '=', holder.id).executeTakeFirst())
+            ?.error ?? lastError;
         if (holder.kind === 'start_compute') tries++;
         const compute = await this.#launcher.find(endpointId);
         if (compute && holder.kind === 'start_compute') return compute;
@@ -71,15 +85,23 @@ export class Endpoints {
       if (compute) return compute;
       await this.#submitStart(endpoint.project_id, endpoint.branch_id, endpointId);
     }
-    throw apiErrors.notReady(`endpoint ${endpointId} could not be started${lastError === undefined ? '' : `: ${lastError}`}`);
+    throw apiErrors.notReady(
+      `endpoint ${endpointId} could not be started${lastError === undefined ? '' : `: ${lastError}`}`,
+    );
   }
 
   async #submitStart(projectId: string, branchId: string, endpointId: string): Promise<void> {
     await this.#store.transaction().execute(async (trx) => {
       const locks = [`endpoint:${endpointId}`, `branch:${branchId}`];
       if (await this.#runner.holder(trx, projectId, locks.slice(0, 1))) return;
-      await trx.updateTable('endpoints').set({pending_state: 'active', updated_at: this.#clock.nowMs()}).where('id', '=', endpointId).execute();
-      await this.#runner.submit(trx, [{projectId, branchId, endpointId, action: 'start_compute', kind: 'start_compute', locks}]);
+      await trx
+        .updateTable('endpoints')
+        .set({pending_state: 'active', updated_at: this.#clock.nowMs()})
+        .where('id', '=', endpointId)
+        .execute();
+      await this.#runner.submit(trx, [
+        {projectId, branchId, endpointId, action: 'start_compute', kind: 'start_compute', locks},
+      ]);
     });
     await this.#runner.kick();
   }
@@ -92,6 +114,9 @@ export class Endpoints {
       .where('id', '=', endpointId)
       .where('current_state', '=', 'active')
       .executeTakeFirst();
-    if (changed.numUpdatedRows > 0n) this.#log.warn('the compute ended by itself; its endpoint is idle until the next connection', {endpoint: endpointId});
+    if (changed.numUpdatedRows > 0n)
+      this.#log.warn('the compute ended by itself; its endpoint is idle until the next connection', {
+        endpoint: endpointId,
+      });
   }
 }

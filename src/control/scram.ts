@@ -50,7 +50,10 @@ export class PasswordVault {
     try {
       return unseal(this.#key, Buffer.from(sealed, 'base64'), context(branchId, role)).toString('utf8');
     } catch (error) {
-      throw new Error(`the password of role ${role} cannot be decrypted: the install key is not the one it was stored with. Reset the password`, {cause: error});
+      throw new Error(
+        `the password of role ${role} cannot be decrypted: the install key is not the one it was stored with. Reset the password`,
+        {cause: error},
+      );
     }
   }
 }

@@ -5,7 +5,9 @@ import type {PageserverNode, SafekeeperNode} from '#control/config.ts';
 import {formatLsn, type Lsn, parseLsn} from '#control/lsn.ts';
 import {PermanentError} from '#control/operations/plan.ts';
 
-export type TimelineMode = {readonly kind: 'import'} | {readonly kind: 'branch'; readonly ancestorTimelineId: string; readonly ancestorLsn: Lsn};
+export type TimelineMode =
+  | {readonly kind: 'import'}
+  | {readonly kind: 'branch'; readonly ancestorTimelineId: string; readonly ancestorLsn: Lsn};
 
 export interface TimelineInfo {
   readonly state: string;
@@ -67,24 +69,33 @@ export class HttpStorageClients implements StorageClients {
   readonly safekeepers: readonly SafekeeperNode[];
   readonly #issuer: TokenIssuer;
 
-  constructor(options: {pageservers: readonly PageserverNode[]; safekeepers: readonly SafekeeperNode[]; issuer: TokenIssuer}) {
+  constructor(options: {
+    pageservers: readonly PageserverNode[];
+    safekeepers: readonly SafekeeperNode[];
+    issuer: TokenIssuer;
+  }) {
     this.pageservers = options.pageservers;
     this.safekeepers = options.safekeepers;
     this.#issuer = options.issuer;
   }
 
   pageserver(nodeId: number): PageserverClient {
-    return new HttpPageserver(new NodeHttp(nodeById(this.pageservers, nodeId, 'pageserver'), 'pageserver', this.#issuer));
+    return new HttpPageserver(
+      new NodeHttp(nodeById(this.pageservers, nodeId, 'pageserver'), 'pageserver', this.#issuer),
+    );
   }
 
   safekeeper(nodeId: number): SafekeeperClient {
-    return new HttpSafekeeper(new NodeHttp(nodeById(this.safekeepers, nodeId, 'safekeeper'), 'safekeeper', this.#issuer));
+    return new HttpSafekeeper(
+      new NodeHttp(nodeById(this.safekeepers, nodeId, 'safekeeper'), 'safekeeper', this.#issuer),
+    );
   }
 }
 
 function nodeById<T extends {readonly nodeId: number}>(nodes: readonly T[], nodeId: number, what: string): T {
   const node = nodes.find((n) => n.nodeId === nodeId);
-  if (!node) throw new Error(`the configuration of the control plane has no ${what} ${nodeId}, but a project lives there`);
+  if (!node)
+    throw new Error(`the configuration of the control plane has no ${what} ${nodeId}, but a project lives there`);
   return node;
 }
 
@@ -99,14 +110,22 @@ class NodeHttp {
   readonly #role: 'pageserver' | 'safekeeper';
   readonly #issuer: TokenIssuer;
 
-  constructor(node: {readonly nodeId: number; readonly host: string; readonly httpPort: number}, role: 'pageserver' | 'safekeeper', issuer: TokenIssuer) {
+  constructor(
+    node: {readonly nodeId: number; readonly host: string; readonly httpPort: number},
+    role: 'pageserver' | 'safekeeper',
+    issuer: TokenIssuer,
+  ) {
     this.#node = node;
     this.#role = role;
     this.#issuer = issuer;
   }
 
   /** Answers below 300, and those of `expected`; others throw with the node's own message. */
-  async call(method: string, path: string, options: {body?: unknown; expected?: readonly number[]; timeoutMs?: number} = {}): Promise<Answer> {
+  async call(
+    method: string,
+    path: string,
+    options: {body?: unknown; expected?: readonly number[]; timeoutMs?: number} = {},
+  ): Promise<Answer> {
     const {status, json} = await requestJson({
       method,
       url: this.#url(path),
@@ -117,8 +136,19 @@ class NodeHttp {
     return this.#check(method, path, status, json, options.expected ?? []);
   }
 
-  async stream(method: string, path: string, body: AsyncIterable<Buffer>, expected: readonly number[]): Promise<Answer> {
-    const response = await requestStream({method, url: this.#url(path), token: await this.#token(), body, timeoutMs: 300_000});
+  async stream(
+    method: string,
+    path: string,
+    body: AsyncIterable<Buffer>,
+    expected: readonly number[],
+  ): Promise<Answer> {
+    const response = await requestStream({
+      method,
+      url: this.#url(path),
+      token: await this.#token(),
+      body,
+      timeoutMs: 300_000,
+    });
     const parts: Buffer[] = [];
     for await (const part of response.body) parts.push(part);
     const text = Buffer.concat(parts).toString('utf8');
@@ -136,7 +166,8 @@ class NodeHttp {
     if (status < 300 || expected.includes(status)) return {status, json: answer};
     const message = `${this.#role} ${this.#node.nodeId}: ${method} ${path}: ${String(answer['message'] ?? `status ${status}`)}`;
     // 4xx other than these will be the same next time.
-    if (status >= 400 && status < 500 && ![401, 404, 408, 409, 423, 429].includes(status)) throw new PermanentError(message);
+    if (status >= 400 && status < 500 && ![401, 404, 408, 409, 423, 429].includes(status))
+      throw new PermanentError(message);
     throw new Error(message);
   }
 
@@ -163,12 +194,21 @@ class HttpPageserver implements PageserverClient {
   }
 
   async createTimeline(tenantId: string, timelineId: string, pgVersion: number, mode: TimelineMode): Promise<void> {
-    const body = {timelineId, pgVersion, mode: mode.kind === 'branch' ? {...mode, ancestorLsn: formatLsn(mode.ancestorLsn)} : mode};
+    const body = {
+      timelineId,
+      pgVersion,
+      mode: mode.kind === 'branch' ? {...mode, ancestorLsn: formatLsn(mode.ancestorLsn)} : mode,
+    };
     await this.#http.call('POST', `/v1/tenant/${tenantId}/timeline`, {body, expected: [409]});
   }
 
   async importTimeline(tenantId: string, timelineId: string, body: AsyncIterable<Buffer>): Promise<Lsn> {
-    const {status, json} = await this.#http.stream('POST', `/v1/tenant/${tenantId}/timeline/${timelineId}/import`, body, [409]);
+    const {status, json} = await this.#http.stream(
+      'POST',
+      `/v1/tenant/${tenantId}/timeline/${timelineId}/import`,
+      body,
+      [409],
+    );
     if (status !== 409) return readLsn(json['lsn'], 'the import');
     // Imported by an earlier try whose answer was lost.
     const info = await this.timeline(tenantId, timelineId);
@@ -177,14 +217,18 @@ class HttpPageserver implements PageserverClient {
   }
 
   async timeline(tenantId: string, timelineId: string): Promise<TimelineInfo | undefined> {
-    const {status, json} = await this.#http.call('GET', `/v1/tenant/${tenantId}/timeline/${timelineId}`, {expected: [404]});
+    const {status, json} = await this.#http.call('GET', `/v1/tenant/${tenantId}/timeline/${timelineId}`, {
+      expected: [404],
+    });
     if (status === 404) return undefined;
     const ancestorLsn = json['ancestorLsn'];
     return {
       state: String(json['state']),
       lastRecordLsn: readLsn(json['lastRecordLsn'], `timeline ${timelineId}`),
       ...(typeof json['ancestorTimelineId'] === 'string' ? {ancestorTimelineId: json['ancestorTimelineId']} : {}),
-      ...(ancestorLsn === undefined || ancestorLsn === null ? {} : {ancestorLsn: readLsn(ancestorLsn, `timeline ${timelineId}`)}),
+      ...(ancestorLsn === undefined || ancestorLsn === null
+        ? {}
+        : {ancestorLsn: readLsn(ancestorLsn, `timeline ${timelineId}`)}),
       ...(typeof json['logicalSizeBytes'] === 'number' ? {logicalSizeBytes: json['logicalSizeBytes']} : {}),
       ...(typeof json['ingestError'] === 'string' ? {ingestError: json['ingestError']} : {}),
     };
@@ -194,16 +238,25 @@ class HttpPageserver implements PageserverClient {
     const path = `/v1/tenant/${tenantId}/timeline/${timelineId}/lsn_by_timestamp?timestamp=${encodeURIComponent(timestamp)}`;
     const {json} = await this.#http.call('GET', path, {timeoutMs: 60_000});
     const kind = json['kind'];
-    if (kind !== 'present' && kind !== 'future' && kind !== 'past' && kind !== 'nodata') throw new Error(`the pageserver answers lsn_by_timestamp with ${JSON.stringify(kind)}`);
-    return {kind, ...(json['lsn'] === undefined || json['lsn'] === null ? {} : {lsn: readLsn(json['lsn'], 'lsn_by_timestamp')})};
+    if (kind !== 'present' && kind !== 'future' && kind !== 'past' && kind !== 'nodata')
+      throw new Error(`the pageserver answers lsn_by_timestamp with ${JSON.stringify(kind)}`);
+    return {
+      kind,
+      ...(json['lsn'] === undefined || json['lsn'] === null ? {} : {lsn: readLsn(json['lsn'], 'lsn_by_timestamp')}),
+    };
   }
 
   async setSafekeepers(tenantId: string, timelineId: string, safekeepers: readonly SafekeeperNode[]): Promise<void> {
-    await this.#http.call('PUT', `/v1/tenant/${tenantId}/timeline/${timelineId}/safekeepers`, {body: {safekeepers: safekeepers.map(member)}});
+    await this.#http.call('PUT', `/v1/tenant/${tenantId}/timeline/${timelineId}/safekeepers`, {
+      body: {safekeepers: safekeepers.map(member)},
+    });
   }
 
   async deleteTimeline(tenantId: string, timelineId: string): Promise<void> {
-    await this.#http.call('DELETE', `/v1/tenant/${tenantId}/timeline/${timelineId}`, {expected: [404], timeoutMs: 120_000});
+    await this.#http.call('DELETE', `/v1/tenant/${tenantId}/timeline/${timelineId}`, {
+      expected: [404],
+      timeoutMs: 120_000,
+    });
   }
 }
 
@@ -220,10 +273,17 @@ class HttpSafekeeper implements SafekeeperClient {
   }
 
   async status(tenantId: string, timelineId: string): Promise<SafekeeperStatus | undefined> {
-    const {status, json} = await this.#http.call('GET', `/v1/tenant/${tenantId}/timeline/${timelineId}`, {expected: [404], timeoutMs: 3000});
+    const {status, json} = await this.#http.call('GET', `/v1/tenant/${tenantId}/timeline/${timelineId}`, {
+      expected: [404],
+      timeoutMs: 3000,
+    });
     if (status === 404) return undefined;
     const where = `safekeeper timeline ${timelineId}`;
-    return {term: Number(json['term']), flushLsn: readLsn(json['flushLsn'], where), commitLsn: readLsn(json['commitLsn'], where)};
+    return {
+      term: Number(json['term']),
+      flushLsn: readLsn(json['flushLsn'], where),
+      commitLsn: readLsn(json['commitLsn'], where),
+    };
   }
 
   async deleteTimeline(tenantId: string, timelineId: string): Promise<void> {

@@ -30,15 +30,26 @@ export const branchRoutes: readonly ApiRoute[] = [
       const sortBy = query.sort_by ?? 'updated_at';
       const order = query.sort_order ?? 'desc';
       const search = query.search?.toLowerCase();
-      const branches = (await liveBranches(context, project)).filter((b) => search === undefined || b.name.toLowerCase().includes(search) || b.id.includes(search));
-      const page = cutPage(branches, {key: (b) => [b[sortBy], b.id], descending: order === 'desc', limit: query.limit ?? listLimitDefault, cursor: query.cursor});
+      const branches = (await liveBranches(context, project)).filter(
+        (b) => search === undefined || b.name.toLowerCase().includes(search) || b.id.includes(search),
+      );
+      const page = cutPage(branches, {
+        key: (b) => [b[sortBy], b.id],
+        descending: order === 'desc',
+        limit: query.limit ?? listLimitDefault,
+        cursor: query.cursor,
+      });
       const sizes = await logicalSizes(context, project, page.items);
       const views = new Views(context.config);
       return {
         body: {
           branches: page.items.map((b, i) => views.branch(b, sizes[i])),
           annotations: {},
-          pagination: {...(page.next === undefined ? {} : {next: page.next}), sort_by: sortBy, sort_order: order.toUpperCase()},
+          pagination: {
+            ...(page.next === undefined ? {} : {next: page.next}),
+            sort_by: sortBy,
+            sort_order: order.toUpperCase(),
+          },
         },
       };
     },
@@ -71,7 +82,11 @@ export const branchRoutes: readonly ApiRoute[] = [
       const branch = await context.branch(project, params.branch_id);
       const {name, protected: isProtected} = body.branch;
       const expiresAt = body.branch.expires_at === undefined ? undefined : readExpiry(context, body.branch.expires_at);
-      if (expiresAt !== undefined && expiresAt !== null && (branch.is_default === 1 || (isProtected ?? branch.protected === 1)))
+      if (
+        expiresAt !== undefined &&
+        expiresAt !== null &&
+        (branch.is_default === 1 || (isProtected ?? branch.protected === 1))
+      )
         throw apiErrors.unprocessable('a default or protected branch cannot expire');
       await context.mutate(project.id, [branchLock(branch.id)], async (trx, nowMs) => {
         if (name !== undefined && name !== branch.name) await checkBranchName(trx, project.id, name);
@@ -87,7 +102,9 @@ export const branchRoutes: readonly ApiRoute[] = [
           .execute();
         return {operations: [], result: undefined};
       });
-      return {body: {branch: new Views(context.config).branch(await context.branch(project, branch.id)), operations: []}};
+      return {
+        body: {branch: new Views(context.config).branch(await context.branch(project, branch.id)), operations: []},
+      };
     },
   }),
   route({
@@ -96,15 +113,32 @@ export const branchRoutes: readonly ApiRoute[] = [
     handler: async (context, {params, principal}) => {
       const project = await context.project(principal, params.project_id);
       const branch = await context.branch(project, params.branch_id);
-      if (branch.is_default === 1) throw apiErrors.unprocessable('the default branch cannot be deleted; make another one the default first');
+      if (branch.is_default === 1)
+        throw apiErrors.unprocessable('the default branch cannot be deleted; make another one the default first');
       if (branch.protected === 1) throw apiErrors.unprocessable(`branch ${branch.name} is protected`);
-      const endpoints = await context.store.selectFrom('endpoints').select('id').where('branch_id', '=', branch.id).where('deleted_at', 'is', null).execute();
+      const endpoints = await context.store
+        .selectFrom('endpoints')
+        .select('id')
+        .where('branch_id', '=', branch.id)
+        .where('deleted_at', 'is', null)
+        .execute();
       const locks = [branchLock(branch.id), ...endpoints.map((e) => endpointLock(e.id))];
       const {operations} = await context.mutate(project.id, locks, async (trx, nowMs) => {
-        const child = await trx.selectFrom('branches').select('name').where('parent_id', '=', branch.id).where('deleted_at', 'is', null).executeTakeFirst();
-        if (child) throw apiErrors.unprocessable(`branch ${branch.name} has child branches (${child.name}); delete them first`);
+        const child = await trx
+          .selectFrom('branches')
+          .select('name')
+          .where('parent_id', '=', branch.id)
+          .where('deleted_at', 'is', null)
+          .executeTakeFirst();
+        if (child)
+          throw apiErrors.unprocessable(`branch ${branch.name} has child branches (${child.name}); delete them first`);
         await forgetBranch(trx, branch.id, nowMs);
-        return {operations: [{projectId: project.id, branchId: branch.id, action: 'delete_timeline', kind: 'delete_branch', locks}], result: undefined};
+        return {
+          operations: [
+            {projectId: project.id, branchId: branch.id, action: 'delete_timeline', kind: 'delete_branch', locks},
+          ],
+          result: undefined,
+        };
       });
       const views = new Views(context.config);
       return {body: {branch: views.branch(branch), operations: operations.map((o) => views.operation(o))}};
@@ -117,34 +151,65 @@ export const branchRoutes: readonly ApiRoute[] = [
       const project = await context.project(principal, params.project_id);
       const branch = await context.branch(project, params.branch_id);
       await context.mutate(project.id, [branchLock(branch.id)], async (trx, nowMs) => {
-        await trx.updateTable('branches').set({is_default: 0, updated_at: nowMs}).where('project_id', '=', project.id).where('is_default', '=', 1).execute();
-        await trx.updateTable('branches').set({is_default: 1, expires_at: null, updated_at: nowMs}).where('id', '=', branch.id).execute();
+        await trx
+          .updateTable('branches')
+          .set({is_default: 0, updated_at: nowMs})
+          .where('project_id', '=', project.id)
+          .where('is_default', '=', 1)
+          .execute();
+        await trx
+          .updateTable('branches')
+          .set({is_default: 1, expires_at: null, updated_at: nowMs})
+          .where('id', '=', branch.id)
+          .execute();
         return {operations: [], result: undefined};
       });
-      return {body: {branch: new Views(context.config).branch(await context.branch(project, branch.id)), operations: []}};
+      return {
+        body: {branch: new Views(context.config).branch(await context.branch(project, branch.id)), operations: []},
+      };
     },
   }),
 ];
 
 async function liveBranches(context: ApiContext, project: ProjectTable): Promise<BranchTable[]> {
-  return context.store.selectFrom('branches').selectAll().where('project_id', '=', project.id).where('deleted_at', 'is', null).execute();
+  return context.store
+    .selectFrom('branches')
+    .selectAll()
+    .where('project_id', '=', project.id)
+    .where('deleted_at', 'is', null)
+    .execute();
 }
 
 /** Best effort: a pageserver that does not answer in time leaves the sizes out. */
-async function logicalSizes(context: ApiContext, project: ProjectTable, branches: readonly BranchTable[]): Promise<(number | undefined)[]> {
-  const attachment = await context.store.selectFrom('attachments').selectAll().where('tenant_id', '=', project.tenant_id).executeTakeFirst();
+async function logicalSizes(
+  context: ApiContext,
+  project: ProjectTable,
+  branches: readonly BranchTable[],
+): Promise<(number | undefined)[]> {
+  const attachment = await context.store
+    .selectFrom('attachments')
+    .selectAll()
+    .where('tenant_id', '=', project.tenant_id)
+    .executeTakeFirst();
   if (!attachment || branches.length > 100) return [];
   const pageserver = context.storage.pageserver(attachment.pageserver_id);
   return Promise.all(
     branches.map(async (branch) => {
       if (branch.state !== 'ready') return undefined;
-      return (await pageserver.timeline(project.tenant_id, branch.timeline_id).catch(() => undefined))?.logicalSizeBytes;
+      return (await pageserver.timeline(project.tenant_id, branch.timeline_id).catch(() => undefined))
+        ?.logicalSizeBytes;
     }),
   );
 }
 
 async function checkBranchName(trx: StoreTransaction, projectId: string, name: string): Promise<void> {
-  const taken = await trx.selectFrom('branches').select('id').where('project_id', '=', projectId).where('name', '=', name).where('deleted_at', 'is', null).executeTakeFirst();
+  const taken = await trx
+    .selectFrom('branches')
+    .select('id')
+    .where('project_id', '=', projectId)
+    .where('name', '=', name)
+    .where('deleted_at', 'is', null)
+    .executeTakeFirst();
   if (taken) throw apiErrors.conflict(`branch ${name} already exists`);
 }
 
@@ -179,11 +244,22 @@ interface CreateBranch {
 
 async function createBranch(
   context: ApiContext,
-  {params, body, principal}: {readonly params: {readonly project_id: string}; readonly body: CreateBranch | null | undefined; readonly principal: Principal},
+  {
+    params,
+    body,
+    principal,
+  }: {
+    readonly params: {readonly project_id: string};
+    readonly body: CreateBranch | null | undefined;
+    readonly principal: Principal;
+  },
 ): Promise<{status: number; body: unknown}> {
   const project = await context.project(principal, params.project_id);
   const wanted = body?.branch ?? {};
-  const parent = wanted.parent_id === undefined ? await context.defaultBranch(project) : await context.branch(project, wanted.parent_id);
+  const parent =
+    wanted.parent_id === undefined
+      ? await context.defaultBranch(project)
+      : await context.branch(project, wanted.parent_id);
   if (wanted.init_source !== undefined && wanted.init_source !== 'parent-data')
     throw apiErrors.unprocessable(`branches with init_source ${wanted.init_source} are not available`);
   const point = await checkBranchPoint(context, project, parent, wanted);
@@ -192,59 +268,83 @@ async function createBranch(
   const {random} = context;
   const branchId = newBranchId(random);
   const name = wanted.name ?? branchId;
-  const {result: endpoints, operations} = await context.mutate(project.id, parent.state === 'ready' ? [] : [branchLock(parent.id)], async (trx, nowMs) => {
-    await checkBranchName(trx, project.id, name);
-    // The parent's catalog of now; a branch of the past gets what is missing when its compute starts.
-    const isApplied = parent.catalog_applied === parent.catalog_version && point.lsn === undefined && point.timestamp === undefined;
-    const branch: BranchTable = {
-      id: branchId,
-      project_id: project.id,
-      name,
-      timeline_id: newId(random),
-      parent_id: parent.id,
-      parent_lsn: point.lsn ?? null,
-      parent_timestamp: point.timestamp === undefined ? null : (parseTime(point.timestamp) ?? null),
-      state: 'init',
-      pending_state: 'ready',
-      is_default: 0,
-      protected: wanted.protected === true ? 1 : 0,
-      init_source: 'parent-data',
-      creation_source: 'console',
-      safekeepers: parent.safekeepers,
-      catalog_version: parent.catalog_version,
-      catalog_applied: isApplied ? parent.catalog_applied : parent.catalog_version - 1,
-      expires_at: expiresAt,
-      last_reset_at: null,
-      created_at: nowMs,
-      updated_at: nowMs,
-      state_changed_at: nowMs,
-      deleted_at: null,
-    };
-    await trx.insertInto('branches').values(branch).execute();
-    await copyCatalog(context, trx, parent.id, branchId, nowMs);
-    const rows: EndpointTable[] = [];
-    for (const endpoint of body?.endpoints ?? []) rows.push(newEndpointRow(context, project, branchId, endpoint, 'init', nowMs));
-    if (rows.filter((r) => r.type === 'read_write').length > 1) throw apiErrors.badRequest('a branch has at most one read_write endpoint');
-    if (rows.length > 0) await trx.insertInto('endpoints').values(rows).execute();
-    const drafts: OperationDraft[] = [
-      {projectId: project.id, branchId, action: 'create_branch', kind: 'create_branch', locks: [branchLock(branchId)], state: {...point}},
-      ...rows.map((row) => ({
-        projectId: project.id,
-        branchId,
-        endpointId: row.id,
-        action: 'start_compute',
-        kind: 'start_compute',
-        locks: [branchLock(branchId), endpointLock(row.id)],
-      })),
-    ];
-    return {operations: drafts, result: rows};
-  });
+  const {result: endpoints, operations} = await context.mutate(
+    project.id,
+    parent.state === 'ready' ? [] : [branchLock(parent.id)],
+    async (trx, nowMs) => {
+      await checkBranchName(trx, project.id, name);
+      // The parent's catalog of now; a branch of the past gets what is missing when its compute starts.
+      const isApplied =
+        parent.catalog_applied === parent.catalog_version && point.lsn === undefined && point.timestamp === undefined;
+      const branch: BranchTable = {
+        id: branchId,
+        project_id: project.id,
+        name,
+        timeline_id: newId(random),
+        parent_id: parent.id,
+        parent_lsn: point.lsn ?? null,
+        parent_timestamp: point.timestamp === undefined ? null : (parseTime(point.timestamp) ?? null),
+        state: 'init',
+        pending_state: 'ready',
+        is_default: 0,
+        protected: wanted.protected === true ? 1 : 0,
+        init_source: 'parent-data',
+        creation_source: 'console',
+        safekeepers: parent.safekeepers,
+        catalog_version: parent.catalog_version,
+        catalog_applied: isApplied ? parent.catalog_applied : parent.catalog_version - 1,
+        expires_at: expiresAt,
+        last_reset_at: null,
+        created_at: nowMs,
+        updated_at: nowMs,
+        state_changed_at: nowMs,
+        deleted_at: null,
+      };
+      await trx.insertInto('branches').values(branch).execute();
+      await copyCatalog(context, trx, parent.id, branchId, nowMs);
+      const rows: EndpointTable[] = [];
+      for (const endpoint of body?.endpoints ?? [])
+        rows.push(newEndpointRow(context, project, branchId, endpoint, 'init', nowMs));
+      if (rows.filter((r) => r.type === 'read_write').length > 1)
+        throw apiErrors.badRequest('a branch has at most one read_write endpoint');
+      if (rows.length > 0) await trx.insertInto('endpoints').values(rows).execute();
+      const drafts: OperationDraft[] = [
+        {
+          projectId: project.id,
+          branchId,
+          action: 'create_branch',
+          kind: 'create_branch',
+          locks: [branchLock(branchId)],
+          state: {...point},
+        },
+        ...rows.map((row) => ({
+          projectId: project.id,
+          branchId,
+          endpointId: row.id,
+          action: 'start_compute',
+          kind: 'start_compute',
+          locks: [branchLock(branchId), endpointLock(row.id)],
+        })),
+      ];
+      return {operations: drafts, result: rows};
+    },
+  );
 
   const failed = operations.find((o) => o.kind === 'create_branch' && o.status === 'failed');
   if (failed) throw apiErrors.unprocessable(`the branch could not be made: ${failed.error ?? 'unknown reason'}`);
   const views = new Views(context.config);
-  const roles = await context.store.selectFrom('roles').selectAll().where('branch_id', '=', branchId).orderBy('name').execute();
-  const databases = await context.store.selectFrom('databases').selectAll().where('branch_id', '=', branchId).orderBy('id').execute();
+  const roles = await context.store
+    .selectFrom('roles')
+    .selectAll()
+    .where('branch_id', '=', branchId)
+    .orderBy('name')
+    .execute();
+  const databases = await context.store
+    .selectFrom('databases')
+    .selectAll()
+    .where('branch_id', '=', branchId)
+    .orderBy('id')
+    .execute();
   const writer = endpoints.find((e) => e.type === 'read_write');
   return {
     status: 201,
@@ -278,7 +378,8 @@ async function checkBranchPoint(
   parent: BranchTable,
   wanted: {readonly parent_lsn?: string; readonly parent_timestamp?: string},
 ): Promise<{lsn?: number; timestamp?: string}> {
-  if (wanted.parent_lsn !== undefined && wanted.parent_timestamp !== undefined) throw apiErrors.badRequest('give parent_lsn or parent_timestamp, not both');
+  if (wanted.parent_lsn !== undefined && wanted.parent_timestamp !== undefined)
+    throw apiErrors.badRequest('give parent_lsn or parent_timestamp, not both');
   if (wanted.parent_timestamp !== undefined) {
     const timeMs = parseTime(wanted.parent_timestamp);
     if (timeMs === undefined) throw apiErrors.badRequest('parent_timestamp is not an RFC 3339 time');
@@ -288,14 +389,27 @@ async function checkBranchPoint(
   if (wanted.parent_lsn === undefined) return {};
   const lsn = parseLsn(wanted.parent_lsn);
   if (lsn === undefined) throw apiErrors.badRequest('parent_lsn is not an LSN');
-  if (lsn < (parent.parent_lsn ?? 0)) throw apiErrors.badRequest(`parent_lsn ${wanted.parent_lsn} lies before the beginning of branch ${parent.name}`);
-  const position = await readCommittedPosition(context.storage, JSON.parse(parent.safekeepers) as number[], project.tenant_id, parent.timeline_id);
-  if (lsn > position.acknowledged) throw apiErrors.badRequest(`parent_lsn ${wanted.parent_lsn} lies beyond the end of branch ${parent.name}`);
+  if (lsn < (parent.parent_lsn ?? 0))
+    throw apiErrors.badRequest(`parent_lsn ${wanted.parent_lsn} lies before the beginning of branch ${parent.name}`);
+  const position = await readCommittedPosition(
+    context.storage,
+    JSON.parse(parent.safekeepers) as number[],
+    project.tenant_id,
+    parent.timeline_id,
+  );
+  if (lsn > position.acknowledged)
+    throw apiErrors.badRequest(`parent_lsn ${wanted.parent_lsn} lies beyond the end of branch ${parent.name}`);
   return {lsn};
 }
 
 /** Roles (with the same passwords) and databases of the parent. */
-async function copyCatalog(context: ApiContext, trx: StoreTransaction, from: string, to: string, nowMs: number): Promise<void> {
+async function copyCatalog(
+  context: ApiContext,
+  trx: StoreTransaction,
+  from: string,
+  to: string,
+  nowMs: number,
+): Promise<void> {
   const roles = await trx.selectFrom('roles').selectAll().where('branch_id', '=', from).execute();
   for (const role of roles) {
     const password = revealPassword(context, role);
@@ -312,7 +426,15 @@ async function copyCatalog(context: ApiContext, trx: StoreTransaction, from: str
   }
   let id = await nextDatabaseId(trx);
   const databases = await trx.selectFrom('databases').selectAll().where('branch_id', '=', from).orderBy('id').execute();
-  for (const database of databases) await trx.insertInto('databases').values({...database, id: id++, branch_id: to, created_at: nowMs, updated_at: nowMs}).execute();
+  for (const database of databases)
+    await trx
+      .insertInto('databases')
+      .values({...database, id: id++, branch_id: to, created_at: nowMs, updated_at: nowMs})
+      .execute();
   const dropped = await trx.selectFrom('dropped_objects').selectAll().where('branch_id', '=', from).execute();
-  for (const object of dropped) await trx.insertInto('dropped_objects').values({...object, branch_id: to}).execute();
+  for (const object of dropped)
+    await trx
+      .insertInto('dropped_objects')
+      .values({...object, branch_id: to})
+      .execute();
 }

@@ -9,7 +9,14 @@ import type {Endpoints} from '#control/endpoints.ts';
 import type {OperationDraft, OperationRunner} from '#control/operations/runner.ts';
 import type {PasswordVault} from '#control/scram.ts';
 import type {StorageClients} from '#control/storage-client.ts';
-import type {BranchTable, EndpointTable, OperationTable, ProjectTable, Store, StoreTransaction} from '#control/store/schema.ts';
+import type {
+  BranchTable,
+  EndpointTable,
+  OperationTable,
+  ProjectTable,
+  Store,
+  StoreTransaction,
+} from '#control/store/schema.ts';
 
 /** A request waits this long for its operations; then it answers with what is still running. */
 const operationWaitMsMax = 30_000;
@@ -54,7 +61,12 @@ export class ApiContext {
 
   /** 404 for what does not exist and for what this key may not see: the two must look the same. */
   async project(principal: Principal, projectId: string): Promise<ProjectTable> {
-    const project = await this.store.selectFrom('projects').selectAll().where('id', '=', projectId).where('deleted_at', 'is', null).executeTakeFirst();
+    const project = await this.store
+      .selectFrom('projects')
+      .selectAll()
+      .where('id', '=', projectId)
+      .where('deleted_at', 'is', null)
+      .executeTakeFirst();
     if (!project || !mayUse(principal, project)) throw apiErrors.notFound('project', projectId);
     return project;
   }
@@ -100,7 +112,10 @@ export class ApiContext {
   async mutate<T>(
     projectId: string,
     conflicts: readonly string[],
-    change: (trx: StoreTransaction, nowMs: number) => Promise<{readonly operations: readonly OperationDraft[]; readonly result: T}>,
+    change: (
+      trx: StoreTransaction,
+      nowMs: number,
+    ) => Promise<{readonly operations: readonly OperationDraft[]; readonly result: T}>,
   ): Promise<{result: T; operations: OperationTable[]}> {
     const {result, ids} = await this.store.transaction().execute(async (trx) => {
       const holder = await this.runner.holder(trx, projectId, [projectLock(projectId), ...conflicts]);

@@ -14,7 +14,10 @@ export interface EndpointChoices {
   readonly autoscaling_limit_min_cu?: number;
   readonly autoscaling_limit_max_cu?: number;
   readonly suspend_timeout_seconds?: number;
-  readonly settings?: {readonly pg_settings?: Record<string, unknown>; readonly pgbouncer_settings?: Record<string, unknown>};
+  readonly settings?: {
+    readonly pg_settings?: Record<string, unknown>;
+    readonly pgbouncer_settings?: Record<string, unknown>;
+  };
   readonly pooler_enabled?: boolean;
   readonly disabled?: boolean;
 }
@@ -44,19 +47,24 @@ export const endpointRoutes: readonly ApiRoute[] = [
     handler: async (context, {params, body, principal}) => {
       const project = await context.project(principal, params.project_id);
       const branch = await context.branch(project, body.endpoint.branch_id);
-      const {result: row, operations} = await context.mutate(project.id, [branchLock(branch.id)], async (trx, nowMs) => {
-        const created = newEndpointRow(context, project, branch.id, body.endpoint, 'init', nowMs);
-        const writer = await trx
-          .selectFrom('endpoints')
-          .select('id')
-          .where('branch_id', '=', branch.id)
-          .where('type', '=', 'read_write')
-          .where('deleted_at', 'is', null)
-          .executeTakeFirst();
-        if (writer) throw apiErrors.conflict(`read-write endpoint already exists on branch ${branch.name} (${writer.id})`);
-        await trx.insertInto('endpoints').values(created).execute();
-        return {operations: [startDraft(created)], result: created};
-      });
+      const {result: row, operations} = await context.mutate(
+        project.id,
+        [branchLock(branch.id)],
+        async (trx, nowMs) => {
+          const created = newEndpointRow(context, project, branch.id, body.endpoint, 'init', nowMs);
+          const writer = await trx
+            .selectFrom('endpoints')
+            .select('id')
+            .where('branch_id', '=', branch.id)
+            .where('type', '=', 'read_write')
+            .where('deleted_at', 'is', null)
+            .executeTakeFirst();
+          if (writer)
+            throw apiErrors.conflict(`read-write endpoint already exists on branch ${branch.name} (${writer.id})`);
+          await trx.insertInto('endpoints').values(created).execute();
+          return {operations: [startDraft(created)], result: created};
+        },
+      );
       return {status: 201, body: await answer(context, project, row.id, operations)};
     },
   }),
@@ -65,7 +73,9 @@ export const endpointRoutes: readonly ApiRoute[] = [
     path: '/projects/:project_id/endpoints/:endpoint_id',
     handler: async (context, {params, principal}) => {
       const project = await context.project(principal, params.project_id);
-      return {body: {endpoint: new Views(context.config).endpoint(await context.endpoint(project, params.endpoint_id))}};
+      return {
+        body: {endpoint: new Views(context.config).endpoint(await context.endpoint(project, params.endpoint_id))},
+      };
     },
   }),
   route({
@@ -87,7 +97,9 @@ export const endpointRoutes: readonly ApiRoute[] = [
             autoscaling_limit_min_cu: minCu,
             autoscaling_limit_max_cu: maxCu,
             ...(change.name === undefined ? {} : {name: change.name}),
-            ...(change.suspend_timeout_seconds === undefined ? {} : {suspend_timeout_seconds: checkSuspendTimeout(change.suspend_timeout_seconds)}),
+            ...(change.suspend_timeout_seconds === undefined
+              ? {}
+              : {suspend_timeout_seconds: checkSuspendTimeout(change.suspend_timeout_seconds)}),
             ...(change.settings === undefined ? {} : {settings: settingsText(change.settings)}),
             ...(change.pooler_enabled === undefined ? {} : {pooler_enabled: change.pooler_enabled ? 1 : 0}),
             ...(change.disabled === undefined ? {} : {disabled: change.disabled ? 1 : 0}),
@@ -114,11 +126,20 @@ export const endpointRoutes: readonly ApiRoute[] = [
       const project = await context.project(principal, params.project_id);
       const endpoint = await context.endpoint(project, params.endpoint_id);
       const {operations} = await context.mutate(project.id, [endpointLock(endpoint.id)], async (trx, nowMs) => {
-        await trx.updateTable('endpoints').set({deleted_at: nowMs, updated_at: nowMs}).where('id', '=', endpoint.id).execute();
+        await trx
+          .updateTable('endpoints')
+          .set({deleted_at: nowMs, updated_at: nowMs})
+          .where('id', '=', endpoint.id)
+          .execute();
         return {operations: [suspendDraft(endpoint)], result: undefined};
       });
       const views = new Views(context.config);
-      return {body: {endpoint: views.endpoint({...endpoint, current_state: 'idle'}), operations: operations.map((o) => views.operation(o))}};
+      return {
+        body: {
+          endpoint: views.endpoint({...endpoint, current_state: 'idle'}),
+          operations: operations.map((o) => views.operation(o)),
+        },
+      };
     },
   }),
   route({
@@ -130,11 +151,16 @@ export const endpointRoutes: readonly ApiRoute[] = [
       if (endpoint.disabled === 1) throw apiErrors.unprocessable(`endpoint ${endpoint.id} is disabled`);
       const {operations} = await context.mutate(project.id, [endpointLock(endpoint.id)], async (trx, nowMs) => {
         if (endpoint.current_state === 'active') return {operations: [], result: undefined};
-        await trx.updateTable('endpoints').set({pending_state: 'active', updated_at: nowMs}).where('id', '=', endpoint.id).execute();
+        await trx
+          .updateTable('endpoints')
+          .set({pending_state: 'active', updated_at: nowMs})
+          .where('id', '=', endpoint.id)
+          .execute();
         return {operations: [startDraft(endpoint)], result: undefined};
       });
       const failed = operations.find((o) => o.status === 'failed');
-      if (failed) throw apiErrors.notReady(`endpoint ${endpoint.id} could not be started: ${failed.error ?? 'unknown reason'}`);
+      if (failed)
+        throw apiErrors.notReady(`endpoint ${endpoint.id} could not be started: ${failed.error ?? 'unknown reason'}`);
       return {body: await answer(context, project, endpoint.id, operations)};
     },
   }),
@@ -146,7 +172,11 @@ export const endpointRoutes: readonly ApiRoute[] = [
       const endpoint = await context.endpoint(project, params.endpoint_id);
       const {operations} = await context.mutate(project.id, [endpointLock(endpoint.id)], async (trx, nowMs) => {
         if (endpoint.current_state === 'idle') return {operations: [], result: undefined};
-        await trx.updateTable('endpoints').set({pending_state: 'idle', updated_at: nowMs}).where('id', '=', endpoint.id).execute();
+        await trx
+          .updateTable('endpoints')
+          .set({pending_state: 'idle', updated_at: nowMs})
+          .where('id', '=', endpoint.id)
+          .execute();
         return {operations: [suspendDraft(endpoint)], result: undefined};
       });
       return {body: await answer(context, project, endpoint.id, operations)};
@@ -160,7 +190,11 @@ export const endpointRoutes: readonly ApiRoute[] = [
       const endpoint = await context.endpoint(project, params.endpoint_id);
       if (endpoint.disabled === 1) throw apiErrors.unprocessable(`endpoint ${endpoint.id} is disabled`);
       const {operations} = await context.mutate(project.id, [endpointLock(endpoint.id)], async (trx, nowMs) => {
-        await trx.updateTable('endpoints').set({pending_state: 'active', updated_at: nowMs}).where('id', '=', endpoint.id).execute();
+        await trx
+          .updateTable('endpoints')
+          .set({pending_state: 'active', updated_at: nowMs})
+          .where('id', '=', endpoint.id)
+          .execute();
         return {operations: [suspendDraft(endpoint), startDraft(endpoint)], result: undefined};
       });
       return {body: await answer(context, project, endpoint.id, operations)};
@@ -178,7 +212,9 @@ export function newEndpointRow(
   nowMs: number,
 ): EndpointTable {
   if (wanted.type === 'read_only') throw apiErrors.unprocessable('read_only endpoints are not available');
-  const defaults = JSON.parse(project.default_endpoint_settings) as EndpointChoices & {pg_settings?: Record<string, unknown>};
+  const defaults = JSON.parse(project.default_endpoint_settings) as EndpointChoices & {
+    pg_settings?: Record<string, unknown>;
+  };
   const minCu = wanted.autoscaling_limit_min_cu ?? defaults.autoscaling_limit_min_cu ?? 0.25;
   const maxCu = wanted.autoscaling_limit_max_cu ?? Math.max(minCu, defaults.autoscaling_limit_max_cu ?? minCu);
   if (minCu > maxCu) throw apiErrors.badRequest('autoscaling_limit_min_cu is above autoscaling_limit_max_cu');
@@ -190,8 +226,12 @@ export function newEndpointRow(
     name: wanted.name ?? null,
     autoscaling_limit_min_cu: minCu,
     autoscaling_limit_max_cu: maxCu,
-    suspend_timeout_seconds: checkSuspendTimeout(wanted.suspend_timeout_seconds ?? defaults.suspend_timeout_seconds ?? 0),
-    settings: settingsText(wanted.settings ?? (defaults.pg_settings === undefined ? {} : {pg_settings: defaults.pg_settings})),
+    suspend_timeout_seconds: checkSuspendTimeout(
+      wanted.suspend_timeout_seconds ?? defaults.suspend_timeout_seconds ?? 0,
+    ),
+    settings: settingsText(
+      wanted.settings ?? (defaults.pg_settings === undefined ? {} : {pg_settings: defaults.pg_settings}),
+    ),
     pooler_enabled: wanted.pooler_enabled === true ? 1 : 0,
     disabled: wanted.disabled === true ? 1 : 0,
     current_state: state,
@@ -207,34 +247,72 @@ export function newEndpointRow(
 
 /** -1 never, 0 the default, else 60 s to 7 days. */
 function checkSuspendTimeout(seconds: number): number {
-  if (seconds > 0 && seconds < 60) throw apiErrors.badRequest('suspend_timeout_seconds is -1 (never), 0 (default) or at least 60');
+  if (seconds > 0 && seconds < 60)
+    throw apiErrors.badRequest('suspend_timeout_seconds is -1 (never), 0 (default) or at least 60');
   return seconds;
 }
 
 /** Values of settings as Postgres reads them: text. */
 function settingsText(settings: NonNullable<EndpointChoices['settings']>): string {
   const {pg_settings: values, ...rest} = settings;
-  return JSON.stringify(values === undefined ? rest : {...rest, pg_settings: Object.fromEntries(Object.entries(values).map(([name, value]) => [name, String(value)]))});
+  return JSON.stringify(
+    values === undefined
+      ? rest
+      : {
+          ...rest,
+          pg_settings: Object.fromEntries(Object.entries(values).map(([name, value]) => [name, String(value)])),
+        },
+  );
 }
 
 function startDraft(endpoint: EndpointTable): OperationDraft {
   const {project_id: projectId, branch_id: branchId, id: endpointId} = endpoint;
-  return {projectId, branchId, endpointId, action: 'start_compute', kind: 'start_compute', locks: [branchLock(branchId), endpointLock(endpointId)]};
+  return {
+    projectId,
+    branchId,
+    endpointId,
+    action: 'start_compute',
+    kind: 'start_compute',
+    locks: [branchLock(branchId), endpointLock(endpointId)],
+  };
 }
 
 function suspendDraft(endpoint: EndpointTable): OperationDraft {
   const {project_id: projectId, branch_id: branchId, id: endpointId} = endpoint;
-  return {projectId, branchId, endpointId, action: 'suspend_compute', kind: 'suspend_compute', locks: [endpointLock(endpointId)]};
+  return {
+    projectId,
+    branchId,
+    endpointId,
+    action: 'suspend_compute',
+    kind: 'suspend_compute',
+    locks: [endpointLock(endpointId)],
+  };
 }
 
-async function listEndpoints(context: ApiContext, project: ProjectTable, branchId?: string): Promise<Record<string, unknown>[]> {
-  let query = context.store.selectFrom('endpoints').selectAll().where('project_id', '=', project.id).where('deleted_at', 'is', null);
+async function listEndpoints(
+  context: ApiContext,
+  project: ProjectTable,
+  branchId?: string,
+): Promise<Record<string, unknown>[]> {
+  let query = context.store
+    .selectFrom('endpoints')
+    .selectAll()
+    .where('project_id', '=', project.id)
+    .where('deleted_at', 'is', null);
   if (branchId !== undefined) query = query.where('branch_id', '=', branchId);
   const views = new Views(context.config);
   return (await query.orderBy('created_at').orderBy('id').execute()).map((e) => views.endpoint(e));
 }
 
-async function answer(context: ApiContext, project: ProjectTable, endpointId: string, operations: readonly OperationTable[]): Promise<unknown> {
+async function answer(
+  context: ApiContext,
+  project: ProjectTable,
+  endpointId: string,
+  operations: readonly OperationTable[],
+): Promise<unknown> {
   const views = new Views(context.config);
-  return {endpoint: views.endpoint(await context.endpoint(project, endpointId)), operations: operations.map((o) => views.operation(o))};
+  return {
+    endpoint: views.endpoint(await context.endpoint(project, endpointId)),
+    operations: operations.map((o) => views.operation(o)),
+  };
 }

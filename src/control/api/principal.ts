@@ -28,9 +28,15 @@ export function hashApiKey(key: string): string {
 
 export async function insertApiKey(
   trx: StoreTransaction,
-  values: Pick<ApiKeyTable, 'name' | 'kind' | 'user_id' | 'organization_id' | 'project_id'> & {readonly key: string; readonly nowMs: number},
+  values: Pick<ApiKeyTable, 'name' | 'kind' | 'user_id' | 'organization_id' | 'project_id'> & {
+    readonly key: string;
+    readonly nowMs: number;
+  },
 ): Promise<number> {
-  const last = await trx.selectFrom('api_keys').select((e) => e.fn.max('id').as('id')).executeTakeFirst();
+  const last = await trx
+    .selectFrom('api_keys')
+    .select((e) => e.fn.max('id').as('id'))
+    .executeTakeFirst();
   const id = Number(last?.id ?? 0) + 1;
   await trx
     .insertInto('api_keys')
@@ -59,9 +65,11 @@ export async function authenticate(store: Store, clock: Clock, authorization: st
   if (key === undefined || key.length > 200) throw apiErrors.unauthorized();
   const hash = hashApiKey(key);
   const row = await store.selectFrom('api_keys').selectAll().where('key_hash', '=', hash).executeTakeFirst();
-  if (!row || row.revoked_at !== null || !equalConstantTime(Buffer.from(row.key_hash), Buffer.from(hash))) throw apiErrors.unauthorized();
+  if (!row || row.revoked_at !== null || !equalConstantTime(Buffer.from(row.key_hash), Buffer.from(hash)))
+    throw apiErrors.unauthorized();
   const nowMs = clock.nowMs();
-  if (nowMs - (row.last_used_at ?? 0) > noteUseEveryMs) await store.updateTable('api_keys').set({last_used_at: nowMs}).where('id', '=', row.id).execute();
+  if (nowMs - (row.last_used_at ?? 0) > noteUseEveryMs)
+    await store.updateTable('api_keys').set({last_used_at: nowMs}).where('id', '=', row.id).execute();
   return {
     kind: row.kind,
     userId: row.user_id,

@@ -31,7 +31,12 @@ export const projectRoutes: readonly ApiRoute[] = [
         const search = query.search.toLowerCase();
         projects = projects.filter((p) => p.name.toLowerCase().includes(search) || p.id.includes(search));
       }
-      const page = cutPage(projects, {key: (p) => [p.created_at, p.id], descending: true, limit: query.limit ?? listLimitDefault, cursor: query.cursor});
+      const page = cutPage(projects, {
+        key: (p) => [p.created_at, p.id],
+        descending: true,
+        limit: query.limit ?? listLimitDefault,
+        cursor: query.cursor,
+      });
       return {
         body: {
           projects: page.items.map((p) =>
@@ -80,9 +85,15 @@ export const projectRoutes: readonly ApiRoute[] = [
           .set({
             updated_at: nowMs,
             ...(change.name === undefined ? {} : {name: change.name}),
-            ...(change.settings === undefined ? {} : {settings: JSON.stringify({...(JSON.parse(project.settings) as object), ...change.settings})}),
-            ...(change.default_endpoint_settings === undefined ? {} : {default_endpoint_settings: JSON.stringify(change.default_endpoint_settings)}),
-            ...(change.history_retention_seconds === undefined ? {} : {history_retention_seconds: change.history_retention_seconds}),
+            ...(change.settings === undefined
+              ? {}
+              : {settings: JSON.stringify({...(JSON.parse(project.settings) as object), ...change.settings})}),
+            ...(change.default_endpoint_settings === undefined
+              ? {}
+              : {default_endpoint_settings: JSON.stringify(change.default_endpoint_settings)}),
+            ...(change.history_retention_seconds === undefined
+              ? {}
+              : {history_retention_seconds: change.history_retention_seconds}),
           })
           .where('id', '=', project.id)
           .execute();
@@ -90,7 +101,12 @@ export const projectRoutes: readonly ApiRoute[] = [
       });
       const views = new Views(context.config);
       const now = await context.project(principal, project.id);
-      return {body: {project: views.project(now, context.clock.nowMs()), operations: operations.map((o) => views.operation(o))}};
+      return {
+        body: {
+          project: views.project(now, context.clock.nowMs()),
+          operations: operations.map((o) => views.operation(o)),
+        },
+      };
     },
   }),
   route({
@@ -98,16 +114,50 @@ export const projectRoutes: readonly ApiRoute[] = [
     path: '/projects/:project_id',
     handler: async (context, {params, principal}) => {
       const project = await context.project(principal, params.project_id);
-      const branches = await context.store.selectFrom('branches').select('id').where('project_id', '=', project.id).execute();
-      const endpoints = await context.store.selectFrom('endpoints').select('id').where('project_id', '=', project.id).execute();
-      const locks = [projectLock(project.id), ...branches.map((b) => branchLock(b.id)), ...endpoints.map((e) => endpointLock(e.id))];
+      const branches = await context.store
+        .selectFrom('branches')
+        .select('id')
+        .where('project_id', '=', project.id)
+        .execute();
+      const endpoints = await context.store
+        .selectFrom('endpoints')
+        .select('id')
+        .where('project_id', '=', project.id)
+        .execute();
+      const locks = [
+        projectLock(project.id),
+        ...branches.map((b) => branchLock(b.id)),
+        ...endpoints.map((e) => endpointLock(e.id)),
+      ];
       await context.mutate(project.id, locks, async (trx, nowMs) => {
-        await trx.updateTable('projects').set({deleted_at: nowMs, updated_at: nowMs}).where('id', '=', project.id).execute();
-        await trx.updateTable('branches').set({deleted_at: nowMs}).where('project_id', '=', project.id).where('deleted_at', 'is', null).execute();
-        await trx.updateTable('endpoints').set({deleted_at: nowMs}).where('project_id', '=', project.id).where('deleted_at', 'is', null).execute();
+        await trx
+          .updateTable('projects')
+          .set({deleted_at: nowMs, updated_at: nowMs})
+          .where('id', '=', project.id)
+          .execute();
+        await trx
+          .updateTable('branches')
+          .set({deleted_at: nowMs})
+          .where('project_id', '=', project.id)
+          .where('deleted_at', 'is', null)
+          .execute();
+        await trx
+          .updateTable('endpoints')
+          .set({deleted_at: nowMs})
+          .where('project_id', '=', project.id)
+          .where('deleted_at', 'is', null)
+          .execute();
         // Nothing of it may be opened with a project's key any more.
-        await trx.updateTable('api_keys').set({revoked_at: nowMs}).where('project_id', '=', project.id).where('revoked_at', 'is', null).execute();
-        return {operations: [{projectId: project.id, action: 'delete_timeline', kind: 'delete_project', locks}], result: undefined};
+        await trx
+          .updateTable('api_keys')
+          .set({revoked_at: nowMs})
+          .where('project_id', '=', project.id)
+          .where('revoked_at', 'is', null)
+          .execute();
+        return {
+          operations: [{projectId: project.id, action: 'delete_timeline', kind: 'delete_project', locks}],
+          result: undefined,
+        };
       });
       return {body: {project: new Views(context.config).project(project, context.clock.nowMs())}};
     },
@@ -137,7 +187,8 @@ async function createProject(
   checkRoleName(roleName);
   checkDatabaseName(databaseName);
   const pageserver = context.storage.pageservers[0];
-  if (!pageserver || context.storage.safekeepers.length === 0) throw apiErrors.notReady('the control plane knows no pageserver or no safekeeper');
+  if (!pageserver || context.storage.safekeepers.length === 0)
+    throw apiErrors.notReady('the control plane knows no pageserver or no safekeeper');
 
   const {random} = context;
   const projectId = newProjectId(random);
@@ -157,7 +208,12 @@ async function createProject(
     tenant_id: newId(random),
     system_id: newSystemId(nowMs, random),
     settings: JSON.stringify(wanted.settings ?? {}),
-    default_endpoint_settings: JSON.stringify({autoscaling_limit_min_cu: minCu, autoscaling_limit_max_cu: maxCu, suspend_timeout_seconds: 0, ...defaults}),
+    default_endpoint_settings: JSON.stringify({
+      autoscaling_limit_min_cu: minCu,
+      autoscaling_limit_max_cu: maxCu,
+      suspend_timeout_seconds: 0,
+      ...defaults,
+    }),
     history_retention_seconds: wanted.history_retention_seconds ?? historyRetentionSecondsDefault,
     store_passwords: wanted.store_passwords === false ? 0 : 1,
     created_at: nowMs,
@@ -167,7 +223,10 @@ async function createProject(
   const secret = await newPassword(context, project, branchId, roleName);
   const {operations} = await context.mutate(projectId, [], async (trx) => {
     await trx.insertInto('projects').values(project).execute();
-    await trx.insertInto('attachments').values({tenant_id: project.tenant_id, pageserver_id: pageserver.nodeId, generation: 1}).execute();
+    await trx
+      .insertInto('attachments')
+      .values({tenant_id: project.tenant_id, pageserver_id: pageserver.nodeId, generation: 1})
+      .execute();
     await trx
       .insertInto('branches')
       .values({
@@ -210,7 +269,14 @@ async function createProject(
       .execute();
     await trx
       .insertInto('databases')
-      .values({id: await nextDatabaseId(trx), branch_id: branchId, name: databaseName, owner_name: roleName, created_at: nowMs, updated_at: nowMs})
+      .values({
+        id: await nextDatabaseId(trx),
+        branch_id: branchId,
+        name: databaseName,
+        owner_name: roleName,
+        created_at: nowMs,
+        updated_at: nowMs,
+      })
       .execute();
     await trx
       .insertInto('endpoints')
@@ -239,7 +305,14 @@ async function createProject(
     return {
       operations: [
         {projectId, branchId, action: 'create_timeline', kind: 'create_root', locks: [branchLock(branchId)]},
-        {projectId, branchId, endpointId, action: 'start_compute', kind: 'start_compute', locks: [branchLock(branchId), endpointLock(endpointId)]},
+        {
+          projectId,
+          branchId,
+          endpointId,
+          action: 'start_compute',
+          kind: 'start_compute',
+          locks: [branchLock(branchId), endpointLock(endpointId)],
+        },
       ],
       result: undefined,
     };
@@ -253,7 +326,9 @@ async function createProject(
     status: 201,
     body: {
       project: views.project(project, nowMs),
-      connection_uris: [views.connection({endpointId, role: roleName, password: secret.password, database: databaseName})],
+      connection_uris: [
+        views.connection({endpointId, role: roleName, password: secret.password, database: databaseName}),
+      ],
       roles: roles.map((r) => views.role(r, secret.password)),
       databases: databases.map((d) => views.database(d)),
       operations: operations.map((o) => views.operation(o)),
@@ -282,7 +357,11 @@ interface CreateProject {
   readonly history_retention_seconds?: number;
 }
 
-async function chooseOrganization(context: ApiContext, principal: Principal, wanted: string | undefined): Promise<string> {
+async function chooseOrganization(
+  context: ApiContext,
+  principal: Principal,
+  wanted: string | undefined,
+): Promise<string> {
   if (principal.organizationId !== undefined && wanted !== undefined && wanted !== principal.organizationId)
     throw apiErrors.forbidden('this API key belongs to another organization');
   const id = wanted ?? principal.organizationId;

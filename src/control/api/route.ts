@@ -22,7 +22,10 @@ export interface ApiRoute {
   readonly path: string;
   readonly query?: TSchema;
   readonly body?: TSchema;
-  handler(context: ApiContext, request: ApiRequest<Readonly<Record<string, string>>, unknown, unknown>): Promise<ApiAnswer>;
+  handler(
+    context: ApiContext,
+    request: ApiRequest<Readonly<Record<string, string>>, unknown, unknown>,
+  ): Promise<ApiAnswer>;
 }
 
 type Parameters<Path extends string> = Path extends `${string}:${infer Name}/${infer Rest}`
@@ -32,12 +35,19 @@ type Parameters<Path extends string> = Path extends `${string}:${infer Name}/${i
     : unknown;
 
 /** Gives a route's handler the types of its path and schemas. The server has validated the request before. */
-export function route<const Path extends string, Query extends TSchema = TSchema, Body extends TSchema = TSchema>(definition: {
+export function route<
+  const Path extends string,
+  Query extends TSchema = TSchema,
+  Body extends TSchema = TSchema,
+>(definition: {
   readonly method: ApiRoute['method'];
   readonly path: Path;
   readonly query?: Query;
   readonly body?: Body;
-  readonly handler: (context: ApiContext, request: ApiRequest<Parameters<Path>, Static<Query>, Static<Body>>) => Promise<ApiAnswer>;
+  readonly handler: (
+    context: ApiContext,
+    request: ApiRequest<Parameters<Path>, Static<Query>, Static<Body>>,
+  ) => Promise<ApiAnswer>;
 }): ApiRoute {
   return definition as unknown as ApiRoute;
 }

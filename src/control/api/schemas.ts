@@ -7,16 +7,26 @@ const optional = Type.Optional;
 const open = {additionalProperties: true} as const;
 
 export const identifier = Type.String({minLength: 1, maxLength: 63, pattern: '^[^\\u0000-\\u001f\\u007f]+$'});
-export const displayName = Type.String({minLength: 1, maxLength: 256, pattern: '^[^\\u0000-\\u001f\\u007f]*\\S[^\\u0000-\\u001f\\u007f]*$'});
+export const displayName = Type.String({
+  minLength: 1,
+  maxLength: 256,
+  pattern: '^[^\\u0000-\\u001f\\u007f]*\\S[^\\u0000-\\u001f\\u007f]*$',
+});
 export const lsnText = Type.String({pattern: '^[0-9a-fA-F]{1,8}/[0-9a-fA-F]{1,8}$'});
 export const timestampText = Type.String({maxLength: 40});
 const computeUnits = Type.Number({minimum: 0.25, maximum: 56});
 const suspendTimeout = Type.Integer({minimum: -1, maximum: 604_800});
 const historyRetention = Type.Integer({minimum: 0, maximum: 2_592_000});
 /** Names and values of PostgreSQL settings; Postgres itself judges them. */
-const pgSettings = Type.Record(Type.String({pattern: '^[A-Za-z_][A-Za-z0-9_.]*$'}), Type.Union([Type.String(), Type.Number(), Type.Boolean()]));
+const pgSettings = Type.Record(
+  Type.String({pattern: '^[A-Za-z_][A-Za-z0-9_.]*$'}),
+  Type.Union([Type.String(), Type.Number(), Type.Boolean()]),
+);
 
-const endpointSettings = Type.Object({pg_settings: optional(pgSettings), pgbouncer_settings: optional(Type.Record(Type.String(), Type.Unknown()))}, open);
+const endpointSettings = Type.Object(
+  {pg_settings: optional(pgSettings), pgbouncer_settings: optional(Type.Record(Type.String(), Type.Unknown()))},
+  open,
+);
 const defaultEndpointSettings = Type.Object(
   {
     pg_settings: optional(pgSettings),
@@ -30,7 +40,15 @@ const defaultEndpointSettings = Type.Object(
 const projectSettings = Type.Object(
   {
     quota: optional(Type.Object({}, open)),
-    allowed_ips: optional(Type.Object({ips: optional(Type.Array(Type.String({maxLength: 100}), {maxItems: 1000})), protected_branches_only: optional(Type.Boolean())}, open)),
+    allowed_ips: optional(
+      Type.Object(
+        {
+          ips: optional(Type.Array(Type.String({maxLength: 100}), {maxItems: 1000})),
+          protected_branches_only: optional(Type.Boolean()),
+        },
+        open,
+      ),
+    ),
     enable_logical_replication: optional(Type.Boolean()),
     maintenance_window: optional(Type.Object({}, open)),
     block_public_connections: optional(Type.Boolean()),
@@ -61,7 +79,12 @@ export const createProjectBody = Type.Object({
       region_id: optional(Type.String({maxLength: 60})),
       org_id: optional(Type.String({maxLength: 60})),
       pg_version: optional(Type.Integer()),
-      branch: optional(Type.Object({name: optional(displayName), role_name: optional(identifier), database_name: optional(identifier)}, open)),
+      branch: optional(
+        Type.Object(
+          {name: optional(displayName), role_name: optional(identifier), database_name: optional(identifier)},
+          open,
+        ),
+      ),
       default_endpoint_settings: optional(defaultEndpointSettings),
       autoscaling_limit_min_cu: optional(computeUnits),
       autoscaling_limit_max_cu: optional(computeUnits),
@@ -123,19 +146,40 @@ export const createBranchBody = optional(
 );
 
 export const updateBranchBody = Type.Object({
-  branch: Type.Object({name: optional(displayName), protected: optional(Type.Boolean()), expires_at: optional(Type.Union([timestampText, Type.Null()]))}, open),
+  branch: Type.Object(
+    {
+      name: optional(displayName),
+      protected: optional(Type.Boolean()),
+      expires_at: optional(Type.Union([timestampText, Type.Null()])),
+    },
+    open,
+  ),
 });
 
 export const createEndpointBody = Type.Object({
-  endpoint: Type.Object({branch_id: Type.String({maxLength: 60}), type: endpointType, name: optional(displayName), ...endpointOptions}, open),
+  endpoint: Type.Object(
+    {branch_id: Type.String({maxLength: 60}), type: endpointType, name: optional(displayName), ...endpointOptions},
+    open,
+  ),
 });
 
-export const updateEndpointBody = Type.Object({endpoint: Type.Object({name: optional(displayName), ...endpointOptions}, open)});
+export const updateEndpointBody = Type.Object({
+  endpoint: Type.Object({name: optional(displayName), ...endpointOptions}, open),
+});
 
-export const createRoleBody = Type.Object({role: Type.Object({name: identifier, no_login: optional(Type.Boolean())}, open)});
-export const createDatabaseBody = Type.Object({database: Type.Object({name: identifier, owner_name: identifier}, open)});
-export const updateDatabaseBody = Type.Object({database: Type.Object({name: optional(identifier), owner_name: optional(identifier)}, open)});
-export const createApiKeyBody = Type.Object({key_name: Type.String({minLength: 1, maxLength: 64}), project_id: optional(Type.String({maxLength: 60}))}, open);
+export const createRoleBody = Type.Object({
+  role: Type.Object({name: identifier, no_login: optional(Type.Boolean())}, open),
+});
+export const createDatabaseBody = Type.Object({
+  database: Type.Object({name: identifier, owner_name: identifier}, open),
+});
+export const updateDatabaseBody = Type.Object({
+  database: Type.Object({name: optional(identifier), owner_name: optional(identifier)}, open),
+});
+export const createApiKeyBody = Type.Object(
+  {key_name: Type.String({minLength: 1, maxLength: 64}), project_id: optional(Type.String({maxLength: 60}))},
+  open,
+);
 
 export const connectionUriQuery = Type.Object({
   database_name: identifier,

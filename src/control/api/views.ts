@@ -2,7 +2,16 @@
 import {formatTime} from '#runtime/time-format.ts';
 import {formatLsn, type Lsn} from '#control/lsn.ts';
 import type {ControlConfig} from '#control/config.ts';
-import type {ApiKeyTable, BranchTable, DatabaseTable, EndpointTable, OperationTable, OrganizationTable, ProjectTable, RoleTable} from '#control/store/schema.ts';
+import type {
+  ApiKeyTable,
+  BranchTable,
+  DatabaseTable,
+  EndpointTable,
+  OperationTable,
+  OrganizationTable,
+  ProjectTable,
+  RoleTable,
+} from '#control/store/schema.ts';
 
 const provisioner = 'k8s-neonvm';
 const platformId = 'pagoda';
@@ -70,7 +79,11 @@ export class Views {
       owner_id: project.owner_id,
       provisioner,
       proxy_host: this.#proxyHost,
-      settings: {allowed_ips: {ips: [], protected_branches_only: false}, enable_logical_replication: false, ...(JSON.parse(project.settings) as object)},
+      settings: {
+        allowed_ips: {ips: [], protected_branches_only: false},
+        enable_logical_replication: false,
+        ...(JSON.parse(project.settings) as object),
+      },
       default_endpoint_settings: JSON.parse(project.default_endpoint_settings) as object,
       store_passwords: project.store_passwords === 1,
       history_retention_seconds: project.history_retention_seconds,
@@ -108,7 +121,10 @@ export class Views {
       created_at: formatTime(branch.created_at),
       updated_at: formatTime(branch.updated_at),
       expires_at: time(branch.expires_at),
-      ttl_interval_seconds: branch.expires_at === null ? undefined : Math.max(0, Math.round((branch.expires_at - branch.created_at) / 1000)),
+      ttl_interval_seconds:
+        branch.expires_at === null
+          ? undefined
+          : Math.max(0, Math.round((branch.expires_at - branch.created_at) / 1000)),
       last_reset_at: time(branch.last_reset_at),
     });
   }
@@ -209,7 +225,13 @@ export class Views {
   }
 
   /** The host and the pooled host stand literally inside the URI: clients replace one by the other. */
-  connection(options: {endpointId: string; role: string; password: string | undefined; database: string; address?: string}): {
+  connection(options: {
+    endpointId: string;
+    role: string;
+    password: string | undefined;
+    database: string;
+    address?: string;
+  }): {
     connection_uri: string;
     connection_parameters: Record<string, unknown>;
   } {
@@ -219,7 +241,13 @@ export class Views {
     const parameters = options.address === undefined ? '?sslmode=require&channel_binding=require' : '';
     return {
       connection_uri: `postgresql://${user}@${host}/${encodeURIComponent(database)}${parameters}`,
-      connection_parameters: present({database, password, role, host, pooler_host: options.address ?? host.replace(endpointId, `${endpointId}-pooler`)}),
+      connection_parameters: present({
+        database,
+        password,
+        role,
+        host,
+        pooler_host: options.address ?? host.replace(endpointId, `${endpointId}-pooler`),
+      }),
     };
   }
 }

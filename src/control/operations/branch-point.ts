@@ -28,11 +28,25 @@ export function committedPosition(statuses: readonly (SafekeeperStatus | undefin
 }
 
 /** Asks all safekeepers of a timeline; throws when fewer than a quorum answer. */
-export async function readCommittedPosition(storage: StorageClients, nodeIds: readonly number[], tenantId: string, timelineId: string): Promise<CommittedPosition> {
-  const statuses = await Promise.all(nodeIds.map((nodeId) => storage.safekeeper(nodeId).status(tenantId, timelineId).catch(() => undefined)));
+export async function readCommittedPosition(
+  storage: StorageClients,
+  nodeIds: readonly number[],
+  tenantId: string,
+  timelineId: string,
+): Promise<CommittedPosition> {
+  const statuses = await Promise.all(
+    nodeIds.map((nodeId) =>
+      storage
+        .safekeeper(nodeId)
+        .status(tenantId, timelineId)
+        .catch(() => undefined),
+    ),
+  );
   const position = committedPosition(statuses);
   if (!position)
-    throw new Error(`only ${statuses.filter(Boolean).length} of ${nodeIds.length} safekeepers of timeline ${timelineId} (tenant ${tenantId}) answer; a quorum is needed to know what is committed`);
+    throw new Error(
+      `only ${statuses.filter(Boolean).length} of ${nodeIds.length} safekeepers of timeline ${timelineId} (tenant ${tenantId}) answer; a quorum is needed to know what is committed`,
+    );
   return position;
 }
 

@@ -31,7 +31,10 @@ export interface Plan {
   /** Failures before the operation is given up; absent: it goes on trying for ever. */
   readonly failuresMax?: number;
   /** Undoes what a given-up operation has shown to users, in the transaction that marks it failed. */
-  onFailed?(trx: StoreTransaction, context: StepContext & {readonly nowMs: number; readonly error: string}): Promise<void>;
+  onFailed?(
+    trx: StoreTransaction,
+    context: StepContext & {readonly nowMs: number; readonly error: string},
+  ): Promise<void>;
 }
 
 /** Trying again cannot help: the operation fails at once. The message is for the user. */

@@ -52,8 +52,16 @@ async function whereIs(store: Store, branchId: string | null): Promise<Where> {
     .selectAll()
     .where('id', '=', branchId ?? '')
     .executeTakeFirstOrThrow();
-  const project = await store.selectFrom('projects').selectAll().where('id', '=', branch.project_id).executeTakeFirstOrThrow();
-  const attachment = await store.selectFrom('attachments').selectAll().where('tenant_id', '=', project.tenant_id).executeTakeFirstOrThrow();
+  const project = await store
+    .selectFrom('projects')
+    .selectAll()
+    .where('id', '=', branch.project_id)
+    .executeTakeFirstOrThrow();
+  const attachment = await store
+    .selectFrom('attachments')
+    .selectAll()
+    .where('tenant_id', '=', project.tenant_id)
+    .executeTakeFirstOrThrow();
   return {
     project,
     branch,
@@ -65,7 +73,8 @@ async function whereIs(store: Store, branchId: string | null): Promise<Where> {
 
 /** Safekeepers hold the branch's WAL from `state.lsn` on; then the pageserver is told where to get it. */
 function safekeeperSteps({store, storage}: PlanContext): Step[] {
-  const nodes = (where: Where): StorageClients['safekeepers'] => storage.safekeepers.filter((node) => where.safekeepers.includes(node.nodeId));
+  const nodes = (where: Where): StorageClients['safekeepers'] =>
+    storage.safekeepers.filter((node) => where.safekeepers.includes(node.nodeId));
   return [
     {
       name: 'create-safekeeper-timelines',
@@ -90,7 +99,9 @@ function safekeeperSteps({store, storage}: PlanContext): Step[] {
       name: 'tell-pageserver',
       async effect({operation}) {
         const where = await whereIs(store, operation.branch_id);
-        await storage.pageserver(where.pageserverId).setSafekeepers(where.project.tenant_id, where.branch.timeline_id, nodes(where));
+        await storage
+          .pageserver(where.pageserverId)
+          .setSafekeepers(where.project.tenant_id, where.branch.timeline_id, nodes(where));
         return undefined;
       },
       async record(trx, {operation, nowMs}) {
@@ -121,7 +132,11 @@ function createRootPlan(context: PlanContext): Plan {
         name: 'create-timeline',
         async effect({operation}) {
           const {project, branch, pageserverId} = await whereIs(store, operation.branch_id);
-          await storage.pageserver(pageserverId).createTimeline(project.tenant_id, branch.timeline_id, pgVersionNumber(project.pg_version), {kind: 'import'});
+          await storage
+            .pageserver(pageserverId)
+            .createTimeline(project.tenant_id, branch.timeline_id, pgVersionNumber(project.pg_version), {
+              kind: 'import',
+            });
           return undefined;
         },
       },
@@ -130,7 +145,9 @@ function createRootPlan(context: PlanContext): Plan {
         async effect({operation}) {
           const {project, branch, pageserverId} = await whereIs(store, operation.branch_id);
           const body = await bootstrap.dataDirectory(project.system_id);
-          return {lsn: await storage.pageserver(pageserverId).importTimeline(project.tenant_id, branch.timeline_id, body)};
+          return {
+            lsn: await storage.pageserver(pageserverId).importTimeline(project.tenant_id, branch.timeline_id, body),
+          };
         },
       },
       ...safekeeperSteps(context),
@@ -164,11 +181,13 @@ function createBranchPlan(context: PlanContext): Plan {
         async effect({operation, state}) {
           const {project, branch, pageserverId} = await whereIs(store, operation.branch_id);
           const parent = await whereIs(store, branch.parent_id);
-          await storage.pageserver(pageserverId).createTimeline(project.tenant_id, branch.timeline_id, pgVersionNumber(project.pg_version), {
-            kind: 'branch',
-            ancestorTimelineId: parent.branch.timeline_id,
-            ancestorLsn: state['lsn'] as Lsn,
-          });
+          await storage
+            .pageserver(pageserverId)
+            .createTimeline(project.tenant_id, branch.timeline_id, pgVersionNumber(project.pg_version), {
+              kind: 'branch',
+              ancestorTimelineId: parent.branch.timeline_id,
+              ancestorLsn: state['lsn'] as Lsn,
+            });
           return undefined;
         },
       },
@@ -185,29 +204,62 @@ function createBranchPlan(context: PlanContext): Plan {
     const position = await readCommittedPosition(storage, parent.safekeepers, tenantId, timelineId);
     if (typeof state['lsn'] === 'number') {
       if (state['lsn'] > position.acknowledged) throw new PermanentError('the parent branch has not reached this LSN');
-      return waitForNow({storage, clock, position: {committed: state['lsn'] as Lsn, acknowledged: state['lsn'] as Lsn}, pageserverId: parent.pageserverId, tenantId, timelineId});
+      return waitForNow({
+        storage,
+        clock,
+        position: {committed: state['lsn'] as Lsn, acknowledged: state['lsn'] as Lsn},
+        pageserverId: parent.pageserverId,
+        tenantId,
+        timelineId,
+      });
     }
     const now = await waitForNow({storage, clock, position, pageserverId: parent.pageserverId, tenantId, timelineId});
     if (typeof state['timestamp'] !== 'string') return now;
-    const answer = await storage.pageserver(parent.pageserverId).lsnByTimestamp(tenantId, timelineId, state['timestamp']);
-    log.info('branch point by timestamp', {tenant: tenantId, timeline: timelineId, timestamp: state['timestamp'], kind: answer.kind});
+    const answer = await storage
+      .pageserver(parent.pageserverId)
+      .lsnByTimestamp(tenantId, timelineId, state['timestamp']);
+    log.info('branch point by timestamp', {
+      tenant: tenantId,
+      timeline: timelineId,
+      timestamp: state['timestamp'],
+      kind: answer.kind,
+    });
     // Nothing was committed after that time: the newest state is the state of then.
     if (answer.kind === 'future' || answer.kind === 'nodata') return now;
-    if (answer.kind === 'past') throw new PermanentError('the timestamp lies before the beginning of the parent branch, or before its history window');
+    if (answer.kind === 'past')
+      throw new PermanentError(
+        'the timestamp lies before the beginning of the parent branch, or before its history window',
+      );
     return answer.lsn ?? now;
   }
 }
 
 /** What the compute of an endpoint shall run, with the catalog version that it brings the branch to. */
-export async function buildSpec(context: PlanContext, endpoint: EndpointTable): Promise<{spec: ComputeSpec; catalogVersion: number}> {
+export async function buildSpec(
+  context: PlanContext,
+  endpoint: EndpointTable,
+): Promise<{spec: ComputeSpec; catalogVersion: number}> {
   const {store, storage} = context;
   const where = await whereIs(store, endpoint.branch_id);
   const {project, branch} = where;
-  const roles = await store.selectFrom('roles').selectAll().where('branch_id', '=', branch.id).orderBy('name').execute();
-  const databases = await store.selectFrom('databases').selectAll().where('branch_id', '=', branch.id).orderBy('id').execute();
+  const roles = await store
+    .selectFrom('roles')
+    .selectAll()
+    .where('branch_id', '=', branch.id)
+    .orderBy('name')
+    .execute();
+  const databases = await store
+    .selectFrom('databases')
+    .selectAll()
+    .where('branch_id', '=', branch.id)
+    .orderBy('id')
+    .execute();
   const dropped = await store.selectFrom('dropped_objects').selectAll().where('branch_id', '=', branch.id).execute();
   const pageserver = storage.pageservers.find((node) => node.nodeId === where.pageserverId);
-  if (!pageserver) throw new Error(`the configuration of the control plane has no pageserver ${where.pageserverId}, but project ${project.id} lives there`);
+  if (!pageserver)
+    throw new Error(
+      `the configuration of the control plane has no pageserver ${where.pageserverId}, but project ${project.id} lives there`,
+    );
   const settings = JSON.parse(endpoint.settings) as {pg_settings?: Record<string, string>};
   const spec: ComputeSpec = {
     tenantId: project.tenant_id,
@@ -219,7 +271,9 @@ export async function buildSpec(context: PlanContext, endpoint: EndpointTable): 
     pgVersion: pgVersionNumber(project.pg_version),
     systemId: project.system_id,
     pageserver: {host: pageserver.host, port: pageserver.port, httpPort: pageserver.httpPort},
-    safekeepers: storage.safekeepers.filter((node) => where.safekeepers.includes(node.nodeId)).map(({nodeId, host, port}) => ({nodeId, host, port})),
+    safekeepers: storage.safekeepers
+      .filter((node) => where.safekeepers.includes(node.nodeId))
+      .map(({nodeId, host, port}) => ({nodeId, host, port})),
     token: await context.mintComputeToken(project.tenant_id, branch.timeline_id),
     tokenRefreshUrl: context.tokenRefreshUrl,
     roles: roles.map((role) => ({
@@ -238,7 +292,12 @@ export async function buildSpec(context: PlanContext, endpoint: EndpointTable): 
 
 /** The branch's catalog now holds everything up to this version. */
 async function recordCatalogApplied(trx: StoreTransaction, branchId: string, version: number): Promise<void> {
-  await trx.updateTable('branches').set({catalog_applied: version}).where('id', '=', branchId).where('catalog_applied', '<', version).execute();
+  await trx
+    .updateTable('branches')
+    .set({catalog_applied: version})
+    .where('id', '=', branchId)
+    .where('catalog_applied', '<', version)
+    .execute();
   await trx.deleteFrom('dropped_objects').where('branch_id', '=', branchId).where('version', '<=', version).execute();
 }
 
@@ -263,7 +322,11 @@ function startComputePlan(context: PlanContext): Plan {
         name: 'start',
         async effect({operation}) {
           const endpoint = await liveEndpoint(store, operation.endpoint_id);
-          const branch = await store.selectFrom('branches').selectAll().where('id', '=', endpoint.branch_id).executeTakeFirstOrThrow();
+          const branch = await store
+            .selectFrom('branches')
+            .selectAll()
+            .where('id', '=', endpoint.branch_id)
+            .executeTakeFirstOrThrow();
           if (branch.deleted_at !== null) throw new SkippedError(`branch ${branch.id} is gone`);
           if (branch.state !== 'ready') throw new PermanentError(`branch ${branch.id} is not ready (${branch.state})`);
           const {spec, catalogVersion} = await buildSpec(context, endpoint);
@@ -273,7 +336,13 @@ function startComputePlan(context: PlanContext): Plan {
         async record(trx, {operation, state, nowMs}) {
           await trx
             .updateTable('endpoints')
-            .set({current_state: 'active', pending_state: null, started_at: nowMs, last_active: nowMs, updated_at: nowMs})
+            .set({
+              current_state: 'active',
+              pending_state: null,
+              started_at: nowMs,
+              last_active: nowMs,
+              updated_at: nowMs,
+            })
             .where('id', '=', operation.endpoint_id!)
             .execute();
           await recordCatalogApplied(trx, state['branchId'] as string, state['catalogVersion'] as number);
@@ -321,7 +390,8 @@ function applyConfigPlan(context: PlanContext): Plan {
           return {catalogVersion, branchId: endpoint.branch_id};
         },
         async record(trx, {state}) {
-          if (typeof state['catalogVersion'] === 'number') await recordCatalogApplied(trx, state['branchId'] as string, state['catalogVersion']);
+          if (typeof state['catalogVersion'] === 'number')
+            await recordCatalogApplied(trx, state['branchId'] as string, state['catalogVersion']);
         },
       },
     ],
@@ -355,7 +425,15 @@ function deleteProjectPlan(context: PlanContext): Plan {
   const {store, storage} = context;
   const branchIds = async (projectId: string): Promise<string[]> =>
     // Children before parents: a timeline with children cannot go.
-    (await store.selectFrom('branches').select('id').where('project_id', '=', projectId).orderBy('created_at', 'desc').orderBy('id').execute()).map((b) => b.id);
+    (
+      await store
+        .selectFrom('branches')
+        .select('id')
+        .where('project_id', '=', projectId)
+        .orderBy('created_at', 'desc')
+        .orderBy('id')
+        .execute()
+    ).map((b) => b.id);
   return {
     kind: 'delete_project',
     steps: [
@@ -369,15 +447,24 @@ function deleteProjectPlan(context: PlanContext): Plan {
       {
         name: 'delete-timelines',
         async effect({operation}) {
-          for (const branchId of await branchIds(operation.project_id)) await deleteTimelines(context, await whereIs(store, branchId));
+          for (const branchId of await branchIds(operation.project_id))
+            await deleteTimelines(context, await whereIs(store, branchId));
           return undefined;
         },
       },
       {
         name: 'detach',
         async effect({operation}) {
-          const project = await store.selectFrom('projects').selectAll().where('id', '=', operation.project_id).executeTakeFirstOrThrow();
-          const attachment = await store.selectFrom('attachments').selectAll().where('tenant_id', '=', project.tenant_id).executeTakeFirst();
+          const project = await store
+            .selectFrom('projects')
+            .selectAll()
+            .where('id', '=', operation.project_id)
+            .executeTakeFirstOrThrow();
+          const attachment = await store
+            .selectFrom('attachments')
+            .selectAll()
+            .where('tenant_id', '=', project.tenant_id)
+            .executeTakeFirst();
           if (attachment) await storage.pageserver(attachment.pageserver_id).detachTenant(project.tenant_id);
           return {tenantId: project.tenant_id};
         },
@@ -409,5 +496,10 @@ async function setIdle(trx: StoreTransaction, endpointId: string, nowMs: number)
 /** The branch and what hangs on it disappear from the API; ids stay used. */
 export async function forgetBranch(trx: StoreTransaction, branchId: string, nowMs: number): Promise<void> {
   await trx.updateTable('branches').set({deleted_at: nowMs, updated_at: nowMs}).where('id', '=', branchId).execute();
-  await trx.updateTable('endpoints').set({deleted_at: nowMs, updated_at: nowMs}).where('branch_id', '=', branchId).where('deleted_at', 'is', null).execute();
+  await trx
+    .updateTable('endpoints')
+    .set({deleted_at: nowMs, updated_at: nowMs})
+    .where('branch_id', '=', branchId)
+    .where('deleted_at', 'is', null)
+    .execute();
 }

@@ -48,7 +48,10 @@ export class OperationRunner {
   /** Inserts operations in the caller's transaction. Call `kick` once it is committed. */
   async submit(trx: StoreTransaction, drafts: readonly OperationDraft[]): Promise<string[]> {
     const ids: string[] = [];
-    const last = await trx.selectFrom('operations').select((e) => e.fn.max('seq').as('seq')).executeTakeFirst();
+    const last = await trx
+      .selectFrom('operations')
+      .select((e) => e.fn.max('seq').as('seq'))
+      .executeTakeFirst();
     let seq = Number(last?.seq ?? 0);
     const nowMs = this.#options.clock.nowMs();
     for (const draft of drafts) {
@@ -81,15 +84,32 @@ export class OperationRunner {
   }
 
   /** The unfinished operation that holds one of these locks, if one does. */
-  async holder(trx: StoreTransaction | Store, projectId: string, locks: readonly string[]): Promise<OperationTable | undefined> {
-    const rows = await trx.selectFrom('operations').selectAll().where('project_id', '=', projectId).where('status', 'in', unfinished).orderBy('seq').execute();
+  async holder(
+    trx: StoreTransaction | Store,
+    projectId: string,
+    locks: readonly string[],
+  ): Promise<OperationTable | undefined> {
+    const rows = await trx
+      .selectFrom('operations')
+      .selectAll()
+      .where('project_id', '=', projectId)
+      .where('status', 'in', unfinished)
+      .orderBy('seq')
+      .execute();
     return rows.find((row) => (JSON.parse(row.locks) as string[]).some((lock) => locks.includes(lock)));
   }
 
   /** Takes up everything unfinished that the database has: after a start, and after each submit. */
   async kick(): Promise<void> {
-    const rows = await this.#options.store.selectFrom('operations').select(['id', 'seq', 'locks']).where('status', 'in', unfinished).orderBy('seq').execute();
-    this.#run(this.#scheduler.submit(rows.map(({id, seq, locks}) => ({id, seq, locks: JSON.parse(locks) as string[]}))));
+    const rows = await this.#options.store
+      .selectFrom('operations')
+      .select(['id', 'seq', 'locks'])
+      .where('status', 'in', unfinished)
+      .orderBy('seq')
+      .execute();
+    this.#run(
+      this.#scheduler.submit(rows.map(({id, seq, locks}) => ({id, seq, locks: JSON.parse(locks) as string[]}))),
+    );
   }
 
   /** Resolves when all have ended, or after the time. */
@@ -98,7 +118,9 @@ export class OperationRunner {
     if (pending.length === 0) return;
     const {promise: timeout, resolve} = Promise.withResolvers<void>();
     const timer = this.#options.clock.setTimer(waitMsMax, resolve);
-    const all = pending.map((id) => new Promise<void>((done) => this.#waiting.set(id, [...(this.#waiting.get(id) ?? []), done])));
+    const all = pending.map(
+      (id) => new Promise<void>((done) => this.#waiting.set(id, [...(this.#waiting.get(id) ?? []), done])),
+    );
     await Promise.race([timeout, Promise.all(all)]);
     timer.cancel();
   }
@@ -156,7 +178,10 @@ export class OperationRunner {
       if (this.#stopped) return clock.nowMs();
       const plan = this.#plans.get(operation.kind);
       const step = plan?.steps[operation.step];
-      if (!plan || !step) throw new Error(`operation ${id} (${operation.kind}) has no step ${operation.step}: the database is of a newer version`);
+      if (!plan || !step)
+        throw new Error(
+          `operation ${id} (${operation.kind}) has no step ${operation.step}: the database is of a newer version`,
+        );
       const state = JSON.parse(operation.state) as OperationState;
       try {
         await checkpoint?.(`${operation.kind}.${step.name}: before`);
@@ -194,13 +219,28 @@ export class OperationRunner {
   }
 
   /** Answers when to try again; undefined when the operation was given up. */
-  async #failed(operation: OperationTable, plan: Plan, state: OperationState, error: Error): Promise<number | undefined> {
+  async #failed(
+    operation: OperationTable,
+    plan: Plan,
+    state: OperationState,
+    error: Error,
+  ): Promise<number | undefined> {
     const {store, clock, log} = this.#options;
     const nowMs = clock.nowMs();
     const failures = operation.failures_count + 1;
-    const fields = {operation: operation.id, kind: operation.kind, step: plan.steps[operation.step]?.name, failures, error: error.message};
+    const fields = {
+      operation: operation.id,
+      kind: operation.kind,
+      step: plan.steps[operation.step]?.name,
+      failures,
+      error: error.message,
+    };
     if (error instanceof SkippedError) {
-      await store.updateTable('operations').set({status: 'skipped', updated_at: nowMs, finished_at: nowMs}).where('id', '=', operation.id).execute();
+      await store
+        .updateTable('operations')
+        .set({status: 'skipped', updated_at: nowMs, finished_at: nowMs})
+        .where('id', '=', operation.id)
+        .execute();
       return undefined;
     }
     if (error instanceof PermanentError || (plan.failuresMax !== undefined && failures >= plan.failuresMax)) {
@@ -209,7 +249,13 @@ export class OperationRunner {
         await plan.onFailed?.(trx, {operation, state, nowMs, error: error.message});
         await trx
           .updateTable('operations')
-          .set({status: 'failed', failures_count: failures, error: error.message, updated_at: nowMs, finished_at: nowMs})
+          .set({
+            status: 'failed',
+            failures_count: failures,
+            error: error.message,
+            updated_at: nowMs,
+            finished_at: nowMs,
+          })
           .where('id', '=', operation.id)
           .execute();
       });

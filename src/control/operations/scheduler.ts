@@ -55,7 +55,8 @@ export class OperationScheduler {
     const starting: string[] = [];
     for (const operation of this.#unfinished) {
       const free = operation.locks.every((lock) => !held.has(lock));
-      if (this.#running.has(operation.id)) assert(free, `operation ${operation.id} runs beside one that holds its lock`);
+      if (this.#running.has(operation.id))
+        assert(free, `operation ${operation.id} runs beside one that holds its lock`);
       else if (free && this.#running.size < this.#runningMax) {
         this.#running.add(operation.id);
         starting.push(operation.id);

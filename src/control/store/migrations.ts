@@ -9,7 +9,11 @@ interface ForwardMigration {
 export const migrations: Readonly<Record<string, ForwardMigration>> = {
   '0001_start': {
     async up(db) {
-      await db.schema.createTable('meta').addColumn('key', 'text', (c) => c.primaryKey()).addColumn('value', 'text', (c) => c.notNull()).execute();
+      await db.schema
+        .createTable('meta')
+        .addColumn('key', 'text', (c) => c.primaryKey())
+        .addColumn('value', 'text', (c) => c.notNull())
+        .execute();
       await db.schema
         .createTable('users')
         .addColumn('id', 'text', (c) => c.primaryKey())
@@ -89,7 +93,9 @@ export const migrations: Readonly<Record<string, ForwardMigration>> = {
         .addColumn('deleted_at', 'bigint')
         .execute();
       await sql`create unique index branches_name on branches (project_id, name) where deleted_at is null`.execute(db);
-      await sql`create unique index branches_default on branches (project_id) where is_default = 1 and deleted_at is null`.execute(db);
+      await sql`create unique index branches_default on branches (project_id) where is_default = 1 and deleted_at is null`.execute(
+        db,
+      );
       await db.schema
         .createTable('endpoints')
         .addColumn('id', 'text', (c) => c.primaryKey())
@@ -113,7 +119,9 @@ export const migrations: Readonly<Record<string, ForwardMigration>> = {
         .addColumn('deleted_at', 'bigint')
         .execute();
       // Two writers on one branch would fence each other for ever.
-      await sql`create unique index endpoints_one_writer on endpoints (branch_id) where type = 'read_write' and deleted_at is null`.execute(db);
+      await sql`create unique index endpoints_one_writer on endpoints (branch_id) where type = 'read_write' and deleted_at is null`.execute(
+        db,
+      );
       await db.schema.createIndex('endpoints_project').on('endpoints').column('project_id').execute();
       await db.schema
         .createTable('roles')

@@ -9,15 +9,23 @@ import type {Store, Tables} from '#control/store/schema.ts';
 
 /** `postgres://…` or the path of a SQLite file (made when missing; `:memory:` for tests). Migrations only go forward. */
 export async function openStore(database: string): Promise<Store> {
-  const store = new Kysely<Tables>({dialect: /^postgres(ql)?:\/\//.test(database) ? postgres(database) : sqlite(database)});
-  const migrator = new Migrator({db: store, provider: {getMigrations: () => Promise.resolve(migrations as Readonly<Record<string, Migration>>)}});
+  const store = new Kysely<Tables>({
+    dialect: /^postgres(ql)?:\/\//.test(database) ? postgres(database) : sqlite(database),
+  });
+  const migrator = new Migrator({
+    db: store,
+    provider: {getMigrations: () => Promise.resolve(migrations as Readonly<Record<string, Migration>>)},
+  });
   const {error, results} = await migrator.migrateToLatest();
   if (error !== undefined) {
     const failed = results?.find((r) => r.status === 'Error')?.migrationName;
     await store.destroy();
-    throw new Error(`the metadata database could not be brought to this version${failed === undefined ? '' : ` (step ${failed})`}: ${(error as Error).message}`, {
-      cause: error,
-    });
+    throw new Error(
+      `the metadata database could not be brought to this version${failed === undefined ? '' : ` (step ${failed})`}: ${(error as Error).message}`,
+      {
+        cause: error,
+      },
+    );
   }
   return store;
 }

@@ -1,0 +1,181 @@
+/** What pageservers, proxies and computes ask of the control plane. Internal tokens; loopback or the cell's own network. */
+import {asHttpError, type Claims, requireNode, type TokenVerifier} from '#wire/auth.ts';
+import {HttpError, type HttpRequest, type HttpResponse, type Route} from '#runtime/http.ts';
+import {ApiError} from '#control/api/errors.ts';
+import type {Endpoints} from '#control/endpoints.ts';
+import type {Store} from '#control/store/schema.ts';
+
+export interface InternalOptions {
+  readonly store: Store;
+  readonly endpoints: Endpoints;
+  readonly mintComputeToken: (tenantId: string, timelineId: string) => Promise<string>;
+}
+
+export function internalRoutes(options: InternalOptions): Route[] {
+  return [
+    {
+      method: 'GET',
+      path: '/internal/v1/alive',
+      open: true,
+      handler: () => Promise.resolve({status: 200, json: {alive: true}}),
+    },
+    guarded('POST', '/internal/v1/validate', (request, claims) => validate(options, request, claims)),
+    guarded('POST', '/internal/v1/re-attach', (request, claims) => reAttach(options, request, claims)),
+    guarded('GET', '/internal/v1/endpoint_access', (request, claims) => endpointAccess(options, request, claims)),
+    guarded('POST', '/internal/v1/endpoints/:id/wake', (request, claims) => wake(options, request, claims)),
+    guarded('POST', '/internal/v1/token', (_request, claims) => refreshToken(options, claims)),
+  ];
+}
+
+/** AuthErrors and ApiErrors of a handler become answers of their own status. */
+function guarded(
+  method: string,
+  path: string,
+  handler: (request: HttpRequest, claims: Claims) => Promise<HttpResponse>,
+): Route {
+  return {
+    method,
+    path,
+    handler: async (request) => {
+      try {
+        return await handler(request, request.claims as Claims);
+      } catch (error) {
+        if (error instanceof ApiError) throw new HttpError(error.status, error.code, error.message);
+        throw asHttpError(error);
+      }
+    },
+  };
+}
+
+export function authenticateInternal(verifier: TokenVerifier): (token: string | undefined) => Promise<Claims> {
+  return async (token) => {
+    try {
+      return await verifier.verify(token);
+    } catch (error) {
+      throw asHttpError(error);
+    }
+  };
+}
+
+interface TenantGeneration {
+  readonly id: string;
+  readonly generation: number;
+}
+
+/**
+ * Before a pageserver deletes anything: is each of these generations still the newest? Body `{tenants: [{id, generation}]}`,
+ * answer `{tenants: [{id, generation, valid}]}`.
+ */
+async function validate({store}: InternalOptions, request: HttpRequest, claims: Claims): Promise<HttpResponse> {
+  requireNode(claims, 'pageserver');
+  const tenants = readTenants(await request.json());
+  const known = await store
+    .selectFrom('attachments')
+    .selectAll()
+    .where('tenant_id', 'in', tenants.length === 0 ? [''] : tenants.map((t) => t.id))
+    .execute();
+  const newest = new Map(known.map((row) => [row.tenant_id, row.generation]));
+  return {
+    status: 200,
+    json: {tenants: tenants.map(({id, generation}) => ({id, generation, valid: newest.get(id) === generation}))},
+  };
+}
+
+function readTenants(body: unknown): TenantGeneration[] {
+  const tenants = typeof body === 'object' && body !== null && 'tenants' in body ? body.tenants : undefined;
+  const good =
+    Array.isArray(tenants) &&
+    tenants.length <= 10_000 &&
+    tenants.every((t: Partial<TenantGeneration>) => typeof t?.id === 'string' && Number.isSafeInteger(t.generation));
+  if (!good)
+    throw new HttpError(400, 'bad_request', 'the body must be {tenants: [{id, generation}]}, at most 10,000 of them');
+  return tenants as TenantGeneration[];
+}
+
+/**
+ * A pageserver that starts asks what it holds. Every tenant gets a new generation, in the transaction that reads it: whatever
+ * an earlier process of the same node may still do is stale from here on. Body `{nodeId}`, answer `{tenants: [{id, generation}]}`.
+ */
+async function reAttach({store}: InternalOptions, request: HttpRequest, claims: Claims): Promise<HttpResponse> {
+  requireNode(claims, 'pageserver');
+  const body = await request.json();
+  const nodeId = typeof body === 'object' && body !== null && 'nodeId' in body ? body.nodeId : undefined;
+  if (typeof nodeId !== 'number') throw new HttpError(400, 'bad_request', 'the body must be {nodeId}');
+  const tenants = await store.transaction().execute(async (trx) => {
+    await trx
+      .updateTable('attachments')
+      .set((e) => ({generation: e('generation', '+', 1)}))
+      .where('pageserver_id', '=', nodeId)
+      .execute();
+    return trx
+      .selectFrom('attachments')
+      .innerJoin('projects', 'projects.tenant_id', 'attachments.tenant_id')
+      .select(['attachments.tenant_id as id', 'attachments.generation as generation'])
+      .where('attachments.pageserver_id', '=', nodeId)
+      .where('projects.deleted_at', 'is', null)
+      .execute();
+  });
+  return {status: 200, json: {tenants}};
+}
+
+/** What the proxy needs to let somebody in. An unknown endpoint is 404; an unknown role has no verifier. */
+async function endpointAccess({store}: InternalOptions, request: HttpRequest, claims: Claims): Promise<HttpResponse> {
+  requireNode(claims, 'proxy');
+  const endpointId = request.query.get('endpoint') ?? '';
+  const roleName = request.query.get('role') ?? '';
+  const endpoint = await store
+    .selectFrom('endpoints')
+    .selectAll()
+    .where('id', '=', endpointId)
+    .where('deleted_at', 'is', null)
+    .executeTakeFirst();
+  if (!endpoint) throw new HttpError(404, 'endpoint_not_found', `there is no endpoint ${endpointId}`);
+  const project = await store
+    .selectFrom('projects')
+    .selectAll()
+    .where('id', '=', endpoint.project_id)
+    .executeTakeFirstOrThrow();
+  const role = await store
+    .selectFrom('roles')
+    .selectAll()
+    .where('branch_id', '=', endpoint.branch_id)
+    .where('name', '=', roleName)
+    .executeTakeFirst();
+  const branch = await store
+    .selectFrom('branches')
+    .select('protected')
+    .where('id', '=', endpoint.branch_id)
+    .executeTakeFirstOrThrow();
+  const {allowed_ips: allowed} = JSON.parse(project.settings) as {
+    allowed_ips?: {ips?: string[]; protected_branches_only?: boolean};
+  };
+  const applies = allowed?.protected_branches_only !== true || branch.protected === 1;
+  return {
+    status: 200,
+    json: {
+      ...(role?.scram_verifier == null || role.no_login === 1 ? {} : {scramVerifier: role.scram_verifier}),
+      projectId: endpoint.project_id,
+      branchId: endpoint.branch_id,
+      allowedIps: applies ? (allowed?.ips ?? []) : [],
+    },
+  };
+}
+
+async function wake({endpoints}: InternalOptions, request: HttpRequest, claims: Claims): Promise<HttpResponse> {
+  requireNode(claims, 'proxy');
+  return {status: 200, json: await endpoints.wake(request.params['id'] ?? '')};
+}
+
+/** A compute changes its token for a fresh one while its branch exists. */
+async function refreshToken({store, mintComputeToken}: InternalOptions, claims: Claims): Promise<HttpResponse> {
+  if (claims.scope !== 'tenant' || claims.tenant === undefined || claims.timeline === undefined)
+    throw new HttpError(403, 'token_scope', 'only a compute may ask for a new token');
+  const branch = await store
+    .selectFrom('branches')
+    .select('id')
+    .where('timeline_id', '=', claims.timeline)
+    .where('deleted_at', 'is', null)
+    .executeTakeFirst();
+  if (!branch) throw new HttpError(403, 'branch_gone', 'the branch of this compute was deleted');
+  return {status: 200, json: {token: await mintComputeToken(claims.tenant, claims.timeline)}};
+}

@@ -1,0 +1,89 @@
+/** The control plane as a process: API v2 on one port, internal routes on another, operations taken up again at start. */
+import {TokenIssuer, TokenVerifier} from '#wire/auth.ts';
+import {systemClock} from '#runtime/clock.ts';
+import {systemDisk} from '#runtime/disk.ts';
+import {startHttpServer} from '#runtime/http.ts';
+import {createLog} from '#runtime/log.ts';
+import {systemRandom} from '#runtime/random.ts';
+import {readSecretFile} from '#runtime/secret-file.ts';
+import {ApiContext} from '#control/api/context.ts';
+import {buildApi} from '#control/api/server.ts';
+import {InitdbBootstrap} from '#control/bootstrap.ts';
+import type {ControlConfig} from '#control/config.ts';
+import {Endpoints} from '#control/endpoints.ts';
+import {ensureFirstUser} from '#control/first-user.ts';
+import {authenticateInternal, internalRoutes} from '#control/internal.ts';
+import {LocalComputeLauncher} from '#control/local-launcher.ts';
+import {makePlans} from '#control/operations/plans.ts';
+import {OperationRunner} from '#control/operations/runner.ts';
+import {PasswordVault} from '#control/scram.ts';
+import {HttpStorageClients} from '#control/storage-client.ts';
+import {openStore} from '#control/store/open.ts';
+
+export interface RunningControl {
+  readonly apiPort: number;
+  readonly internalPort: number;
+  /** Operations under way finish their present step; computes go on. */
+  stop(): Promise<void>;
+}
+
+export async function runControl(config: ControlConfig): Promise<RunningControl> {
+  const log = createLog({component: 'control'});
+  const [clock, random, disk] = [systemClock, systemRandom, systemDisk];
+  const issuer = await TokenIssuer.load(config.keysDir, 'control', clock);
+  const verifier = await TokenVerifier.load(config.keysDir, 'control', clock);
+  const vault = new PasswordVault(Buffer.from(readSecretFile(config.installKeyFile).trim(), 'hex'));
+  const store = await openStore(config.database);
+  await ensureFirstUser(store, {keyFile: config.firstApiKeyFile, disk, clock, random});
+
+  const storage = new HttpStorageClients({pageservers: config.pageservers, safekeepers: config.safekeepers, issuer});
+  const launcher = new LocalComputeLauncher({...config.computes, clock, random, disk, log});
+  const bootstrap = new InitdbBootstrap({
+    binDir: config.computes.binDir,
+    cacheDir: config.cacheDir,
+    systemUser: config.computes.systemUser,
+    disk,
+    random,
+    log,
+  });
+  const mintComputeToken = (tenant: string, timeline: string): Promise<string> =>
+    issuer.sign({aud: ['pageserver', 'safekeeper', 'control'], scope: 'tenant', tenant, timeline});
+  const plans = makePlans({
+    store,
+    storage,
+    launcher,
+    bootstrap,
+    clock,
+    log,
+    mintComputeToken,
+    tokenRefreshUrl: `http://${config.internalHost}:${config.internalPort}/internal/v1/token`,
+  });
+  const runner = new OperationRunner({store, clock, log, plans});
+  const endpoints = new Endpoints({store, runner, launcher, clock, log});
+  await endpoints.reconcile();
+  await runner.kick();
+
+  const internal = await startHttpServer({
+    host: config.internalHost,
+    port: config.internalPort,
+    routes: internalRoutes({store, endpoints, mintComputeToken}),
+    authenticate: authenticateInternal(verifier),
+    log,
+  });
+  const api = buildApi(new ApiContext({store, runner, endpoints, storage, vault, clock, random, log, config}));
+  await api.listen({host: config.apiHost, port: config.apiPort});
+  const bound = api.server.address();
+  const apiPort = typeof bound === 'object' && bound !== null ? bound.port : config.apiPort;
+  log.info('serving', {api: `${config.apiHost}:${apiPort}`, internal: internal.port});
+  return {
+    apiPort,
+    internalPort: internal.port,
+    async stop() {
+      await api.close();
+      await internal.close();
+      await runner.stop();
+      launcher.close();
+      await store.destroy();
+    },
+  };
+}

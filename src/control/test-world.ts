@@ -1,0 +1,219 @@
+/** For tests: a control plane over an in-memory database, with storage and computes that only remember what was asked of them. */
+import type {FastifyInstance} from 'fastify';
+import {type Clock, systemClock} from '#runtime/clock.ts';
+import {silentLog} from '#runtime/log.ts';
+import {SeededRandom} from '#runtime/random.ts';
+import {ApiContext} from '#control/api/context.ts';
+import {insertApiKey, makeApiKey} from '#control/api/principal.ts';
+import {buildApi} from '#control/api/server.ts';
+import type {Bootstrap} from '#control/bootstrap.ts';
+import {Endpoints} from '#control/endpoints.ts';
+import type {ComputeLauncher, ComputeSpec, RunningCompute} from '#control/launcher.ts';
+import type {Lsn} from '#control/lsn.ts';
+import {makePlans} from '#control/operations/plans.ts';
+import {OperationRunner} from '#control/operations/runner.ts';
+import {PasswordVault} from '#control/scram.ts';
+import type {NewSafekeeperTimeline, PageserverClient, SafekeeperClient, StorageClients, TimelineMode} from '#control/storage-client.ts';
+import {openStore} from '#control/store/open.ts';
+import type {Store} from '#control/store/schema.ts';
+
+export const importLsn = 0x150_0000 as Lsn;
+
+/** Everything outside the control plane; survives a "crash" of it. */
+export class FakeWorld implements StorageClients {
+  readonly pageservers = [{nodeId: 1, host: '127.0.0.1', port: 1, httpPort: 2}];
+  readonly safekeepers = [1, 2, 3].map((nodeId) => ({nodeId, host: '127.0.0.1', port: 10 + nodeId, httpPort: 20 + nodeId}));
+  readonly tenants = new Map<string, number>();
+  readonly timelines = new Map<string, {mode: TimelineMode; imports: number; lastRecordLsn: Lsn; safekeepers: number}>();
+  /** `nodeId/timeline` → its start. */
+  readonly walTimelines = new Map<string, {startLsn: Lsn; commitLsn: Lsn; flushLsn: Lsn}>();
+  readonly computes = new Map<string, ComputeSpec>();
+  readonly configured: ComputeSpec[] = [];
+  starts = 0;
+  /** Makes every call whose name is in here fail. */
+  readonly broken = new Set<string>();
+  startDelayMs = 0;
+
+  #maybeFail(call: string): void {
+    if (this.broken.has(call)) throw new Error(`${call} is broken`);
+  }
+
+  pageserver(): PageserverClient {
+    return {
+      attachTenant: async (tenantId, generation) => {
+        this.#maybeFail('attachTenant');
+        this.tenants.set(tenantId, generation);
+      },
+      detachTenant: async (tenantId) => void this.tenants.delete(tenantId),
+      createTimeline: async (tenantId, timelineId, _pgVersion, mode) => {
+        this.#maybeFail('createTimeline');
+        if (!this.tenants.has(tenantId)) throw new Error('tenant is not attached');
+        if (this.timelines.has(timelineId)) return;
+        const lastRecordLsn = mode.kind === 'branch' ? mode.ancestorLsn : (0 as Lsn);
+        this.timelines.set(timelineId, {mode, imports: 0, lastRecordLsn, safekeepers: 0});
+      },
+      importTimeline: async (_tenantId, timelineId, body) => {
+        this.#maybeFail('importTimeline');
+        let bytes = 0;
+        for await (const part of body) bytes += part.length;
+        const timeline = this.timelines.get(timelineId);
+        if (!timeline || bytes === 0) throw new Error('nothing to import into, or nothing to import');
+        timeline.imports++;
+        timeline.lastRecordLsn = importLsn;
+        return importLsn;
+      },
+      timeline: async (_tenantId, timelineId) => {
+        const timeline = this.timelines.get(timelineId);
+        return timeline && {state: 'active', lastRecordLsn: timeline.lastRecordLsn, logicalSizeBytes: 1234};
+      },
+      lsnByTimestamp: async () => ({kind: 'present', lsn: (importLsn + 0x100) as Lsn}),
+      setSafekeepers: async (_tenantId, timelineId, safekeepers) => {
+        this.timelines.get(timelineId)!.safekeepers = safekeepers.length;
+      },
+      deleteTimeline: async (_tenantId, timelineId) => {
+        this.#maybeFail('deleteTimeline');
+        this.timelines.delete(timelineId);
+      },
+    };
+  }
+
+  safekeeper(nodeId: number): SafekeeperClient {
+    return {
+      createTimeline: async ({timelineId, startLsn}: NewSafekeeperTimeline) => {
+        this.#maybeFail(`safekeeper-${nodeId}`);
+        if (!this.walTimelines.has(`${nodeId}/${timelineId}`)) this.walTimelines.set(`${nodeId}/${timelineId}`, {startLsn, commitLsn: startLsn, flushLsn: startLsn});
+      },
+      status: async (_tenantId, timelineId) => {
+        this.#maybeFail(`safekeeper-${nodeId}`);
+        const timeline = this.walTimelines.get(`${nodeId}/${timelineId}`);
+        return timeline && {term: 1, flushLsn: timeline.flushLsn, commitLsn: timeline.commitLsn};
+      },
+      deleteTimeline: async (_tenantId, timelineId) => void this.walTimelines.delete(`${nodeId}/${timelineId}`),
+    };
+  }
+
+  /** WAL is written, committed and ingested. */
+  advance(timelineId: string, bytes: number): void {
+    for (const [key, timeline] of this.walTimelines)
+      if (key.endsWith(`/${timelineId}`)) timeline.flushLsn = timeline.commitLsn = (timeline.commitLsn + bytes) as Lsn;
+    const pages = this.timelines.get(timelineId)!;
+    pages.lastRecordLsn = (pages.lastRecordLsn + bytes) as Lsn;
+  }
+
+  readonly launcher: ComputeLauncher = {
+    onExit: () => {},
+    start: async (spec) => {
+      this.#maybeFail('start');
+      if (this.startDelayMs > 0) await systemClock.sleep(this.startDelayMs);
+      if (!this.computes.has(spec.endpointId)) this.starts++;
+      this.computes.set(spec.endpointId, spec);
+      return this.#address(spec.endpointId);
+    },
+    find: async (endpointId) => (this.computes.has(endpointId) ? this.#address(endpointId) : undefined),
+    configure: async (spec) => {
+      this.#maybeFail('configure');
+      this.configured.push(spec);
+      this.computes.set(spec.endpointId, spec);
+    },
+    stop: async (endpointId) => {
+      this.#maybeFail('stop');
+      this.computes.delete(endpointId);
+    },
+    close: () => {},
+  };
+
+  #address(endpointId: string): RunningCompute {
+    return {host: '127.0.0.1', port: 40_000 + [...this.computes.keys()].indexOf(endpointId)};
+  }
+}
+
+const bootstrap: Bootstrap = {
+  dataDirectory: async () =>
+    (async function* () {
+      yield Buffer.from('a data directory');
+    })(),
+};
+
+export interface TestControl {
+  readonly store: Store;
+  readonly app: FastifyInstance;
+  readonly runner: OperationRunner;
+  readonly endpoints: Endpoints;
+  /** Of the first user. */
+  readonly key: string;
+  stop(): Promise<void>;
+}
+
+/** Starts a control plane; give it the store of an earlier one to see it take up where that one was killed. */
+export async function startControl(
+  world: FakeWorld,
+  options: {store?: Store; key?: string; checkpoint?: (point: string) => Promise<void>; clock?: Clock; seed?: number; waitMsMax?: number; database?: string} = {},
+): Promise<TestControl> {
+  const random = new SeededRandom(options.seed ?? 1);
+  const clock = options.clock ?? systemClock;
+  const store = options.store ?? (await openStore(options.database ?? ':memory:'));
+  const key = options.key ?? makeApiKey(random);
+  if (options.store === undefined) {
+    await store.transaction().execute(async (trx) => {
+      await trx.insertInto('users').values({id: 'user-1', login: 'admin', email: 'admin@localhost', name: 'Admin', created_at: 1}).execute();
+      await trx.insertInto('organizations').values({id: 'org-test-12345678', name: 'Test', handle: 'test', created_at: 1, updated_at: 1}).execute();
+      await insertApiKey(trx, {name: 'first', kind: 'personal', user_id: 'user-1', organization_id: null, project_id: null, key, nowMs: 1});
+    });
+  }
+  const plans = makePlans({
+    store,
+    storage: world,
+    launcher: world.launcher,
+    bootstrap,
+    clock,
+    log: silentLog,
+    mintComputeToken: async (tenant, timeline) => `token for ${tenant}/${timeline}`,
+    tokenRefreshUrl: 'http://127.0.0.1:1/internal/v1/token',
+  });
+  const runner = new OperationRunner({store, clock, log: silentLog, plans, ...(options.checkpoint === undefined ? {} : {checkpoint: options.checkpoint})});
+  const endpoints = new Endpoints({store, runner, launcher: world.launcher, clock, log: silentLog});
+  await endpoints.reconcile();
+  await runner.kick();
+  const context = new ApiContext({
+    store,
+    runner,
+    endpoints,
+    storage: world,
+    vault: new PasswordVault(Buffer.alloc(32, 7)),
+    clock,
+    random,
+    log: silentLog,
+    config: {regionId: 'local', proxy: {domain: 'localhost', port: 54320}},
+    operationWaitMsMax: options.waitMsMax ?? 10_000,
+  });
+  const app = buildApi(context);
+  return {
+    store,
+    app,
+    runner,
+    endpoints,
+    key,
+    async stop() {
+      await app.close();
+      await runner.stop();
+      await store.destroy();
+    },
+  };
+}
+
+export interface Answer {
+  readonly status: number;
+  readonly json: Record<string, never>;
+  readonly headers: Readonly<Record<string, unknown>>;
+}
+
+/** One API call as the first user (or with another key, or none). */
+export async function call(control: TestControl, method: 'GET' | 'POST' | 'PATCH' | 'DELETE' | 'PUT', path: string, body?: unknown, key: string | null = control.key): Promise<Answer> {
+  const response = await control.app.inject({
+    method,
+    url: `/api/v2${path}`,
+    headers: key === null ? {} : {authorization: `Bearer ${key}`},
+    ...(body === undefined ? {} : {payload: body as object}),
+  });
+  return {status: response.statusCode, json: response.body === '' ? ({} as never) : (response.json() as never), headers: response.headers};
+}
