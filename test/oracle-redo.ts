@@ -1,13 +1,14 @@
 /**
  * The redo oracle: `npm run oracle:redo -- [options]`. A stock PostgreSQL writes WAL with wal_consistency_checking = all, so
  * that every record carries the after-image of every block it changes; this program redoes all of it with src/redo and
- * compares every step (wal-redo.md 9). Exit code 1 on any difference, or when a record type seen in the WAL was never compared.
+ * compares every step (wal-redo.md 9). Then a stock standby recovers the same WAL, and all final pages are compared unmasked. Exit code 1 on any difference, or when a record type seen in the WAL was never compared.
  *
  *   --quick         small loads, some seconds (part of npm test); without it the whole set, minutes
  *   --rmgr NAME     compare only record types that start with NAME: Hash, Gin, Gist, SPGist, BRIN, Generic, Btree/DEDUP …
  *   --keep DIR      leave base copy and data directory in DIR
  *   --again DIR     no load: verify once more what --keep left in a folder of DIR
  *   --fuzz          also apply damaged records to damaged pages: nothing but RedoError may come of it
+ *   --run NAME      only one of the full set's clusters: all, images or hints
  *   --sql FILE      this SQL file instead of the loads (repeatable)
  */
 import {execFileSync} from 'node:child_process';
@@ -18,7 +19,8 @@ import {parseArgs} from 'node:util';
 import {parseLsn} from '#postgres/lsn.ts';
 import {type Load, fullLoads, hintLoads, imageLoads, quickLoads, sqlLoad} from './oracle/loads.ts';
 import {blockRecordNames, imageOnly} from './oracle/record-names.ts';
-import {report, verify} from './oracle/verify.ts';
+import {compareWithStandby} from './oracle/standby.ts';
+import {type VerifyResult, report, verify} from './oracle/verify.ts';
 import {PostgresCluster, runTool} from './postgres-cluster.ts';
 
 const {values: options} = parseArgs({
@@ -29,6 +31,7 @@ const {values: options} = parseArgs({
     keep: {type: 'string'},
     again: {type: 'string'},
     sql: {type: 'string', multiple: true},
+    run: {type: 'string'},
   },
 });
 
@@ -98,7 +101,7 @@ const totals = {records: 0, compared: 0, equal: 0, different: 0};
 async function main(): Promise<boolean> {
   if (options.again !== undefined) return check(options.again);
   let good = true;
-  for (const run of runs()) {
+  for (const run of runs().filter(({dir}) => options.run === undefined || options.run === dir)) {
     const dir =
       options.keep === undefined ? mkdtempSync(join(tmpdir(), 'pagoda-oracle-')) : join(options.keep, run.dir);
     try {
@@ -107,7 +110,7 @@ async function main(): Promise<boolean> {
       if (options.keep === undefined) rmSync(dir, {recursive: true, force: true});
     }
   }
-  return options.quick || options.sql !== undefined ? good : coverage() && good;
+  return options.quick || options.sql !== undefined || options.run !== undefined ? good : coverage() && good;
 }
 
 /** Makes a cluster in `dir`, keeps a copy of it as the base, runs the loads, stops it, and verifies its WAL. */
@@ -153,7 +156,24 @@ function check(dir: string): boolean {
     totals.equal += count.equal;
     totals.different += count.different;
   }
-  return report(result, {print: (line) => console.log(line), only: options.rmgr, strict: state.strict});
+  const good = report(result, {print: (line) => console.log(line), only: options.rmgr, strict: state.strict});
+  return (options.rmgr !== undefined || standby(dir, state, result)) && good;
+}
+
+/** Lets a stock PostgreSQL recover the same WAL and compares all final pages. */
+function standby(dir: string, state: State, {store, lastRecordLsn}: VerifyResult): boolean {
+  const began = performance.now();
+  const {equal, different, missing, messages} = compareWithStandby({
+    dir,
+    store,
+    lastRecordLsn,
+    walLogHints: state.walLogHints,
+  });
+  for (const message of messages) console.log(message);
+  console.log(
+    `final pages against a stock standby, no mask: ${equal} equal, ${different} different, ${missing} missing (${((performance.now() - began) / 1000).toFixed(1)} s)`,
+  );
+  return different === 0 && missing === 0;
 }
 
 /** The whole set must reach every record type that carries blocks. Answers whether it did. */

@@ -81,6 +81,15 @@ export class PageStore {
     this.#baseOf.set(`${spc}/${db}`, undefined);
   }
 
+  /** All pages that were read or written here. */
+  forEach(visit: (spc: number, db: number, rel: number, fork: number, block: number, page: Buffer) => void): void {
+    for (const [database, forks] of this.#databases) {
+      const [spc, db] = database.split('/').map(Number);
+      for (const [key, state] of forks)
+        for (const [block, page] of state.pages) visit(spc!, db!, Math.floor(key / 4), key % 4, block, page);
+    }
+  }
+
   close(): void {
     for (const file of this.#files.values()) if (file !== undefined) closeSync(file);
     this.#files.clear();

@@ -52,6 +52,9 @@ export class TypeCount {
 export interface VerifyResult {
   readonly types: Map<string, TypeCount>;
   readonly endLsn: Lsn;
+  readonly lastRecordLsn: Lsn;
+  /** Our final pages. */
+  readonly store: PageStore;
   readonly records: number;
   /** Why reading ended: normally the zeros after the last record. */
   readonly end: string;
@@ -194,6 +197,8 @@ export function verify(options: VerifyOptions): VerifyResult {
   return {
     types,
     endLsn: reader.lastRecordEndLsn,
+    lastRecordLsn: reader.lastRecordStartLsn,
+    store,
     records,
     end: failure === undefined ? 'no more segments' : `${formatLsn(failure.position)}: ${failure.reason}`,
     map,

@@ -1,0 +1,118 @@
+/**
+ * The second oracle (wal-redo.md 9.1, number 2): a stock PostgreSQL recovers from the same base copy and the same WAL; all
+ * files it leaves must equal our final pages byte for byte, without any mask: hint bits, page LSNs and the bytes of holes too.
+ */
+import {execFileSync, spawnSync} from 'node:child_process';
+import {closeSync, existsSync, openSync, readSync, readdirSync, rmSync, writeFileSync} from 'node:fs';
+import {join} from 'node:path';
+import {type Lsn, formatLsn} from '#postgres/lsn.ts';
+import {pageSize} from '#redo/bufpage.ts';
+import {postgresBinDir, runAs} from '../postgres-cluster.ts';
+import type {PageStore} from './pages.ts';
+
+export interface StandbyOptions {
+  /** Where base/ and data/ are; standby/ is made here and removed again. */
+  readonly dir: string;
+  readonly store: PageStore;
+  /** Start of the last record: recovery stops after it. */
+  readonly lastRecordLsn: Lsn;
+  readonly walLogHints: boolean;
+}
+
+export interface StandbyResult {
+  readonly equal: number;
+  readonly different: number;
+  readonly missing: number;
+  readonly messages: readonly string[];
+}
+
+const segmentBlocks = 131072;
+const forkSuffixes = ['', '_fsm', '_vm', '_init'];
+
+export function compareWithStandby(options: StandbyOptions): StandbyResult {
+  const standby = join(options.dir, 'standby');
+  rmSync(standby, {recursive: true, force: true});
+  execFileSync('cp', ['-a', '--reflink=auto', join(options.dir, 'base'), standby]);
+  try {
+    recover(options, standby);
+    return compare(options.store, standby);
+  } finally {
+    rmSync(standby, {recursive: true, force: true});
+  }
+}
+
+/** Runs recovery to its end; PostgreSQL then shuts down and has written every page. */
+function recover(options: StandbyOptions, standby: string): void {
+  writeFileSync(join(standby, 'recovery.signal'), '');
+  const settings = {
+    restore_command: `cp "${join(options.dir, 'data', 'pg_wal')}/%f" "%p"`,
+    recovery_target_lsn: formatLsn(options.lastRecordLsn),
+    recovery_target_action: 'shutdown',
+    hot_standby: 'off',
+    fsync: 'off',
+    shared_buffers: '256MB',
+    checkpoint_timeout: '1d',
+    max_wal_size: '200GB',
+    wal_log_hints: options.walLogHints ? 'on' : 'off',
+    listen_addresses: '',
+    unix_socket_directories: options.dir,
+    track_commit_timestamp: 'on',
+    max_prepared_transactions: '20',
+    max_locks_per_transaction: '256',
+  };
+  const args = ['-D', standby, ...Object.entries(settings).flatMap(([name, value]) => ['-c', `${name}=${value}`])];
+  const run = spawnSync(join(postgresBinDir, 'postgres'), args, {
+    ...runAs,
+    cwd: '/',
+    encoding: 'utf8',
+    maxBuffer: 1 << 28,
+  });
+  if (!run.stderr.includes('shutting down') || !run.stderr.includes('recovery stopping after'))
+    throw new Error(`the standby did not recover to ${formatLsn(options.lastRecordLsn)}: ${run.stderr.slice(-3000)}`);
+}
+
+function compare(store: PageStore, standby: string): StandbyResult {
+  const messages: string[] = [];
+  let equal = 0;
+  let different = 0;
+  let missing = 0;
+  const theirs = Buffer.alloc(pageSize);
+  let path = '';
+  let file: number | undefined;
+  store.forEach((spc, db, rel, fork, block, page) => {
+    if (fork === 1) return;
+    const segment = Math.floor(block / segmentBlocks);
+    const wanted = join(directory(standby, spc, db), `${rel}${forkSuffixes[fork]}${segment > 0 ? `.${segment}` : ''}`);
+    if (wanted !== path) {
+      if (file !== undefined) closeSync(file);
+      path = wanted;
+      file = existsSync(path) ? openSync(path, 'r') : undefined;
+    }
+    if (file === undefined || readSync(file, theirs, 0, pageSize, (block % segmentBlocks) * pageSize) !== pageSize) {
+      missing++;
+      if (missing <= 5) messages.push(`standby: no ${wanted} block ${block}`);
+    } else if (page.equals(theirs)) {
+      equal++;
+    } else {
+      different++;
+      let at = 0;
+      while (page[at] === theirs[at]) at++;
+      if (different <= 5)
+        messages.push(
+          `standby: ${wanted} block ${block} differs from byte ${at}: ${page.toString('hex', at, at + 16)} is ours, ${theirs.toString('hex', at, at + 16)} PostgreSQL's`,
+        );
+    }
+  });
+  if (file !== undefined) closeSync(file);
+  return {equal, different, missing, messages};
+}
+
+function directory(standby: string, spc: number, db: number): string {
+  if (spc === 1664) return join(standby, 'global');
+  if (spc === 1663) return join(standby, 'base', String(db));
+  const tablespace = join(standby, 'pg_tblspc', String(spc));
+  const version = existsSync(tablespace)
+    ? readdirSync(tablespace).find((name) => name.startsWith('PG_15_'))
+    : undefined;
+  return join(tablespace, version ?? 'none', String(db));
+}
