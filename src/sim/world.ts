@@ -596,7 +596,9 @@ export class World {
         c.lastHeardMs = this.#queue.nowMs;
         const decoded = decodeAcceptorMessage(frame.type, payload);
         this.#note(`p${c.proposer.id} <- n${c.node.id} c${c.id} ${describe(decoded)}`);
+        const deposed = c.proposer.core.phase === 'elected' && decoded.term > c.proposer.core.term;
         this.#stepProposer(c.proposer, {kind: 'message', peer: c.node.id, message: decoded});
+        if (deposed && c.proposer.alive) throw new Violation(`proposer ${c.proposer.id} of term ${c.proposer.core.term} has heard of term ${decoded.term} and goes on (12)`);
       });
     };
     c.toProposerMs = Math.max(c.toProposerMs, this.#queue.nowMs + this.#latency());
