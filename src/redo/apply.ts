@@ -35,7 +35,7 @@ functions[rmgr.generic] = redoGeneric;
 
 /**
  * Applies what `record` does to its block `blockId` to `page` (8192 bytes), in place. `page` is the block as it was before
- * the record; its content does not matter when needsBasePage() is false. A record that the page already has (page LSN ≥
+ * the record; its content does not matter when the block has an applied image or WILL_INIT. A record that the page already has (page LSN ≥
  * record.endLsn) changes nothing. Throws RedoError, and nothing else, naming resource manager, LSN and block; the page is
  * then undefined and must be thrown away.
  */
@@ -63,11 +63,6 @@ export function applyRecord(page: Buffer, record: WalRecord, blockId: number, en
   } catch (error) {
     throw explain(error, record, blockId);
   }
-}
-
-/** False when redo of the block does not look at the page before the record: an applied image, or WILL_INIT. */
-export function needsBasePage(block: BlockRef): boolean {
-  return !block.applyImage && !block.willInit;
 }
 
 /** The opcode of a record as redo functions see it: xl_info without the two bits of the WAL layer. */

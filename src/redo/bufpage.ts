@@ -57,11 +57,6 @@ export function pageIsNew(page: Buffer): boolean {
   return (page[pdUpperAt]! | page[pdUpperAt + 1]!) === 0;
 }
 
-/** True when the page has no line pointers. */
-export function pageIsEmpty(page: Buffer): boolean {
-  return pageGetLower(page) <= pageHeaderSize;
-}
-
 export function pageGetLower(page: Buffer): number {
   return page[pdLowerAt]! | (page[pdLowerAt + 1]! << 8);
 }

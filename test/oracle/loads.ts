@@ -1,7 +1,8 @@
 /** What runs on the oracle's clusters (wal-redo.md 9.4). */
 import {execFileSync} from 'node:child_process';
-import {chownSync, existsSync, mkdirSync} from 'node:fs';
+import {chownSync, mkdirSync} from 'node:fs';
 import {join, resolve} from 'node:path';
+import {postgresSource} from '../../scripts/postgres-source.ts';
 import {type PostgresCluster, postgresBinDir, runAs} from '../postgres-cluster.ts';
 
 export interface Load {
@@ -123,7 +124,7 @@ const freezeAll: Load = {
   },
 };
 
-const sourceDir = process.env['PAGODA_PG_SOURCE'] ?? '/var/cache/pagoda/postgresql-15-15.18';
+const compiler = process.env['CC'] ?? 'gcc';
 const pgRegress = join(postgresBinDir, '../lib/pgxs/src/test/regress/pg_regress');
 
 /**
@@ -133,11 +134,14 @@ const pgRegress = join(postgresBinDir, '../lib/pgxs/src/test/regress/pg_regress'
 const regressionSuite: Load = {
   name: 'regression suite of PostgreSQL 15',
   async run(cluster) {
-    const source = join(sourceDir, 'src/test/regress');
-    if (!existsSync(source) || !existsSync(pgRegress)) {
-      console.log(`-- skipped: no ${existsSync(source) ? pgRegress : source}`);
+    let sourceDir;
+    try {
+      sourceDir = postgresSource();
+    } catch (error) {
+      console.log(`-- skipped: ${error instanceof Error ? error.message : String(error)}`);
       return;
     }
+    const source = join(sourceDir, 'src/test/regress');
     const libraries = join(cluster.dir, 'libraries');
     const output = join(cluster.dir, 'regress');
     for (const dir of [libraries, output]) {
@@ -147,7 +151,7 @@ const regressionSuite: Load = {
     const include = execFileSync(join(postgresBinDir, 'pg_config'), ['--includedir-server']).toString().trim();
     for (const file of ['src/test/regress/regress.c', 'contrib/spi/refint.c', 'contrib/spi/autoinc.c']) {
       const library = join(libraries, file.replace(/^.*\/(.*)\.c$/, '$1.so'));
-      execFileSync('gcc', ['-O1', '-w', '-fPIC', '-shared', '-I', include, '-o', library, join(sourceDir, file)]);
+      execFileSync(compiler, ['-O1', '-w', '-fPIC', '-shared', '-I', include, '-o', library, join(sourceDir, file)]);
     }
     // in the suite's folder, because a few tests name files by relative paths
     const args = [
