@@ -68,7 +68,7 @@ export class Endpoints {
         .where('deleted_at', 'is', null)
         .executeTakeFirst();
       if (!endpoint) throw apiErrors.notFound('endpoint', endpointId);
-      if (endpoint.disabled === 1) throw apiErrors.forbidden(`endpoint ${endpointId} is disabled`);
+      if (endpoint.disabled === 1) throw apiErrors.endpointDisabled(endpointId);
       // An operation under way first: a suspend ends before a start, a start is shared.
       const holder = await this.#runner.holder(this.#store, endpoint.project_id, [`endpoint:${endpointId}`]);
       if (holder) {

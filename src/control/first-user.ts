@@ -44,17 +44,15 @@ export async function ensureFirstUser(
     .where('key_hash', '=', hashApiKey(key))
     .executeTakeFirst();
   if (stored) return;
-  await store
-    .transaction()
-    .execute((trx) =>
-      insertApiKey(trx, {
-        name: 'first key',
-        kind: 'personal',
-        user_id: userId,
-        organization_id: null,
-        project_id: null,
-        key,
-        nowMs,
-      }),
-    );
+  await store.transaction().execute((trx) =>
+    insertApiKey(trx, {
+      name: 'first key',
+      kind: 'personal',
+      user_id: userId,
+      organization_id: null,
+      project_id: null,
+      key,
+      nowMs,
+    }),
+  );
 }

@@ -3,7 +3,7 @@ import {asHttpError, type Claims, requireNode, type TokenVerifier} from '#wire/a
 import {HttpError, type HttpRequest, type HttpResponse, type Route} from '#runtime/http.ts';
 import {ApiError} from '#control/api/errors.ts';
 import type {Endpoints} from '#control/endpoints.ts';
-import type {Store} from '#control/store/schema.ts';
+import type {EndpointTable, Store} from '#control/store/schema.ts';
 
 export interface InternalOptions {
   readonly store: Store;
@@ -118,18 +118,21 @@ async function reAttach({store}: InternalOptions, request: HttpRequest, claims: 
   return {status: 200, json: {tenants}};
 }
 
-/** What the proxy needs to let somebody in. An unknown endpoint is 404; an unknown role has no verifier. */
+/**
+ * What the proxy needs to let somebody in: `?endpoint=&role=`. An unknown endpoint is 404; an unknown role has no verifier.
+ * Without `endpoint`: the only one that there is, so that a laptop's connection string needs no endpoint in it.
+ */
 async function endpointAccess({store}: InternalOptions, request: HttpRequest, claims: Claims): Promise<HttpResponse> {
   requireNode(claims, 'proxy');
-  const endpointId = request.query.get('endpoint') ?? '';
+  const endpointId = request.query.get('endpoint');
   const roleName = request.query.get('role') ?? '';
-  const endpoint = await store
-    .selectFrom('endpoints')
-    .selectAll()
-    .where('id', '=', endpointId)
-    .where('deleted_at', 'is', null)
-    .executeTakeFirst();
-  if (!endpoint) throw new HttpError(404, 'endpoint_not_found', `there is no endpoint ${endpointId}`);
+  const endpoint = await findEndpoint(store, endpointId);
+  if (!endpoint)
+    throw new HttpError(
+      404,
+      'endpoint_not_found',
+      endpointId === null ? 'there is not exactly one endpoint; name one' : `there is no endpoint ${endpointId}`,
+    );
   const project = await store
     .selectFrom('projects')
     .selectAll()
@@ -153,12 +156,20 @@ async function endpointAccess({store}: InternalOptions, request: HttpRequest, cl
   return {
     status: 200,
     json: {
+      endpointId: endpoint.id,
       ...(role?.scram_verifier == null || role.no_login === 1 ? {} : {scramVerifier: role.scram_verifier}),
       projectId: endpoint.project_id,
       branchId: endpoint.branch_id,
       allowedIps: applies ? (allowed?.ips ?? []) : [],
     },
   };
+}
+
+async function findEndpoint(store: Store, endpointId: string | null): Promise<EndpointTable | undefined> {
+  const live = store.selectFrom('endpoints').selectAll().where('deleted_at', 'is', null);
+  if (endpointId !== null) return live.where('id', '=', endpointId).executeTakeFirst();
+  const some = await live.limit(2).execute();
+  return some.length === 1 ? some[0] : undefined;
 }
 
 async function wake({endpoints}: InternalOptions, request: HttpRequest, claims: Claims): Promise<HttpResponse> {

@@ -269,7 +269,7 @@ class HttpSafekeeper implements SafekeeperClient {
   async createTimeline(timeline: NewSafekeeperTimeline): Promise<void> {
     const {tenantId, timelineId, systemId, pgVersion, startLsn, members} = timeline;
     const body = {timelineId, systemId, pgVersion, startLsn: formatLsn(startLsn), members: members.map(member)};
-    await this.#http.call('POST', `/v1/tenant/${tenantId}/timeline`, {body, expected: [409]});
+    await this.#http.call('POST', `/v1/tenant/${tenantId}/timeline`, {body});
   }
 
   async status(tenantId: string, timelineId: string): Promise<SafekeeperStatus | undefined> {

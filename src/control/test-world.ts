@@ -13,7 +13,13 @@ import type {Lsn} from '#control/lsn.ts';
 import {makePlans} from '#control/operations/plans.ts';
 import {OperationRunner} from '#control/operations/runner.ts';
 import {PasswordVault} from '#control/scram.ts';
-import type {NewSafekeeperTimeline, PageserverClient, SafekeeperClient, StorageClients, TimelineMode} from '#control/storage-client.ts';
+import type {
+  NewSafekeeperTimeline,
+  PageserverClient,
+  SafekeeperClient,
+  StorageClients,
+  TimelineMode,
+} from '#control/storage-client.ts';
 import {openStore} from '#control/store/open.ts';
 import type {Store} from '#control/store/schema.ts';
 
@@ -22,9 +28,17 @@ export const importLsn = 0x150_0000 as Lsn;
 /** Everything outside the control plane; survives a "crash" of it. */
 export class FakeWorld implements StorageClients {
   readonly pageservers = [{nodeId: 1, host: '127.0.0.1', port: 1, httpPort: 2}];
-  readonly safekeepers = [1, 2, 3].map((nodeId) => ({nodeId, host: '127.0.0.1', port: 10 + nodeId, httpPort: 20 + nodeId}));
+  readonly safekeepers = [1, 2, 3].map((nodeId) => ({
+    nodeId,
+    host: '127.0.0.1',
+    port: 10 + nodeId,
+    httpPort: 20 + nodeId,
+  }));
   readonly tenants = new Map<string, number>();
-  readonly timelines = new Map<string, {mode: TimelineMode; imports: number; lastRecordLsn: Lsn; safekeepers: number}>();
+  readonly timelines = new Map<
+    string,
+    {mode: TimelineMode; imports: number; lastRecordLsn: Lsn; safekeepers: number}
+  >();
   /** `nodeId/timeline` → its start. */
   readonly walTimelines = new Map<string, {startLsn: Lsn; commitLsn: Lsn; flushLsn: Lsn}>();
   readonly computes = new Map<string, ComputeSpec>();
@@ -81,7 +95,8 @@ export class FakeWorld implements StorageClients {
     return {
       createTimeline: async ({timelineId, startLsn}: NewSafekeeperTimeline) => {
         this.#maybeFail(`safekeeper-${nodeId}`);
-        if (!this.walTimelines.has(`${nodeId}/${timelineId}`)) this.walTimelines.set(`${nodeId}/${timelineId}`, {startLsn, commitLsn: startLsn, flushLsn: startLsn});
+        if (!this.walTimelines.has(`${nodeId}/${timelineId}`))
+          this.walTimelines.set(`${nodeId}/${timelineId}`, {startLsn, commitLsn: startLsn, flushLsn: startLsn});
       },
       status: async (_tenantId, timelineId) => {
         this.#maybeFail(`safekeeper-${nodeId}`);
@@ -147,7 +162,15 @@ export interface TestControl {
 /** Starts a control plane; give it the store of an earlier one to see it take up where that one was killed. */
 export async function startControl(
   world: FakeWorld,
-  options: {store?: Store; key?: string; checkpoint?: (point: string) => Promise<void>; clock?: Clock; seed?: number; waitMsMax?: number; database?: string} = {},
+  options: {
+    store?: Store;
+    key?: string;
+    checkpoint?: (point: string) => Promise<void>;
+    clock?: Clock;
+    seed?: number;
+    waitMsMax?: number;
+    database?: string;
+  } = {},
 ): Promise<TestControl> {
   const random = new SeededRandom(options.seed ?? 1);
   const clock = options.clock ?? systemClock;
@@ -155,9 +178,23 @@ export async function startControl(
   const key = options.key ?? makeApiKey(random);
   if (options.store === undefined) {
     await store.transaction().execute(async (trx) => {
-      await trx.insertInto('users').values({id: 'user-1', login: 'admin', email: 'admin@localhost', name: 'Admin', created_at: 1}).execute();
-      await trx.insertInto('organizations').values({id: 'org-test-12345678', name: 'Test', handle: 'test', created_at: 1, updated_at: 1}).execute();
-      await insertApiKey(trx, {name: 'first', kind: 'personal', user_id: 'user-1', organization_id: null, project_id: null, key, nowMs: 1});
+      await trx
+        .insertInto('users')
+        .values({id: 'user-1', login: 'admin', email: 'admin@localhost', name: 'Admin', created_at: 1})
+        .execute();
+      await trx
+        .insertInto('organizations')
+        .values({id: 'org-test-12345678', name: 'Test', handle: 'test', created_at: 1, updated_at: 1})
+        .execute();
+      await insertApiKey(trx, {
+        name: 'first',
+        kind: 'personal',
+        user_id: 'user-1',
+        organization_id: null,
+        project_id: null,
+        key,
+        nowMs: 1,
+      });
     });
   }
   const plans = makePlans({
@@ -170,7 +207,13 @@ export async function startControl(
     mintComputeToken: async (tenant, timeline) => `token for ${tenant}/${timeline}`,
     tokenRefreshUrl: 'http://127.0.0.1:1/internal/v1/token',
   });
-  const runner = new OperationRunner({store, clock, log: silentLog, plans, ...(options.checkpoint === undefined ? {} : {checkpoint: options.checkpoint})});
+  const runner = new OperationRunner({
+    store,
+    clock,
+    log: silentLog,
+    plans,
+    ...(options.checkpoint === undefined ? {} : {checkpoint: options.checkpoint}),
+  });
   const endpoints = new Endpoints({store, runner, launcher: world.launcher, clock, log: silentLog});
   await endpoints.reconcile();
   await runner.kick();
@@ -208,12 +251,22 @@ export interface Answer {
 }
 
 /** One API call as the first user (or with another key, or none). */
-export async function call(control: TestControl, method: 'GET' | 'POST' | 'PATCH' | 'DELETE' | 'PUT', path: string, body?: unknown, key: string | null = control.key): Promise<Answer> {
+export async function call(
+  control: TestControl,
+  method: 'GET' | 'POST' | 'PATCH' | 'DELETE' | 'PUT',
+  path: string,
+  body?: unknown,
+  key: string | null = control.key,
+): Promise<Answer> {
   const response = await control.app.inject({
     method,
     url: `/api/v2${path}`,
     headers: key === null ? {} : {authorization: `Bearer ${key}`},
     ...(body === undefined ? {} : {payload: body as object}),
   });
-  return {status: response.statusCode, json: response.body === '' ? ({} as never) : (response.json() as never), headers: response.headers};
+  return {
+    status: response.statusCode,
+    json: response.body === '' ? ({} as never) : (response.json() as never),
+    headers: response.headers,
+  };
 }

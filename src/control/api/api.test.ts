@@ -23,8 +23,16 @@ interface Made {
 async function makeProject(): Promise<Made> {
   const {status, json} = await call(control, 'POST', '/projects', {project: {name: 'one'}});
   assert.equal(status, 201, JSON.stringify(json));
-  const {project, branch, endpoints} = json as unknown as {project: {id: string}; branch: {id: string}; endpoints: {id: string}[]};
-  const row = await control.store.selectFrom('branches').select('timeline_id').where('id', '=', branch.id).executeTakeFirstOrThrow();
+  const {project, branch, endpoints} = json as unknown as {
+    project: {id: string};
+    branch: {id: string};
+    endpoints: {id: string}[];
+  };
+  const row = await control.store
+    .selectFrom('branches')
+    .select('timeline_id')
+    .where('id', '=', branch.id)
+    .executeTakeFirstOrThrow();
   return {project: project.id, branch: branch.id, endpoint: endpoints[0]!.id, timeline: row.timeline_id};
 }
 
@@ -56,13 +64,19 @@ test('a new project has branch main, database neondb and its owner, in storage a
   const endpoint = body.endpoints[0]!;
   assert.equal(endpoint.current_state, 'active');
   const {connection_uri: uri, connection_parameters: parameters} = body.connection_uris[0]!;
-  assert.equal(uri, `postgresql://neondb_owner:${body.roles[0]!.password}@${endpoint.id}.localhost:54320/neondb?sslmode=require&channel_binding=require`);
+  assert.equal(
+    uri,
+    `postgresql://neondb_owner:${body.roles[0]!.password}@${endpoint.id}.localhost:54320/neondb?sslmode=require&channel_binding=require`,
+  );
   assert.ok(uri.includes(parameters.host));
   assert.equal(parameters.pooler_host, `${endpoint.id}-pooler.localhost:54320`);
 
   assert.equal(world.tenants.size, 1);
   assert.equal([...world.timelines.values()][0]!.imports, 1);
-  assert.deepEqual([...world.walTimelines.values()].map((t) => t.startLsn), [importLsn, importLsn, importLsn]);
+  assert.deepEqual(
+    [...world.walTimelines.values()].map((t) => t.startLsn),
+    [importLsn, importLsn, importLsn],
+  );
   const spec = world.computes.get(endpoint.id)!;
   assert.match(spec.roles[0]!.scramVerifier!, /^SCRAM-SHA-256\$4096:[^$]+\$[^:]+:.+$/);
   assert.equal(JSON.stringify(spec).includes(body.roles[0]!.password), false, 'a compute gets no password');
@@ -81,7 +95,9 @@ test('passwords are revealed, reset, and never stored in the clear', async () =>
   const {json: second} = await call(control, 'GET', `${roles}/neondb_owner/reveal_password`);
   assert.equal((second as unknown as {password: string}).password, role.password);
   assert.equal(world.configured.length, 1);
-  const everything = JSON.stringify(await control.store.selectFrom('roles').selectAll().execute()) + JSON.stringify(await control.store.selectFrom('operations').selectAll().execute());
+  const everything =
+    JSON.stringify(await control.store.selectFrom('roles').selectAll().execute()) +
+    JSON.stringify(await control.store.selectFrom('operations').selectAll().execute());
   assert.equal(everything.includes(role.password), false);
 });
 
@@ -98,16 +114,26 @@ test('roles and databases come and go, in the running compute too', async () => 
   const conflict = await call(control, 'POST', `${base}/databases`, {database: {name: 'shop', owner_name: 'alice'}});
   assert.equal(conflict.status, 409);
   assert.match((conflict.json as unknown as {message: string}).message, /already exists/);
-  assert.equal((await call(control, 'POST', `${base}/databases`, {database: {name: 'x', owner_name: 'nobody'}})).status, 404);
+  assert.equal(
+    (await call(control, 'POST', `${base}/databases`, {database: {name: 'x', owner_name: 'nobody'}})).status,
+    404,
+  );
   assert.equal((await call(control, 'DELETE', `${base}/roles/alice`)).status, 422);
   const moved = await call(control, 'PATCH', `${base}/databases/shop`, {database: {owner_name: 'neondb_owner'}});
   assert.equal((moved.json as unknown as {database: {owner_name: string}}).database.owner_name, 'neondb_owner');
   assert.equal((await call(control, 'DELETE', `${base}/databases/shop`)).status, 200);
   assert.equal((await call(control, 'DELETE', `${base}/roles/alice`)).status, 200);
   const last = world.configured.at(-1)!;
-  assert.deepEqual(last.roles.map((r) => r.name), ['neondb_owner']);
+  assert.deepEqual(
+    last.roles.map((r) => r.name),
+    ['neondb_owner'],
+  );
   assert.deepEqual(last.droppedRoles, ['alice']);
-  const branch = await control.store.selectFrom('branches').selectAll().where('id', '=', made.branch).executeTakeFirstOrThrow();
+  const branch = await control.store
+    .selectFrom('branches')
+    .selectAll()
+    .where('id', '=', made.branch)
+    .executeTakeFirstOrThrow();
   assert.equal(branch.catalog_applied, branch.catalog_version);
   assert.equal((await control.store.selectFrom('dropped_objects').selectAll().execute()).length, 0);
 });
@@ -131,7 +157,11 @@ test('a branch of now, of an LSN, and of a time', async () => {
   const made = await makeProject();
   world.advance(made.timeline, 0x2000);
   const path = `/projects/${made.project}/branches`;
-  const now = await call(control, 'POST', path, {branch: {name: 'dev'}, endpoints: [{type: 'read_write'}], annotation_value: {}});
+  const now = await call(control, 'POST', path, {
+    branch: {name: 'dev'},
+    endpoints: [{type: 'read_write'}],
+    annotation_value: {},
+  });
   assert.equal(now.status, 201, JSON.stringify(now.json));
   const body = now.json as unknown as {
     branch: {id: string; parent_id: string; parent_lsn: string; current_state: string};
@@ -151,11 +181,19 @@ test('a branch of now, of an LSN, and of a time', async () => {
   const past = await call(control, 'POST', path, {branch: {name: 'past', parent_lsn: lsn}, endpoints: []});
   assert.equal(past.status, 201);
   // A record starts at a multiple of 8.
-  assert.equal((past.json as unknown as {branch: {parent_lsn: string}}).branch.parent_lsn, formatLsn((importLsn + 0x1000) as Lsn));
+  assert.equal(
+    (past.json as unknown as {branch: {parent_lsn: string}}).branch.parent_lsn,
+    formatLsn((importLsn + 0x1000) as Lsn),
+  );
 
-  const time = await call(control, 'POST', path, {branch: {parent_timestamp: new Date(Date.now() - 1000).toISOString()}});
+  const time = await call(control, 'POST', path, {
+    branch: {parent_timestamp: new Date(Date.now() - 1000).toISOString()},
+  });
   assert.equal(time.status, 201);
-  assert.equal((time.json as unknown as {branch: {parent_lsn: string}}).branch.parent_lsn, formatLsn((importLsn + 0x100) as Lsn));
+  assert.equal(
+    (time.json as unknown as {branch: {parent_lsn: string}}).branch.parent_lsn,
+    formatLsn((importLsn + 0x100) as Lsn),
+  );
   assert.equal((await call(control, 'POST', path)).status, 201, 'the body is optional');
 
   for (const [wanted, status] of [
@@ -176,14 +214,19 @@ test('branches are listed with annotations, sorted, searched and in pages', asyn
   const path = `/projects/${made.project}/branches`;
   for (const name of ['b', 'c', 'a']) await call(control, 'POST', path, {branch: {name}});
   const {json} = await call(control, 'GET', `${path}?limit=100`);
-  const list = json as unknown as {branches: {name: string}[]; annotations: unknown; pagination: {next?: string; sort_by: string}};
+  const list = json as unknown as {
+    branches: {name: string}[];
+    annotations: unknown;
+    pagination: {next?: string; sort_by: string};
+  };
   assert.equal(list.branches.length, 4);
   assert.deepEqual(list.annotations, {});
   assert.equal(list.pagination.next, undefined);
   const names: string[] = [];
   let cursor = '';
   for (let pages = 0; pages < 9; pages++) {
-    const page = (await call(control, 'GET', `${path}?limit=2&sort_by=name&sort_order=asc${cursor}`)).json as unknown as typeof list;
+    const page = (await call(control, 'GET', `${path}?limit=2&sort_by=name&sort_order=asc${cursor}`))
+      .json as unknown as typeof list;
     names.push(...page.branches.map((b) => b.name));
     if (page.pagination.next === undefined) break;
     cursor = `&cursor=${page.pagination.next}`;
@@ -197,12 +240,19 @@ test('branches are listed with annotations, sorted, searched and in pages', asyn
 test('default, protection, renaming, expiry and deletion of branches', async () => {
   const made = await makeProject();
   const path = `/projects/${made.project}/branches`;
-  const child = ((await call(control, 'POST', path, {branch: {name: 'child'}, endpoints: [{type: 'read_write'}]})).json as unknown as {branch: {id: string}}).branch.id;
+  const child = (
+    (await call(control, 'POST', path, {branch: {name: 'child'}, endpoints: [{type: 'read_write'}]}))
+      .json as unknown as {branch: {id: string}}
+  ).branch.id;
   assert.equal((await call(control, 'DELETE', `${path}/${made.branch}`)).status, 422, 'the default branch');
   assert.equal((await call(control, 'PATCH', `${path}/${child}`, {branch: {name: 'main'}})).status, 409);
-  const renamed = await call(control, 'PATCH', `${path}/${child}`, {branch: {name: 'kid', expires_at: '2999-01-01T00:00:00Z'}});
+  const renamed = await call(control, 'PATCH', `${path}/${child}`, {
+    branch: {name: 'kid', expires_at: '2999-01-01T00:00:00Z'},
+  });
   assert.deepEqual(
-    (({name, expires_at}) => [name, expires_at])((renamed.json as unknown as {branch: {name: string; expires_at: string}}).branch),
+    (({name, expires_at}) => [name, expires_at])(
+      (renamed.json as unknown as {branch: {name: string; expires_at: string}}).branch,
+    ),
     ['kid', '2999-01-01T00:00:00.000Z'],
   );
   const cleared = await call(control, 'PATCH', `${path}/${child}`, {branch: {expires_at: null}});
@@ -221,7 +271,10 @@ test('a deleted project leaves nothing in storage', async () => {
   const made = await makeProject();
   await call(control, 'POST', `/projects/${made.project}/branches`, {endpoints: [{type: 'read_write'}]});
   assert.equal((await call(control, 'DELETE', `/projects/${made.project}`)).status, 200);
-  assert.deepEqual([world.timelines.size, world.walTimelines.size, world.computes.size, world.tenants.size], [0, 0, 0, 0]);
+  assert.deepEqual(
+    [world.timelines.size, world.walTimelines.size, world.computes.size, world.tenants.size],
+    [0, 0, 0, 0],
+  );
   assert.equal((await call(control, 'GET', `/projects/${made.project}`)).status, 404);
   assert.deepEqual((await call(control, 'GET', '/projects')).json['projects'], []);
 });
@@ -243,7 +296,10 @@ test('a conflicting operation is 423, and what is behind it goes on', async () =
   await impatient.runner.wait([id], 5000);
   const {json} = await call(impatient, 'GET', `/projects/${made.project}/operations/${id}`);
   assert.equal((json as unknown as {operation: {status: string}}).operation.status, 'finished');
-  assert.equal((await call(impatient, 'POST', `/projects/${made.project}/endpoints/${made.endpoint}/start`)).status, 200);
+  assert.equal(
+    (await call(impatient, 'POST', `/projects/${made.project}/endpoints/${made.endpoint}/start`)).status,
+    200,
+  );
   await impatient.app.close();
 });
 
@@ -276,13 +332,20 @@ test('keys: what each kind may see, and that a revoked one is nothing', async ()
   const other = await makeProject();
   assert.equal((await call(control, 'GET', '/users/me', undefined, null)).status, 401);
   assert.equal((await call(control, 'GET', '/users/me', undefined, 'napi_nonsense')).status, 401);
-  const personal = (await call(control, 'POST', '/api_keys', {key_name: 'ci'})).json as unknown as {id: number; key: string};
+  const personal = (await call(control, 'POST', '/api_keys', {key_name: 'ci'})).json as unknown as {
+    id: number;
+    key: string;
+  };
   assert.match(personal.key, /^napi_[0-9a-f]{64}$/);
   assert.equal((await call(control, 'GET', '/users/me', undefined, personal.key)).status, 200);
   const stored = JSON.stringify(await control.store.selectFrom('api_keys').selectAll().execute());
   assert.equal(stored.includes(personal.key), false);
-  const org = ((await call(control, 'GET', '/users/me/organizations')).json as unknown as {organizations: {id: string}[]}).organizations[0]!.id;
-  const ofProject = (await call(control, 'POST', `/organizations/${org}/api_keys`, {key_name: 'p', project_id: made.project})).json as unknown as {key: string};
+  const org = (
+    (await call(control, 'GET', '/users/me/organizations')).json as unknown as {organizations: {id: string}[]}
+  ).organizations[0]!.id;
+  const ofProject = (
+    await call(control, 'POST', `/organizations/${org}/api_keys`, {key_name: 'p', project_id: made.project})
+  ).json as unknown as {key: string};
   assert.equal((await call(control, 'GET', `/projects/${made.project}`, undefined, ofProject.key)).status, 200);
   assert.equal((await call(control, 'GET', `/projects/${other.project}`, undefined, ofProject.key)).status, 404);
   assert.equal((await call(control, 'POST', '/projects', {project: {}}, ofProject.key)).status, 403);
@@ -309,7 +372,12 @@ test('unknown routes say what the CLI waits for; bad input is 400 in the form of
     assert.equal(typeof json['message'], 'string');
     assert.equal(typeof json['code'], 'string');
   }
-  const broken = await control.app.inject({method: 'POST', url: '/api/v2/projects', headers: {authorization: `Bearer ${control.key}`, 'content-type': 'application/json'}, payload: '{'});
+  const broken = await control.app.inject({
+    method: 'POST',
+    url: '/api/v2/projects',
+    headers: {authorization: `Bearer ${control.key}`, 'content-type': 'application/json'},
+    payload: '{',
+  });
   assert.equal(broken.statusCode, 400);
   const large = await control.app.inject({
     method: 'POST',
@@ -324,17 +392,38 @@ test('every route wants a key, and a wrong one learns nothing about what exists'
   for (const {method, path} of apiRoutes) {
     const url = path.replaceAll(/:\w+/g, 'x');
     assert.equal((await call(control, method, url, undefined, null)).status, 401, `${method} ${path}`);
-    assert.equal((await call(control, method, url, undefined, 'napi_' + '0'.repeat(64))).status, 401, `${method} ${path}`);
+    assert.equal(
+      (await call(control, method, url, undefined, 'napi_' + '0'.repeat(64))).status,
+      401,
+      `${method} ${path}`,
+    );
   }
 });
 
 test('connection strings', async () => {
   const made = await makeProject();
-  const {json} = await call(control, 'GET', `/projects/${made.project}/connection_uri?database_name=neondb&role_name=neondb_owner`);
+  const {json} = await call(
+    control,
+    'GET',
+    `/projects/${made.project}/connection_uri?database_name=neondb&role_name=neondb_owner`,
+  );
   const {uri} = json as unknown as {uri: string};
-  assert.match(uri, new RegExp(`^postgresql://neondb_owner:npg_[A-Za-z0-9]+@${made.endpoint}\\.localhost:54320/neondb\\?sslmode=require&channel_binding=require$`));
-  const pooled = await call(control, 'GET', `/projects/${made.project}/connection_uri?database_name=neondb&role_name=neondb_owner&pooled=true&branch_id=${made.branch}`);
+  assert.match(
+    uri,
+    new RegExp(
+      `^postgresql://neondb_owner:npg_[A-Za-z0-9]+@${made.endpoint}\\.localhost:54320/neondb\\?sslmode=require&channel_binding=require$`,
+    ),
+  );
+  const pooled = await call(
+    control,
+    'GET',
+    `/projects/${made.project}/connection_uri?database_name=neondb&role_name=neondb_owner&pooled=true&branch_id=${made.branch}`,
+  );
   assert.ok((pooled.json as unknown as {uri: string}).uri.includes(`@${made.endpoint}-pooler.localhost:54320/`));
-  assert.equal((await call(control, 'GET', `/projects/${made.project}/connection_uri?database_name=nope&role_name=neondb_owner`)).status, 404);
+  assert.equal(
+    (await call(control, 'GET', `/projects/${made.project}/connection_uri?database_name=nope&role_name=neondb_owner`))
+      .status,
+    404,
+  );
   assert.equal((await call(control, 'GET', `/projects/${made.project}/connection_uri`)).status, 400);
 });

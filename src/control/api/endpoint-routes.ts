@@ -148,7 +148,7 @@ export const endpointRoutes: readonly ApiRoute[] = [
     handler: async (context, {params, principal}) => {
       const project = await context.project(principal, params.project_id);
       const endpoint = await context.endpoint(project, params.endpoint_id);
-      if (endpoint.disabled === 1) throw apiErrors.unprocessable(`endpoint ${endpoint.id} is disabled`);
+      if (endpoint.disabled === 1) throw apiErrors.endpointDisabled(endpoint.id);
       const {operations} = await context.mutate(project.id, [endpointLock(endpoint.id)], async (trx, nowMs) => {
         if (endpoint.current_state === 'active') return {operations: [], result: undefined};
         await trx
@@ -188,7 +188,7 @@ export const endpointRoutes: readonly ApiRoute[] = [
     handler: async (context, {params, principal}) => {
       const project = await context.project(principal, params.project_id);
       const endpoint = await context.endpoint(project, params.endpoint_id);
-      if (endpoint.disabled === 1) throw apiErrors.unprocessable(`endpoint ${endpoint.id} is disabled`);
+      if (endpoint.disabled === 1) throw apiErrors.endpointDisabled(endpoint.id);
       const {operations} = await context.mutate(project.id, [endpointLock(endpoint.id)], async (trx, nowMs) => {
         await trx
           .updateTable('endpoints')

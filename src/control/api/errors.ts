@@ -33,5 +33,7 @@ export const apiErrors = {
   tooLarge: () => new ApiError(413, 'TOO_LARGE', 'the request body is too large'),
   internal: (requestId: string) =>
     new ApiError(500, 'INTERNAL', `internal error; the log of the control plane has it under request ${requestId}`),
+  /** The proxy knows this one by its code. */
+  endpointDisabled: (id: string) => new ApiError(422, 'endpoint_disabled', `endpoint ${id} is disabled`),
   notReady: (message: string) => new ApiError(503, 'NOT_READY', message),
 } as const;

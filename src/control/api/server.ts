@@ -116,7 +116,11 @@ function validatorOf(schema: TSchema, part: string): (value: unknown) => {value:
     const value: unknown = part === 'querystring' ? validator.Convert(given) : given;
     if (validator.Check(value)) return {value};
     const [first] = validator.Errors(value);
-    return {error: apiErrors.badRequest(`${part}${first?.instancePath ?? ''} ${first?.message ?? 'is not as the API wants it'}`)};
+    return {
+      error: apiErrors.badRequest(
+        `${part}${first?.instancePath ?? ''} ${first?.message ?? 'is not as the API wants it'}`,
+      ),
+    };
   };
 }
 

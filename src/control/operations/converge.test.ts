@@ -1,0 +1,197 @@
+/** The control plane killed between any two actions, and started again on the same database: everything converges. */
+import {strict as assert} from 'node:assert';
+import {test} from 'node:test';
+import {call, FakeWorld, startControl, type TestControl} from '#control/test-world.ts';
+
+/** What a person sees through the API, and what is left in storage. */
+async function observe(control: TestControl, world: FakeWorld): Promise<unknown> {
+  const {json} = await call(control, 'GET', '/projects');
+  const projects: unknown[] = [];
+  for (const {id} of (json as unknown as {projects: {id: string}[]}).projects) {
+    const {branches} = (await call(control, 'GET', `/projects/${id}/branches?sort_by=name`)).json as unknown as {
+      branches: {id: string; name: string; current_state: string}[];
+    };
+    const {endpoints} = (await call(control, 'GET', `/projects/${id}/endpoints`)).json as unknown as {
+      endpoints: {current_state: string; pending_state?: string}[];
+    };
+    const {operations} = (await call(control, 'GET', `/projects/${id}/operations`)).json as unknown as {
+      operations: {action: string; status: string}[];
+    };
+    const roles = await Promise.all(
+      branches.map(
+        async (b) =>
+          ((await call(control, 'GET', `/projects/${id}/branches/${b.id}/roles`)).json as unknown as {roles: unknown[]})
+            .roles.length,
+      ),
+    );
+    projects.push({
+      branches: branches.map((b) => [b.name, b.current_state]),
+      endpoints: endpoints.map((e) => [e.current_state, e.pending_state]),
+      operations: operations.map((o) => [o.action, o.status]),
+      roles,
+    });
+  }
+  return {
+    projects,
+    tenants: world.tenants.size,
+    timelines: [...world.timelines.values()].map((t) => [t.mode.kind, t.lastRecordLsn, t.safekeepers]),
+    walTimelines: world.walTimelines.size,
+    computes: world.computes.size,
+  };
+}
+
+interface Scenario {
+  readonly name: string;
+  prepare?(control: TestControl): Promise<void>;
+  act(control: TestControl): Promise<unknown>;
+}
+
+async function projectOf(control: TestControl): Promise<{id: string; branch: string; endpoint: string}> {
+  const branch = await control.store
+    .selectFrom('branches')
+    .selectAll()
+    .where('deleted_at', 'is', null)
+    .orderBy('created_at')
+    .executeTakeFirstOrThrow();
+  const endpoint = await control.store
+    .selectFrom('endpoints')
+    .selectAll()
+    .where('branch_id', '=', branch.id)
+    .executeTakeFirstOrThrow();
+  return {id: branch.project_id, branch: branch.id, endpoint: endpoint.id};
+}
+
+const makeProject = async (control: TestControl): Promise<void> =>
+  void (await call(control, 'POST', '/projects', {project: {name: 'p'}}));
+
+const scenarios: readonly Scenario[] = [
+  {name: 'create project', act: (control) => call(control, 'POST', '/projects', {project: {name: 'p'}})},
+  {
+    name: 'create branch',
+    prepare: makeProject,
+    act: async (control) =>
+      call(control, 'POST', `/projects/${(await projectOf(control)).id}/branches`, {
+        branch: {name: 'b'},
+        endpoints: [{type: 'read_write'}],
+      }),
+  },
+  {
+    name: 'suspend and start',
+    prepare: makeProject,
+    act: async (control) => {
+      const {id, endpoint} = await projectOf(control);
+      return call(control, 'POST', `/projects/${id}/endpoints/${endpoint}/restart`);
+    },
+  },
+  {
+    name: 'create role',
+    prepare: makeProject,
+    act: async (control) => {
+      const {id, branch} = await projectOf(control);
+      return call(control, 'POST', `/projects/${id}/branches/${branch}/roles`, {role: {name: 'alice'}});
+    },
+  },
+  {
+    name: 'delete branch',
+    prepare: async (control) => {
+      await makeProject(control);
+      await call(control, 'POST', `/projects/${(await projectOf(control)).id}/branches`, {
+        branch: {name: 'b'},
+        endpoints: [{type: 'read_write'}],
+      });
+    },
+    act: async (control) => {
+      const child = await control.store
+        .selectFrom('branches')
+        .selectAll()
+        .where('name', '=', 'b')
+        .executeTakeFirstOrThrow();
+      return call(control, 'DELETE', `/projects/${child.project_id}/branches/${child.id}`);
+    },
+  },
+  {
+    name: 'delete project',
+    prepare: makeProject,
+    act: async (control) => call(control, 'DELETE', `/projects/${(await projectOf(control)).id}`),
+  },
+];
+
+for (const scenario of scenarios)
+  test(`${scenario.name}: killed at every point, it ends as if it had not been`, async () => {
+    // Once undisturbed: the expected end, and how many points there are to be killed at.
+    const points: string[] = [];
+    const calm = new FakeWorld();
+    let counting = false;
+    const undisturbed = await startControl(calm, {
+      checkpoint: async (point) => {
+        if (counting) points.push(point);
+      },
+    });
+    await scenario.prepare?.(undisturbed);
+    counting = true;
+    await scenario.act(undisturbed);
+    const expected = await observe(undisturbed, calm);
+    await undisturbed.stop();
+    assert.ok(points.length >= 2, 'the scenario has steps');
+
+    for (let killAt = 0; killAt < points.length; killAt++) {
+      const world = new FakeWorld();
+      let seen = 0;
+      let armed = false;
+      let onKilled = (): void => {};
+      const killed = new Promise<void>((resolve) => (onKilled = resolve));
+      const doomed = await startControl(world, {
+        checkpoint: (point) => {
+          if (!armed || seen++ !== killAt) return Promise.resolve();
+          assert.equal(point, points[killAt]);
+          onKilled();
+          return new Promise(() => {}); // it never comes back from here
+        },
+      });
+      await scenario.prepare?.(doomed);
+      armed = true;
+      void scenario.act(doomed).catch(() => {});
+      await killed;
+
+      const reborn = await startControl(world, {store: doomed.store, key: doomed.key, seed: 2});
+      const left = await reborn.store
+        .selectFrom('operations')
+        .select('id')
+        .where('status', 'in', ['scheduling', 'running'])
+        .execute();
+      await reborn.runner.wait(
+        left.map((o) => o.id),
+        10_000,
+      );
+      assert.deepEqual(await observe(reborn, world), expected, `killed at ${points[killAt]}`);
+      await reborn.stop();
+    }
+  });
+
+test('storage that is down for a while delays an operation and does not fail it', async () => {
+  const world = new FakeWorld();
+  world.broken.add('safekeeper-2');
+  const control = await startControl(world, {waitMsMax: 100});
+  const {status, json} = await call(control, 'POST', '/projects', {project: {name: 'p'}});
+  assert.equal(status, 201);
+  const {operations, branch, project} = json as unknown as {
+    operations: {id: string; status: string; error?: string}[];
+    branch: {current_state: string};
+    project: {id: string};
+  };
+  assert.equal(operations[0]!.status, 'running');
+  assert.equal(branch.current_state, 'init');
+  world.broken.delete('safekeeper-2');
+  await control.runner.wait(
+    operations.map((o) => o.id),
+    10_000,
+  );
+  const after = (await call(control, 'GET', `/projects/${project.id}/operations`)).json as unknown as {
+    operations: {status: string}[];
+  };
+  assert.deepEqual(
+    after.operations.map((o) => o.status),
+    ['finished', 'finished'],
+  );
+  await control.stop();
+});
