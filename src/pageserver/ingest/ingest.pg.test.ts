@@ -5,7 +5,17 @@
  */
 import assert from 'node:assert/strict';
 import {execFileSync, spawn} from 'node:child_process';
-import {chmodSync, cpSync, existsSync, mkdirSync, mkdtempSync, readFileSync, readdirSync, rmSync, writeFileSync} from 'node:fs';
+import {
+  chmodSync,
+  cpSync,
+  existsSync,
+  mkdirSync,
+  mkdtempSync,
+  readFileSync,
+  readdirSync,
+  rmSync,
+  writeFileSync,
+} from 'node:fs';
 import {tmpdir} from 'node:os';
 import {dirname, join} from 'node:path';
 import {test} from 'node:test';
@@ -26,19 +36,33 @@ import {WalRecord} from '#postgres/wal/record.ts';
 import {segmentFileName, segmentNumber, walSegmentSizeDefault} from '#postgres/wal/segment.ts';
 import {systemDisk} from '#runtime/disk.ts';
 
-const settings = {
-  wal_level: 'logical',
+type Settings = Readonly<Record<string, string | number>>;
+
+const commonSettings: Settings = {
   track_commit_timestamp: 'on',
   max_prepared_transactions: 20,
   wal_keep_size: '8GB',
   max_wal_size: '8GB',
   checkpoint_timeout: '1d',
-  full_page_writes: 'off',
   shared_buffers: '64MB',
   allow_in_place_tablespaces: 'on',
 };
 
-test('ingest of a wide load equals stock recovery, and stock Postgres starts from it', async () => {
+const variants: Readonly<Record<string, Settings>> = {
+  'as on a compute: no torn-page images': {...commonSettings, wal_level: 'logical', full_page_writes: 'off'},
+  'with torn-page images, all compressions, and logged hints': {
+    ...commonSettings,
+    wal_level: 'replica',
+    full_page_writes: 'on',
+    wal_log_hints: 'on',
+  },
+};
+
+for (const [name, settings] of Object.entries(variants)) {
+  test(`ingest of a wide load equals stock recovery, and stock Postgres starts from it: ${name}`, () => run(settings));
+}
+
+async function run(settings: Settings): Promise<void> {
   const dir = mkdtempSync(join(tmpdir(), 'pagoda-ingest-'));
   try {
     await using cluster = await PostgresCluster.create({settings});
@@ -54,7 +78,7 @@ test('ingest of a wide load equals stock recovery, and stock Postgres starts fro
     compare(timeline, cluster.dataDir, {withFsm: true});
 
     await cluster.start();
-    await runLoad(cluster);
+    await runLoad(cluster, settings['full_page_writes'] === 'on');
     const expected = await summary(cluster);
     await cluster.stop('fast');
     const control = parseControlFile(readFileSync(join(cluster.dataDir, 'global/pg_control')));
@@ -66,14 +90,14 @@ test('ingest of a wide load equals stock recovery, and stock Postgres starts fro
     assert.deepEqual(state.control.checkPoint.bytes, control.checkPoint.bytes);
     assert.ok(timeline.commits.length > 1000);
 
-    await recover(recoveredDir, cluster.dataDir, control.checkPointLsn);
+    await recover(recoveredDir, cluster.dataDir, control.checkPointLsn, settings);
     compare(timeline, recoveredDir, {withFsm: false});
 
-    await startFromBasebackup(timeline, end, dir, expected);
+    await startFromBasebackup(timeline, end, dir, expected, settings);
   } finally {
     rmSync(dir, {recursive: true, force: true});
   }
-});
+}
 
 async function prepareLoad(cluster: PostgresCluster): Promise<void> {
   await cluster.pgbench(['-i', '-q', '-s', '2']);
@@ -91,7 +115,7 @@ async function prepareLoad(cluster: PostgresCluster): Promise<void> {
   await cluster.query("prepare transaction 'none'").catch(() => {});
 }
 
-async function runLoad(cluster: PostgresCluster): Promise<void> {
+async function runLoad(cluster: PostgresCluster, withImages: boolean): Promise<void> {
   await cluster.pgbench(['-n', '-c', '4', '-t', '400']);
   // Multixacts, subtransactions, aborts.
   const script = join(cluster.dir, 'locks.sql');
@@ -110,10 +134,15 @@ commit;
     {mode: 0o644},
   );
   await cluster.pgbench(['-n', '-c', '12', '-t', '250', '-f', script]);
-  const run = async (sql: string): Promise<void> => {
-    for (const statement of sql.split(';')) if (statement.trim() !== '') await cluster.query(statement);
+  const compressions = ['off', 'pglz', 'lz4', 'zstd'];
+  const each = async (sql: string): Promise<void> => {
+    for (const [i, statement] of sql.split(';').entries()) {
+      if (statement.trim() === '') continue;
+      if (withImages) await cluster.query(`set wal_compression = ${compressions[i % 4]}; checkpoint`);
+      await cluster.query(statement);
+    }
   };
-  await run(`
+  await each(`
     delete from big where id > 9000; vacuum big; insert into big select g, repeat('y', 300) from generate_series(1, 4000) g;
     vacuum (freeze) big; update big set t = 'z' where id % 7 = 0; select id from big where id < 100 for update;
     create index on big (id); cluster big using big_id_idx; vacuum full pg_class; vacuum full pg_database;
@@ -188,7 +217,7 @@ async function ingest(timeline: MemoryTimeline, dataDir: string, startLsn: Lsn, 
 }
 
 /** Stock recovery of `dir` with the primary's WAL up to and with the record at `lastRecord`; the server then stops. */
-async function recover(dir: string, primaryDir: string, lastRecord: Lsn): Promise<void> {
+async function recover(dir: string, primaryDir: string, lastRecord: Lsn, settings: Settings): Promise<void> {
   rmSync(join(dir, 'pg_wal'), {recursive: true});
   cpSync(join(primaryDir, 'pg_wal'), join(dir, 'pg_wal'), {recursive: true});
   chmodSync(dir, 0o700);
@@ -300,7 +329,13 @@ function isEmptyMap(file: Buffer): boolean {
   return file.every((byte, i) => byte === 0 || i % blockSize < 24);
 }
 
-async function startFromBasebackup(timeline: MemoryTimeline, end: End, dir: string, expected: unknown): Promise<void> {
+async function startFromBasebackup(
+  timeline: MemoryTimeline,
+  end: End,
+  dir: string,
+  expected: unknown,
+  settings: Settings,
+): Promise<void> {
   const dataDir = join(dir, 'started/data');
   mkdirSync(dataDir, {recursive: true});
   const x = lsn(end.lsn);
