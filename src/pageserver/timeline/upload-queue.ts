@@ -160,11 +160,10 @@ export class UploadQueue {
         if (sent === undefined || sent.sequence !== input.sequence) break; // a newer index is being validated
         this.#validating = undefined;
         if (!input.valid) {
-          if (sent.generation < this.#generation) {
-            // Attached anew meanwhile: what this index promised is repeated by the next.
-            this.#garbage.push(...sent.garbage, this.#indexObject(sent.generation, sent.sequence));
-            this.#dirty = true;
-          } else {
+          // What this index promised is left to one of a later generation: of this pageserver, if it is attached anew.
+          this.#garbage.push(...sent.garbage, this.#indexObject(sent.generation, sent.sequence));
+          this.#dirty = true;
+          if (sent.generation === this.#generation) {
             this.#stale = true;
             out.push({kind: 'stale', generation: sent.generation});
           }

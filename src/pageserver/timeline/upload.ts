@@ -134,14 +134,12 @@ export class Uploader {
         return;
       case 'delete':
         // A deletion that fails leaves garbage, never harm: a scrub finds it.
-        context.store
-          .delete(output.objects)
-          .catch((error: unknown) =>
-            context.log.warn('objects not deleted', {
-              timeline: this.#state.timelineId,
-              error: (error as Error).message,
-            }),
-          );
+        context.store.delete(output.objects).catch((error: unknown) =>
+          context.log.warn('objects not deleted', {
+            timeline: this.#state.timelineId,
+            error: (error as Error).message,
+          }),
+        );
         return;
       case 'stale':
         context.log.error('generation is stale: this pageserver stops uploading the timeline', {

@@ -1,0 +1,237 @@
+/** For tests: a naive model of a timeline, and random histories that drive the model and the real thing alike. */
+import fc from 'fast-check';
+import {SeededRandom} from '#runtime/random.ts';
+import {systemClock} from '#runtime/clock.ts';
+import {silentLog} from '#runtime/log.ts';
+import {type Lsn, lsn} from '#postgres/lsn.ts';
+import type {RelTag} from '#postgres/relation.ts';
+import type {ObjectStore} from '#objectstore/object-store.ts';
+import {PagePatchBuilder} from '../ingest/page-patch.ts';
+import {BlockCache} from '../layers/block-cache.ts';
+import {PageserverMetrics} from '../metrics.ts';
+import type {PageserverContext, TimelineLimits} from './state.ts';
+import type {TimelineWriter} from './write-path.ts';
+
+export function testContext(
+  store: ObjectStore,
+  limits: Partial<TimelineLimits> = {},
+  cacheBytes = 1 << 20,
+): PageserverContext {
+  return {
+    clock: systemClock,
+    random: new SeededRandom(Math.floor(Math.random() * 1e9)),
+    store,
+    cache: new BlockCache(cacheBytes),
+    log: silentLog,
+    metrics: new PageserverMetrics(),
+    limits: {layerBytes: 1 << 20, layerAgeMs: 3_600_000, frozenLayersMax: 3, relationSizesMax: 8, ...limits},
+  };
+}
+
+/** One WAL record's worth of changes. */
+export type Change =
+  | {readonly kind: 'write'; readonly rel: number; readonly block: number; readonly fill: number}
+  | {readonly kind: 'patch'; readonly rel: number; readonly block: number; readonly fill: number}
+  | {readonly kind: 'resize'; readonly rel: number; readonly blocks: number}
+  | {readonly kind: 'drop'; readonly rel: number}
+  | {readonly kind: 'copy-database'; readonly from: number; readonly to: number}
+  | {readonly kind: 'drop-database'; readonly database: number}
+  | {readonly kind: 'slru'; readonly page: number; readonly fill: number; readonly how: 'image' | 'patch' | 'zero'}
+  | {readonly kind: 'slru-drop'; readonly start: number; readonly count: number}
+  | {readonly kind: 'commit'; readonly time: number};
+
+const relations = 5;
+const rel = fc.integer({min: 0, max: relations - 1});
+const block = fc.integer({min: 0, max: 9});
+const fill = fc.integer({min: 1, max: 255});
+
+export const arbitraryChange: fc.Arbitrary<Change> = fc.oneof(
+  {weight: 8, arbitrary: fc.record({kind: fc.constant('write' as const), rel, block, fill})},
+  {weight: 8, arbitrary: fc.record({kind: fc.constant('patch' as const), rel, block, fill})},
+  {weight: 3, arbitrary: fc.record({kind: fc.constant('resize' as const), rel, blocks: block})},
+  {weight: 1, arbitrary: fc.record({kind: fc.constant('drop' as const), rel})},
+  {
+    weight: 1,
+    arbitrary: fc.record({
+      kind: fc.constant('copy-database' as const),
+      from: fc.integer({min: 0, max: 1}),
+      to: fc.integer({min: 0, max: 1}),
+    }),
+  },
+  {
+    weight: 1,
+    arbitrary: fc.record({kind: fc.constant('drop-database' as const), database: fc.integer({min: 0, max: 1})}),
+  },
+  {
+    weight: 3,
+    arbitrary: fc.record({
+      kind: fc.constant('slru' as const),
+      page: fc.integer({min: 0, max: 5}),
+      fill,
+      how: fc.constantFrom('image' as const, 'patch' as const, 'zero' as const),
+    }),
+  },
+  {
+    weight: 1,
+    arbitrary: fc.record({
+      kind: fc.constant('slru-drop' as const),
+      start: fc.integer({min: 0, max: 5}),
+      count: fc.integer({min: 1, max: 3}),
+    }),
+  },
+  {weight: 3, arbitrary: fc.record({kind: fc.constant('commit' as const), time: fc.integer({min: 0, max: 50})})},
+);
+
+/** Relations 0–2 are in database 0, 3–4 in database 1 (by number of the relation; a copy keeps the number). */
+export function tagOf(database: number, relation: number): RelTag {
+  return {spcNode: 1663, dbNode: 100 + database, relNode: 1000 + relation, fork: relation % 2 === 0 ? 0 : 2};
+}
+const homeOf = (relation: number): number => (relation < 3 ? 0 : 1);
+
+/** Everything that can be read, as plain data. */
+export interface World {
+  /** `database/relation` → pages; a page is its list of (offset, byte) writes over zeros, here simply its bytes. */
+  readonly relations: Map<string, Buffer[]>;
+  readonly slru: Map<number, Buffer>;
+  readonly databases: Set<number>;
+  readonly commits: {readonly lsn: Lsn; readonly time: number}[];
+}
+
+export function emptyWorld(): World {
+  return {relations: new Map(), slru: new Map(), databases: new Set([0, 1]), commits: []};
+}
+
+export function cloneWorld(world: World): World {
+  return {
+    relations: new Map([...world.relations].map(([k, pages]) => [k, [...pages]])),
+    slru: new Map(world.slru),
+    databases: new Set(world.databases),
+    commits: [...world.commits],
+  };
+}
+
+const zero = Buffer.alloc(8192);
+const patchOffset = (value: number): number => (value * 31) % 8000;
+
+/** Applies a change to a copy of the world. Pages are never changed in place. */
+export function applyToWorld(world: World, change: Change, at: Lsn): World {
+  const next = cloneWorld(world);
+  switch (change.kind) {
+    case 'write':
+    case 'patch': {
+      const database = homeOf(change.rel);
+      if (!next.databases.has(database)) return next;
+      const id = `${database}/${change.rel}`;
+      const pages = next.relations.get(id) ?? [];
+      while (pages.length <= change.block) pages.push(zero);
+      if (change.kind === 'write') pages[change.block] = Buffer.alloc(8192, change.fill);
+      else {
+        const page = Buffer.from(pages[change.block]!);
+        page[patchOffset(change.fill)] = change.fill;
+        pages[change.block] = page;
+      }
+      next.relations.set(id, pages);
+      return next;
+    }
+    case 'resize': {
+      const database = homeOf(change.rel);
+      if (!next.databases.has(database)) return next;
+      const id = `${database}/${change.rel}`;
+      const pages = (next.relations.get(id) ?? []).slice(0, change.blocks);
+      while (pages.length < change.blocks) pages.push(zero);
+      next.relations.set(id, pages);
+      return next;
+    }
+    case 'drop':
+      next.relations.delete(`${homeOf(change.rel)}/${change.rel}`);
+      return next;
+    case 'copy-database': {
+      if (change.from === change.to || !next.databases.has(change.from)) return next;
+      for (const id of [...next.relations.keys()]) if (id.startsWith(`${change.to}/`)) next.relations.delete(id);
+      for (const [id, pages] of [...next.relations])
+        if (id.startsWith(`${change.from}/`)) next.relations.set(`${change.to}/${id.slice(2)}`, [...pages]);
+      next.databases.add(change.to);
+      return next;
+    }
+    case 'drop-database':
+      for (const id of [...next.relations.keys()]) if (id.startsWith(`${change.database}/`)) next.relations.delete(id);
+      next.databases.delete(change.database);
+      return next;
+    case 'slru': {
+      const before = next.slru.get(change.page) ?? zero;
+      const page =
+        change.how === 'patch' ? Buffer.from(before) : Buffer.alloc(8192, change.how === 'zero' ? 0 : change.fill);
+      if (change.how === 'patch') page[patchOffset(change.fill)] = change.fill;
+      next.slru.set(change.page, page);
+      return next;
+    }
+    case 'slru-drop':
+      for (let page = change.start; page < change.start + change.count; page++) next.slru.delete(page);
+      return next;
+    case 'commit':
+      next.commits.push({lsn: at, time: change.time});
+      return next;
+  }
+}
+
+/** Gives the same change to a writer, as the interpreter and its driver would. */
+export async function applyToWriter(
+  writer: TimelineWriter,
+  change: Change,
+  at: Lsn,
+  waitForRoom: () => Promise<void>,
+): Promise<void> {
+  const builder = new PagePatchBuilder();
+  if (change.kind === 'write' || change.kind === 'patch' || change.kind === 'resize') {
+    const database = homeOf(change.rel);
+    if (writer.databaseExists(1663, 100 + database)) {
+      const {spcNode, dbNode, relNode, fork} = tagOf(database, change.rel);
+      let blocks = writer.relationSize(spcNode, dbNode, relNode, fork);
+      if (blocks === -2) {
+        await writer.loadRelations([{spcNode, dbNode, relNode, fork}]);
+        blocks = writer.relationSize(spcNode, dbNode, relNode, fork);
+      }
+      if (change.kind === 'resize') {
+        if (blocks === -1) writer.createRelation(spcNode, dbNode, relNode, fork, at);
+        writer.setRelationSize(spcNode, dbNode, relNode, fork, change.blocks, at);
+      } else {
+        if (change.block >= blocks) {
+          if (blocks === -1) writer.createRelation(spcNode, dbNode, relNode, fork, at);
+          writer.setRelationSize(spcNode, dbNode, relNode, fork, change.block + 1, at);
+        }
+        if (change.kind === 'write')
+          writer.relationPageImage(spcNode, dbNode, relNode, fork, change.block, at, Buffer.alloc(8192, change.fill));
+        else {
+          builder.set(patchOffset(change.fill), Buffer.from([change.fill]));
+          writer.relationPagePatch(spcNode, dbNode, relNode, fork, change.block, at, builder.take());
+        }
+      }
+    }
+  } else if (change.kind === 'drop') {
+    const {spcNode, dbNode, relNode} = tagOf(homeOf(change.rel), change.rel);
+    writer.dropRelation(spcNode, dbNode, relNode, at);
+  } else if (change.kind === 'copy-database') {
+    if (change.from !== change.to && writer.databaseExists(1663, 100 + change.from)) {
+      if (writer.databaseExists(1663, 100 + change.to)) writer.dropDatabase(1663, 100 + change.to);
+      writer.copyDatabase(1663, 100 + change.from, 1663, 100 + change.to);
+    }
+  } else if (change.kind === 'drop-database') {
+    writer.dropDatabase(1663, 100 + change.database);
+  } else if (change.kind === 'slru') {
+    if (change.how === 'image') writer.slruPageImage(0, change.page, at, Buffer.alloc(8192, change.fill));
+    else if (change.how === 'zero') writer.slruPageZero(0, change.page, at);
+    else {
+      builder.set(patchOffset(change.fill), Buffer.from([change.fill]));
+      writer.slruPagePatch(0, change.page, at, builder.take(), writer.slruPageExists(0, change.page));
+    }
+  } else if (change.kind === 'slru-drop') {
+    writer.slruDropPages(0, change.start, change.start + change.count, at);
+  } else {
+    writer.commitTime(change.time, at);
+  }
+  if (writer.hasUnfinishedWork) await writer.finishRecord(at, waitForRoom);
+  writer.endRecord(at);
+}
+
+export const testIds = {tenantId: '0123456789abcdef0123456789abcdef', firstTimeline: 'a'.repeat(32)};
+export const importLsn: Lsn = lsn(0x1000);
