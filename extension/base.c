@@ -36,7 +36,7 @@
 
 #define FILE_LOCKS 16
 #define BLOCK_LOCKS 128
-#define ALL_LOCKS (1 + FILE_LOCKS + BLOCK_LOCKS)
+#define ALL_LOCKS (2 + FILE_LOCKS + BLOCK_LOCKS)
 
 #define SLOT_USED 0x01
 #define SLOT_KNOWN 0x02			/* nblocks come from the agent */
@@ -122,7 +122,6 @@ base_shmem_init(void)
 {
 	bool		found;
 
-	LWLockAcquire(AddinShmemInitLock, LW_EXCLUSIVE);
 	shared = ShmemInitStruct("pagoda", offsetof(BaseShared, slot) + (Size) slot_count() * sizeof(Slot), &found);
 	locks = GetNamedLWLockTranche("pagoda");
 	if (!found)
@@ -133,7 +132,6 @@ base_shmem_init(void)
 		shared->used = 0;
 		replay_guards();
 	}
-	LWLockRelease(AddinShmemInitLock);
 }
 
 BaseRelation *
@@ -253,9 +251,15 @@ base_tablespace_seen(Oid spc, bool remember)
 }
 
 LWLock *
+base_flight_lock(void)
+{
+	return &locks[1].lock;
+}
+
+LWLock *
 base_file_lock(RelFileNode rnode)
 {
-	return &locks[1 + hash_bytes((unsigned char *) &rnode, sizeof(rnode)) % FILE_LOCKS].lock;
+	return &locks[2 + hash_bytes((unsigned char *) &rnode, sizeof(rnode)) % FILE_LOCKS].lock;
 }
 
 LWLock *
@@ -264,7 +268,7 @@ base_block_lock(RelFileNode rnode, ForkNumber fork, BlockNumber block)
 	uint32		hash = hash_bytes((unsigned char *) &rnode, sizeof(rnode));
 
 	hash = hash_combine(hash, murmurhash32((block / PAGODA_LOCK_SPAN) * PAGODA_FORKS + fork));
-	return &locks[1 + FILE_LOCKS + hash % BLOCK_LOCKS].lock;
+	return &locks[2 + FILE_LOCKS + hash % BLOCK_LOCKS].lock;
 }
 
 static uint32

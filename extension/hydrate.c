@@ -36,9 +36,12 @@ static char *present = NULL;
 static int	buffer_pages = 0;
 
 static int	fetch_and_store(RelFileNode rnode, ForkNumber fork, BlockNumber block, int count);
+static bool read_local(SMgrRelation reln, ForkNumber fork, BlockNumber block, char *buffer);
+static int	trim_to_hole(RelFileNode rnode, ForkNumber fork, BlockNumber block, int count);
 static int	choose_count(BaseRelation *relation, ForkNumber fork, BlockNumber block);
 static void store_pages(RelFileNode rnode, ForkNumber fork, BlockNumber block, int count);
 static void store_run(int fd, const char *path, off_t position, char *pages, int count);
+static void segment_path(char *path, RelFileNode rnode, ForkNumber fork, BlockNumber block);
 static bool local_file_exists(RelFileNode rnode, ForkNumber fork);
 static void create_local_file(RelFileNode rnode, ForkNumber fork, BlockNumber nblocks, const char *pages);
 static void create_segment(const char *path, off_t size, const char *pages, bool rename_into_place);
@@ -52,7 +55,8 @@ hydrate_read(SMgrRelation reln, ForkNumber fork, BlockNumber block, char *buffer
 {
 	RelFileNode rnode = reln->smgr_rnode.node;
 	BaseRelation *relation = base_lookup(rnode);
-	LWLock	   *lock;
+	volatile int stored = 0;
+	int			count;
 
 	if (relation->nblocks[fork] == BASE_ABSENT || block >= relation->nblocks[fork])
 	{
@@ -61,18 +65,28 @@ hydrate_read(SMgrRelation reln, ForkNumber fork, BlockNumber block, char *buffer
 		return;
 	}
 
-	lock = base_block_lock(rnode, fork, block);
-	LWLockAcquire(lock, LW_SHARED);
-	mdread(reln, fork, block, buffer);
-	LWLockRelease(lock);
-	if (!PageIsNew((Page) buffer))
+	if (read_local(reln, fork, block, buffer))
 	{
 		metrics_local_read();
 		return;
 	}
 
+	count = trim_to_hole(rnode, fork, block, choose_count(relation, fork, block));
+	if (!flight_begin(rnode, fork, block, &count) && read_local(reln, fork, block, buffer))
+		return;					/* somebody was fetching it */
+
+	PG_TRY();
+	{
+		stored = fetch_and_store(rnode, fork, block, count);
+	}
+	PG_FINALLY();
+	{
+		flight_end();
+	}
+	PG_END_TRY();
+
 	/* Fetched, unless somebody else was quicker and has changed it since. */
-	if (fetch_and_store(rnode, fork, block, choose_count(relation, fork, block)) == 0)
+	if (stored == 0)
 		mdread(reln, fork, block, buffer);
 	else
 		memcpy(buffer, PageIsNew((Page) present) ? fetched : present, BLCKSZ);
@@ -263,6 +277,43 @@ hydrate_fork_bytes(RelFileNode rnode, BackendId backend, ForkNumber fork)
 	return 0;
 }
 
+/* Reads the local version under the shared block lock. False when it is new: not fetched yet. */
+static bool
+read_local(SMgrRelation reln, ForkNumber fork, BlockNumber block, char *buffer)
+{
+	LWLock	   *lock = base_block_lock(reln->smgr_rnode.node, fork, block);
+
+	LWLockAcquire(lock, LW_SHARED);
+	mdread(reln, fork, block, buffer);
+	LWLockRelease(lock);
+	return !PageIsNew((Page) buffer);
+}
+
+/*
+ * How many of `count` pages from `block` on lie in one hole of the file: the others are local already. Only a hint; a file
+ * system without holes says nothing.
+ */
+static int
+trim_to_hole(RelFileNode rnode, ForkNumber fork, BlockNumber block, int count)
+{
+	char		path[MAXPGPATH];
+	off_t		position = (off_t) (block % RELSEG_SIZE) * BLCKSZ;
+	off_t		data;
+	int			fd;
+
+	if (count == 1)
+		return 1;
+	segment_path(path, rnode, fork, block);
+	fd = OpenTransientFile(path, O_RDONLY | PG_BINARY);
+	if (fd < 0)
+		return count;
+	data = lseek(fd, position, SEEK_DATA);
+	CloseTransientFile(fd);
+	if (data <= position)
+		return count;
+	return Min(count, Max(1, (int) Min((data - position) / BLCKSZ, PAGODA_FETCH_MAX)));
+}
+
 /*
  * Fetches `count` pages from `block` on without any lock, then writes those that are still new locally. Returns how many
  * pages it had (0: the relation was dropped or truncated meanwhile); `fetched` then holds the base versions, `present`
@@ -315,20 +366,13 @@ choose_count(BaseRelation *relation, ForkNumber fork, BlockNumber block)
 static void
 store_pages(RelFileNode rnode, ForkNumber fork, BlockNumber block, int count)
 {
-	char	   *first = relpathperm(rnode, fork);
 	char		path[MAXPGPATH];
-	BlockNumber segment = block / RELSEG_SIZE;
 	off_t		position = (off_t) (block % RELSEG_SIZE) * BLCKSZ;
 	ssize_t		n;
 	int			local;
 	int			fd;
 
-	if (segment == 0)
-		strlcpy(path, first, sizeof(path));
-	else
-		snprintf(path, sizeof(path), "%s.%u", first, segment);
-	pfree(first);
-
+	segment_path(path, rnode, fork, block);
 	fd = OpenTransientFile(path, O_RDWR | PG_BINARY);
 	if (fd < 0)
 		ereport(ERROR,
@@ -395,6 +439,19 @@ store_run(int fd, const char *path, off_t position, char *pages, int count)
 				 errhint("Check free disk space on the compute.")));
 	}
 	metrics_add(METRIC_PAGES_STORED, count);
+}
+
+/* Path of the segment file that holds a block. */
+static void
+segment_path(char *path, RelFileNode rnode, ForkNumber fork, BlockNumber block)
+{
+	char	   *first = relpathperm(rnode, fork);
+
+	if (block < RELSEG_SIZE)
+		strlcpy(path, first, MAXPGPATH);
+	else
+		snprintf(path, MAXPGPATH, "%s.%u", first, block / RELSEG_SIZE);
+	pfree(first);
 }
 
 static bool

@@ -23,7 +23,7 @@ bool		pagoda_disabled = false;
 int			pagoda_readahead_max = PAGODA_FETCH_MAX;
 int			pagoda_relation_slots = 262144;
 int			pagoda_connect_timeout = 30;
-int			pagoda_request_timeout = 120;
+int			pagoda_request_timeout = 150;
 
 static shmem_request_hook_type previous_shmem_request = NULL;
 static shmem_startup_hook_type previous_shmem_startup = NULL;
@@ -110,7 +110,7 @@ define_settings(void)
 							PGC_SUSET, GUC_UNIT_S, NULL, NULL, NULL);
 	DefineCustomIntVariable("pagoda.request_timeout",
 							"How long the agent may take to answer before the query fails.",
-							NULL, &pagoda_request_timeout, 120, 1, 3600,
+							NULL, &pagoda_request_timeout, 150, 1, 3600,
 							PGC_SUSET, GUC_UNIT_S, NULL, NULL, NULL);
 	MarkGUCPrefixReserved("pagoda");
 }
@@ -137,6 +137,7 @@ request_shmem(void)
 	if (previous_shmem_request)
 		previous_shmem_request();
 	RequestAddinShmemSpace(base_shmem_size());
+	RequestAddinShmemSpace(flight_shmem_size());
 }
 
 static void
@@ -144,5 +145,9 @@ startup_shmem(void)
 {
 	if (previous_shmem_startup)
 		previous_shmem_startup();
+
+	LWLockAcquire(AddinShmemInitLock, LW_EXCLUSIVE);
 	base_shmem_init();
+	flight_shmem_init(base_flight_lock());
+	LWLockRelease(AddinShmemInitLock);
 }

@@ -110,8 +110,15 @@ extern void base_guard_drop_database(Oid spc, Oid db);	/* spc 0: in every tables
 /* Has this compute had a directory of the tablespace? */
 extern bool base_tablespace_seen(Oid spc, bool remember);
 
+extern LWLock *base_flight_lock(void);
 extern LWLock *base_file_lock(RelFileNode rnode);
 extern LWLock *base_block_lock(RelFileNode rnode, ForkNumber fork, BlockNumber block);
+
+/* ---- flight.c: fetches under way ---- */
+extern Size flight_shmem_size(void);
+extern void flight_shmem_init(LWLock *lock);
+extern bool flight_begin(RelFileNode rnode, ForkNumber fork, BlockNumber block, int *count);
+extern void flight_end(void);
 
 /* ---- hydrate.c: files and pages ---- */
 

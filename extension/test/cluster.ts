@@ -4,6 +4,7 @@ import * as fs from 'node:fs';
 import * as net from 'node:net';
 import * as path from 'node:path';
 import pg from 'pg';
+import {type ExtensionMetrics, decodeExtensionMetrics} from '#wire/hydration.ts';
 import {FakeAgent} from './fake-agent.ts';
 
 export const binaries = process.env['PAGODA_PG_BIN'] ?? '/usr/lib/postgresql/15/bin';
@@ -13,7 +14,7 @@ export const library = path.join(buildDirectory, 'pagoda.so');
 const root = process.env['PAGODA_TEST_DIR'] ?? '/tmp/pagoda-extension';
 
 /** Postgres refuses root: everything of it runs as this user then. */
-const user =
+export const postgresUser =
   process.getuid?.() === 0
     ? {uid: Number(output('id', ['-u', 'postgres'])), gid: Number(output('id', ['-g', 'postgres']))}
     : undefined;
@@ -43,7 +44,7 @@ export class Cluster {
 
   static async initialise(): Promise<Cluster> {
     const cluster = new Cluster(freshDirectory('stock'), await freePort());
-    run('initdb', ['-D', cluster.directory, '-U', 'postgres', '-A', 'trust', '-N', '-E', 'UTF8', '--locale=C']);
+    await run('initdb', ['-D', cluster.directory, '-U', 'postgres', '-A', 'trust', '-N', '-E', 'UTF8', '--locale=C']);
     return cluster;
   }
 
@@ -65,7 +66,7 @@ export class Cluster {
     };
     const args = ['-D', this.directory, ...Object.entries(settings).flatMap(([name, value]) => ['-c', `${name}=${value}`])];
     const log = fs.openSync(`${this.directory}.log`, 'a');
-    const child = spawn(path.join(binaries, 'postgres'), args, {stdio: ['ignore', log, log], cwd: '/', ...user});
+    const child = spawn(path.join(binaries, 'postgres'), args, {stdio: ['ignore', log, log], cwd: '/', ...postgresUser});
     fs.closeSync(log);
     this.#postmaster = child;
     this.#exited = new Promise((done) => child.once('exit', () => done()));
@@ -95,6 +96,13 @@ export class Cluster {
     this.#postmaster = undefined;
     child.kill(mode === 'fast' ? 'SIGINT' : 'SIGQUIT');
     await this.#exited;
+  }
+
+  /** Stops it and removes its files. */
+  async discard(): Promise<void> {
+    await this.stop('immediate');
+    fs.rmSync(this.directory, {recursive: true, force: true});
+    if (!process.env['PAGODA_KEEP_LOGS']) fs.rmSync(`${this.directory}.log`, {force: true});
   }
 
   get exited(): Promise<void> {
@@ -166,24 +174,44 @@ export class Compute extends Cluster {
         shared_preload_libraries: library,
         'pagoda.agent_socket': this.agent.path,
         full_page_writes: 'off',
+        wal_keep_size: '4GB',
+        max_wal_size: '4GB',
         restart_after_crash: 'off',
         ...options.settings,
       },
     });
   }
 
-  override async stop(mode: 'fast' | 'immediate' = 'fast'): Promise<void> {
-    await super.stop(mode);
+  /** The extension's counters so far. */
+  get metrics(): ExtensionMetrics {
+    const metrics = decodeExtensionMetrics(fs.readFileSync(`${this.directory}/pagoda_metrics`));
+    if (!metrics) throw new Error('no metrics file');
+    return metrics;
   }
 
-  async discard(): Promise<void> {
-    await this.stop('immediate');
+  /**
+   * What storage would have after this compute stopped: a stock Postgres with the base's files that replayed this compute's
+   * WAL to its end. Running.
+   */
+  async recovered(base: Cluster): Promise<Cluster> {
+    const copy = new Cluster(freshDirectory('recovered'), await freePort());
+    fs.cpSync(base.directory, copy.directory, {recursive: true, verbatimSymlinks: true});
+    fs.writeFileSync(`${copy.directory}/recovery.signal`, '');
+    own(copy.directory);
+    await copy.start({
+      settings: {restore_command: `cp ${this.directory}/pg_wal/%f %p`, recovery_target_action: 'promote', allow_in_place_tablespaces: 'on'},
+    });
+    while ((await copy.query('select pg_is_in_recovery()'))[0] === 't') await sleep(50);
+    return copy;
+  }
+
+  override async discard(): Promise<void> {
     await this.agent.close();
-    fs.rmSync(this.directory, {recursive: true, force: true});
+    await super.discard();
   }
 }
 
-export function runTool(name: string, args: readonly string[]): string {
+export function runTool(name: string, args: readonly string[]): Promise<string> {
   return run(name, args);
 }
 
@@ -222,13 +250,22 @@ export function freshDirectory(name: string): string {
 }
 
 function own(target: string): void {
-  if (user) spawnSync('chown', ['-R', `${user.uid}:${user.gid}`, target]);
+  if (postgresUser) spawnSync("chown", ["-R", `${postgresUser.uid}:${postgresUser.gid}`, target]);
 }
 
-function run(name: string, args: readonly string[]): string {
-  const result = spawnSync(path.join(binaries, name), args, {encoding: 'utf8', cwd: '/', ...user});
-  if (result.status !== 0) throw new Error(`${name} failed:\n${result.stdout}\n${result.stderr}`);
-  return result.stdout;
+/** Never spawnSync: the fake agent answers in this process. */
+function run(name: string, args: readonly string[]): Promise<string> {
+  return new Promise((done, fail) => {
+    const child = spawn(path.join(binaries, name), args, {stdio: ['ignore', 'pipe', 'pipe'], cwd: '/', ...postgresUser});
+    const out: Buffer[] = [];
+    const errors: Buffer[] = [];
+    child.stdout.on('data', (chunk: Buffer) => out.push(chunk));
+    child.stderr.on('data', (chunk: Buffer) => errors.push(chunk));
+    child.on('close', (code) => {
+      if (code === 0) done(Buffer.concat(out).toString());
+      else fail(new Error(`${name} failed:\n${Buffer.concat(errors).toString().slice(0, 3000)}`));
+    });
+  });
 }
 
 function output(command: string, args: readonly string[]): string {

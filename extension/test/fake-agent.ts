@@ -151,8 +151,9 @@ export class FakeAgent implements HydrationSource {
     const name = `${rel.relNode}${suffixes[rel.fork]}`;
     if (rel.spcNode === globalTablespace) return path.join(this.#directory, 'global', name);
     if (rel.spcNode === defaultTablespace) return path.join(this.#directory, 'base', String(rel.dbNode), name);
-    const version = fs.readdirSync(path.join(this.#directory, 'pg_tblspc', String(rel.spcNode)))[0] ?? '';
-    return path.join(this.#directory, 'pg_tblspc', String(rel.spcNode), version, String(rel.dbNode), name);
+    const tablespace = path.join(this.#directory, 'pg_tblspc', String(rel.spcNode));
+    const version = fs.existsSync(tablespace) ? fs.readdirSync(tablespace)[0] : undefined;
+    return path.join(tablespace, version ?? 'none', String(rel.dbNode), name);
   }
 
   #folders(): {folder: string; spc: number; db: number}[] {
