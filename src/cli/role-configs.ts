@@ -3,7 +3,10 @@ import {joinPath} from '#runtime/disk.ts';
 import {internalPorts, type Layout, type Ports, safekeeperCount} from '#cli/layout.ts';
 import {pagodaCommand} from '#cli/role-process.ts';
 import type {Installation} from '#cli/setup.ts';
+import type {BrokerConfig} from '#broker/config.ts';
 import type {ControlConfig} from '#control/config.ts';
+import type {ProxyConfig} from '#proxy/config.ts';
+import type {SafekeeperConfig} from '#safekeeper/config.ts';
 
 const loopback = '127.0.0.1';
 
@@ -32,7 +35,11 @@ export function roleConfigs(choices: InstallationChoices): RoleConfig[] {
   const objectStore = {kind: 'folder', path: layout.objects};
   const controlUrl = `http://${loopback}:${internal.control}`;
   const roles: RoleConfig[] = [
-    {name: 'broker', role: 'broker', config: {host: loopback, port: internal.broker, keysDir: layout.keys}},
+    {
+      name: 'broker',
+      role: 'broker',
+      config: {host: loopback, port: internal.broker, keysDir: layout.keys} satisfies BrokerConfig,
+    },
     ...nodeIds.map((nodeId) => ({
       name: `safekeeper-${nodeId}`,
       role: 'safekeeper',
@@ -44,8 +51,7 @@ export function roleConfigs(choices: InstallationChoices): RoleConfig[] {
         dataDir: layout.node(`safekeeper-${nodeId}`),
         keysDir: layout.keys,
         broker,
-        objectStore,
-      },
+      } satisfies SafekeeperConfig,
     })),
     {
       name: 'pageserver',
@@ -75,7 +81,7 @@ export function roleConfigs(choices: InstallationChoices): RoleConfig[] {
         dataDir: layout.node('proxy'),
         controlUrl,
         domain: 'localhost',
-      },
+      } satisfies ProxyConfig,
     });
   return roles;
 }

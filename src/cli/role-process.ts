@@ -2,6 +2,7 @@
 import type {Clock} from '#runtime/clock.ts';
 import type {Disk} from '#runtime/disk.ts';
 import {type ChildProcessHandle, executablePath, spawnProcess} from '#runtime/process.ts';
+import {UsageError} from '#cli/arguments.ts';
 import {mainFile} from '#cli/layout.ts';
 import type {Layout} from '#cli/layout.ts';
 
@@ -51,7 +52,7 @@ export class RoleProcess {
       await Promise.race([
         child.ready,
         child.handle.exited.then(({code, signal}) => {
-          throw new Error(
+          throw new UsageError(
             `${this.name} ended while starting (${signal ?? `code ${code}`}):\n${tail(this.#options.disk, layout.logFile(this.name))}\nThe whole log: ${layout.logFile(this.name)}`,
           );
         }),

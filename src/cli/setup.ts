@@ -1,7 +1,9 @@
 /** What the machine must have before anything starts: PostgreSQL's binaries, and the extension built for exactly them. */
 import type {Disk} from '#runtime/disk.ts';
 import {joinPath} from '#runtime/disk.ts';
+import {changeMode} from '#runtime/permissions.ts';
 import {environment, runProcess, runsAsRoot} from '#runtime/process.ts';
+import {UsageError} from '#cli/arguments.ts';
 import {packageRoot} from '#cli/layout.ts';
 
 export interface Installation {
@@ -33,9 +35,9 @@ async function readServerVersion(binDir: string): Promise<string> {
   const {code, stdout} = await runProcess({command: joinPath(binDir, 'postgres'), args: ['--version']});
   const version = /\(PostgreSQL\) (\d+\.\d+)/.exec(stdout)?.[1];
   if (code !== 0 || version === undefined)
-    throw new Error(`${joinPath(binDir, 'postgres')} --version says ${JSON.stringify(stdout)}`);
+    throw new UsageError(`${joinPath(binDir, 'postgres')} --version says ${JSON.stringify(stdout)}`);
   if (Number(version.split('.')[0]) !== major)
-    throw new Error(
+    throw new UsageError(
       `${binDir} has PostgreSQL ${version}; Pagoda runs ${major} so far. Set PAGODA_PG_BIN to the bin directory of a PostgreSQL ${major}`,
     );
   return version;
@@ -52,7 +54,7 @@ async function buildExtension(
   const library = joinPath(target, 'pagoda.so');
   const built = disk.stat(library);
   const sources = disk.exists(source) ? disk.list(source).filter((name) => /\.[ch]$|^Makefile$/.test(name)) : [];
-  if (sources.length === 0) throw new Error(`the sources of the extension are missing from ${source}`);
+  if (sources.length === 0) throw new UsageError(`the sources of the extension are missing from ${source}`);
   const newest = Math.max(...sources.map((name) => disk.stat(joinPath(source, name))?.mtimeMs ?? 0));
   if (built && built.mtimeMs >= newest) return library;
   const pgConfig = disk.exists(joinPath(binDir, 'pg_config')) ? joinPath(binDir, 'pg_config') : '/usr/bin/pg_config';
@@ -66,9 +68,12 @@ async function buildExtension(
     await installPackages(disk, report, 'the extension must be compiled for the installed server');
   report(`compiling the extension for PostgreSQL ${serverVersion} (once)`);
   disk.makeDirectory(target);
-  const make = await runProcess({command: 'make', args: ['-C', source, `PG_CONFIG=${pgConfig}`, `OUT=${target}`]});
+  // Postgres, another user than root, reads the library.
+  for (const folder of ['.cache', '.cache/extension', `.cache/extension/${serverVersion}`])
+    changeMode(joinPath(packageRoot, folder), 0o755);
+  const make = await runProcess({command: 'make', args: ['-C', source, `PG_CONFIG=${pgConfig}`, `BUILD=${target}`]});
   if (make.code !== 0 || !disk.exists(library))
-    throw new Error(`the extension does not compile:\n${make.stdout}\n${make.stderr}`);
+    throw new UsageError(`the extension does not compile:\n${make.stdout}\n${make.stderr}`);
   return library;
 }
 
@@ -77,7 +82,7 @@ async function checkReadable(path: string, systemUser: string): Promise<void> {
   if (!runsAsRoot) return;
   const {code} = await runProcess({command: '/usr/bin/test', args: ['-r', path], user: systemUser});
   if (code !== 0)
-    throw new Error(
+    throw new UsageError(
       `user ${systemUser} cannot read ${path}, because a directory above is closed to others. Postgres runs as ${systemUser}: move the repository out of a private home directory, or open the path (chmod o+x on each directory)`,
     );
 }
@@ -85,8 +90,8 @@ async function checkReadable(path: string, systemUser: string): Promise<void> {
 async function installPackages(disk: Disk, report: (line: string) => void, why: string): Promise<void> {
   const command = `apt-get update && apt-get install -y ${packages.join(' ')}`;
   if (!disk.exists('/usr/bin/apt-get'))
-    throw new Error(`${why}. Install PostgreSQL ${major} with its server headers, make and a C compiler`);
-  if (!runsAsRoot) throw new Error(`${why}. Run once: sudo sh -c '${command}'`);
+    throw new UsageError(`${why}. Install PostgreSQL ${major} with its server headers, make and a C compiler`);
+  if (!runsAsRoot) throw new UsageError(`${why}. Run once: sudo sh -c '${command}'`);
   report(`${why}; installing ${packages.join(', ')} (once)`);
   // Debian's package would start a server of its own on 5432, which nobody asked for.
   disk.makeDirectory('/etc/postgresql-common/createcluster.d');
@@ -94,5 +99,5 @@ async function installPackages(disk: Disk, report: (line: string) => void, why: 
   if (!disk.exists(noCluster)) disk.writeFileAtomic(noCluster, Buffer.from('create_main_cluster = false\n'), 0o644);
   const run = await runProcess({command: '/bin/sh', args: ['-c', command], env: {DEBIAN_FRONTEND: 'noninteractive'}});
   if (run.code !== 0)
-    throw new Error(`installing packages failed; run it by hand to see why: ${command}\n${run.stderr}`);
+    throw new UsageError(`installing packages failed; run it by hand to see why: ${command}\n${run.stderr}`);
 }

@@ -180,7 +180,13 @@ export async function startControl(
     await store.transaction().execute(async (trx) => {
       await trx
         .insertInto('users')
-        .values({id: 'user-1', login: 'admin', email: 'admin@localhost', name: 'Admin', created_at: 1})
+        .values({
+          id: '00000000-0000-4000-8000-000000000001',
+          login: 'admin',
+          email: 'admin@localhost',
+          name: 'Admin',
+          created_at: 1,
+        })
         .execute();
       await trx
         .insertInto('organizations')
@@ -189,7 +195,7 @@ export async function startControl(
       await insertApiKey(trx, {
         name: 'first',
         kind: 'personal',
-        user_id: 'user-1',
+        user_id: '00000000-0000-4000-8000-000000000001',
         organization_id: null,
         project_id: null,
         key,

@@ -262,9 +262,9 @@ async function createKey(
     }),
   );
   const row = await context.store.selectFrom('api_keys').selectAll().where('id', '=', id).executeTakeFirstOrThrow();
-  const {last_used_from_addr: _address, created_by: creator, ...view} = new Views(context.config).apiKey(row, '');
-  // A personal key's creation names its maker by id alone in Neon's specification, an organisation's likewise.
-  return {status: 200, body: {...view, key, created_by: (creator as {id: string}).id}};
+  const {last_used_from_addr: _address, ...view} = new Views(context.config).apiKey(row, '');
+  // Lists name the maker as an object; the answers to creation and revocation by id alone.
+  return {status: 200, body: {...view, key, created_by: row.user_id}};
 }
 
 async function revokeKey(
@@ -281,6 +281,5 @@ async function revokeKey(
     .set({revoked_at: context.clock.nowMs()})
     .where('id', '=', key.id)
     .execute();
-  const user = await currentUser(context, principal);
-  return {body: {...new Views(context.config).apiKey(key, user.name), revoked: true}};
+  return {body: {...new Views(context.config).apiKey(key, ''), created_by: key.user_id, revoked: true}};
 }

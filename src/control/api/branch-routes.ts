@@ -70,7 +70,12 @@ export const branchRoutes: readonly ApiRoute[] = [
       const project = await context.project(principal, params.project_id);
       const branch = await context.branch(project, params.branch_id);
       const [size] = await logicalSizes(context, project, [branch]);
-      return {body: {branch: new Views(context.config).branch(branch, size)}};
+      return {
+        body: {
+          branch: new Views(context.config).branch(branch, size),
+          annotation: {object: {type: 'console/branch', id: branch.id}, value: {}},
+        },
+      };
     },
   }),
   route({

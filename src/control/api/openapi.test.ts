@@ -1,0 +1,148 @@
+/** Our responses against Neon's published OpenAPI file, read from the dev dependency. */
+import {strict as assert} from 'node:assert';
+import {readFileSync} from 'node:fs';
+import {after, before, test} from 'node:test';
+import {Compile, type Validator} from 'typebox/schema';
+import {parse} from 'yaml';
+import {call, FakeWorld, startControl, type TestControl} from '#control/test-world.ts';
+import {apiRoutes} from './server.ts';
+
+interface Document {
+  readonly paths: Record<
+    string,
+    Record<string, {responses: Record<string, {$ref?: string; content?: {'application/json'?: {schema: object}}}>}>
+  >;
+  readonly components: {readonly responses: Record<string, {content?: {'application/json'?: {schema: object}}}>};
+}
+
+const file = new URL('../../../node_modules/@neondatabase/api-client/public-v2-for-users.gen.yaml', import.meta.url);
+const document = parse(readFileSync(file, 'utf8')) as Document;
+
+let world: FakeWorld;
+let control: TestControl;
+before(async () => {
+  world = new FakeWorld();
+  control = await startControl(world);
+});
+after(() => control.stop());
+
+function validatorOf(template: string, method: string, status: number): Validator | undefined {
+  const key = Object.keys(document.paths).find((path) => path.replaceAll(/\{[^}]+\}/g, ':') === template);
+  assert.ok(key !== undefined, `the specification has no ${template}`);
+  const responses = document.paths[key]![method.toLowerCase()]?.responses;
+  assert.ok(responses, `the specification has no ${method} ${template}`);
+  const named = responses[status];
+  assert.ok(named, `${method} ${template} may not answer ${status}, but ${Object.keys(responses).join(', ')}`);
+  const response = named.$ref === undefined ? named : document.components.responses[named.$ref.split('/').at(-1)!]!;
+  const schema = response.content?.['application/json']?.schema;
+  // References are relative to the document's root: the response becomes a part of it.
+  return schema && Compile({components: document.components, allOf: [schema]} as never);
+}
+
+const covered = new Set<string>();
+
+/** Calls, and checks status and body against the specification. */
+async function conform(
+  method: 'GET' | 'POST' | 'PATCH' | 'DELETE',
+  path: string,
+  body?: unknown,
+): Promise<Record<string, never>> {
+  const {status, json} = await call(control, method, path, body);
+  assert.ok(status < 300, `${method} ${path}: ${status} ${JSON.stringify(json)}`);
+  const pathOnly = path.split('?')[0]!;
+  const known = apiRoutes
+    .filter((r) => r.method === method && new RegExp(`^${r.path.replaceAll(/:\w+/g, '[^/]+')}$`).test(pathOnly))
+    .toSorted((a, b) => a.path.split(':').length - b.path.split(':').length)[0];
+  assert.ok(known, `${method} ${pathOnly} is in our table`);
+  covered.add(`${method} ${known.path}`);
+  const validator = validatorOf(known.path.replaceAll(/:\w+/g, ':'), method, status);
+  if (validator) {
+    const [good, errors] = validator.Errors(json);
+    assert.ok(
+      good,
+      `${method} ${path}: ${JSON.stringify(errors.slice(0, 5), undefined, 1)}\n${JSON.stringify(json, undefined, 1)}`,
+    );
+  }
+  return json;
+}
+
+test('every response is as the specification wants it', async () => {
+  await conform('GET', '/auth');
+  await conform('GET', '/users/me');
+  const {organizations} = (await conform('GET', '/users/me/organizations')) as unknown as {
+    organizations: {id: string}[];
+  };
+  const org = organizations[0]!.id;
+  await conform('GET', `/organizations/${org}`);
+  await conform('GET', '/regions');
+  const key = (await conform('POST', '/api_keys', {key_name: 'one'})) as unknown as {id: number};
+  await conform('GET', '/api_keys');
+  await conform('DELETE', `/api_keys/${key.id}`);
+  const orgKey = (await conform('POST', `/organizations/${org}/api_keys`, {key_name: 'two'})) as unknown as {
+    id: number;
+  };
+  await conform('GET', `/organizations/${org}/api_keys`);
+  await conform('DELETE', `/organizations/${org}/api_keys/${orgKey.id}`);
+
+  const made = (await conform('POST', '/projects', {project: {name: 'p'}})) as unknown as {
+    project: {id: string};
+    branch: {id: string};
+    endpoints: {id: string}[];
+  };
+  const project = `/projects/${made.project.id}`;
+  await conform('GET', '/projects?limit=1');
+  await conform('GET', '/projects/shared');
+  await conform('GET', project);
+  await conform('PATCH', project, {
+    project: {name: 'q', settings: {allowed_ips: {ips: ['10.0.0.0/8'], protected_branches_only: false}}},
+  });
+
+  const child = (await conform('POST', `${project}/branches`, {
+    branch: {name: 'child'},
+    endpoints: [{type: 'read_write'}],
+  })) as unknown as {
+    branch: {id: string};
+    endpoints: {id: string}[];
+  };
+  const branch = `${project}/branches/${child.branch.id}`;
+  await conform('GET', `${project}/branches?limit=1`);
+  await conform('GET', `${project}/branches/count`);
+  await conform('GET', branch);
+  await conform('PATCH', branch, {branch: {name: 'kid', expires_at: '2999-01-01T00:00:00Z'}});
+  await conform('POST', `${branch}/set_as_default`);
+  await conform('POST', `${project}/branches/${made.branch.id}/set_as_default`);
+  await conform('GET', `${branch}/endpoints`);
+
+  await conform('GET', `${branch}/roles`);
+  await conform('POST', `${branch}/roles`, {role: {name: 'alice'}});
+  await conform('GET', `${branch}/roles/alice`);
+  await conform('GET', `${branch}/roles/alice/reveal_password`);
+  await conform('POST', `${branch}/roles/alice/reset_password`);
+  await conform('GET', `${branch}/databases`);
+  await conform('POST', `${branch}/databases`, {database: {name: 'shop', owner_name: 'alice'}});
+  await conform('GET', `${branch}/databases/shop`);
+  await conform('PATCH', `${branch}/databases/shop`, {database: {owner_name: 'neondb_owner'}});
+  await conform('DELETE', `${branch}/databases/shop`);
+  await conform('DELETE', `${branch}/roles/alice`);
+
+  const endpoint = `${project}/endpoints/${child.endpoints[0]!.id}`;
+  await conform('GET', `${project}/endpoints`);
+  await conform('GET', endpoint);
+  await conform('PATCH', endpoint, {endpoint: {suspend_timeout_seconds: 600}});
+  await conform('POST', `${endpoint}/suspend`);
+  await conform('POST', `${endpoint}/start`);
+  await conform('POST', `${endpoint}/restart`);
+  await conform('GET', `${project}/connection_uri?database_name=neondb&role_name=neondb_owner`);
+  await conform('DELETE', endpoint);
+  await conform('POST', `${project}/endpoints`, {endpoint: {branch_id: child.branch.id, type: 'read_write'}});
+
+  const {operations} = (await conform('GET', `${project}/operations?limit=3`)) as unknown as {
+    operations: {id: string}[];
+  };
+  await conform('GET', `${project}/operations/${operations[0]!.id}`);
+  await conform('DELETE', branch);
+  await conform('DELETE', project);
+
+  const missing = apiRoutes.map((r) => `${r.method} ${r.path}`).filter((route) => !covered.has(route));
+  assert.deepEqual(missing, [], 'every route of the table is checked here');
+});
