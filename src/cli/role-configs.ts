@@ -1,10 +1,10 @@
 /** The configuration of every role in an installation on one machine: what the supervisor writes before it starts them. */
-import {joinPath} from '#runtime/disk.ts';
 import {internalPorts, type Layout, type Ports, safekeeperCount} from '#cli/layout.ts';
 import {pagodaCommand} from '#cli/role-process.ts';
 import type {Installation} from '#cli/setup.ts';
 import type {BrokerConfig} from '#broker/config.ts';
 import type {ControlConfig} from '#control/config.ts';
+import type {PageserverConfig} from '#pageserver/config.ts';
 import type {ProxyConfig} from '#proxy/config.ts';
 import type {SafekeeperConfig} from '#safekeeper/config.ts';
 
@@ -14,6 +14,8 @@ const loopback = '127.0.0.1';
 export interface RoleConfig {
   readonly name: string;
   readonly role: string;
+  /** Roles of one phase start together, when those of the phase before serve. */
+  readonly phase: number;
   readonly config: unknown;
 }
 
@@ -32,7 +34,7 @@ export function roleConfigs(choices: InstallationChoices): RoleConfig[] {
   const internal = internalPorts(ports.internal);
   const broker = {host: loopback, port: internal.broker};
   const nodeIds = Array.from({length: safekeeperCount}, (_, i) => i + 1);
-  const objectStore = {kind: 'folder', path: layout.objects};
+  const objectStore = {kind: 'folder', path: layout.objects} as const;
   const controlUrl = `http://${loopback}:${internal.control}`;
   const roles: RoleConfig[] = [
     {
@@ -43,6 +45,7 @@ export function roleConfigs(choices: InstallationChoices): RoleConfig[] {
     ...nodeIds.map((nodeId) => ({
       name: `safekeeper-${nodeId}`,
       role: 'safekeeper',
+      phase: 1,
       config: {
         nodeId,
         host: loopback,
@@ -56,6 +59,8 @@ export function roleConfigs(choices: InstallationChoices): RoleConfig[] {
     {
       name: 'pageserver',
       role: 'pageserver',
+      // It asks control what it holds, and control asks it for nothing before there is work.
+      phase: 1,
       config: {
         nodeId: 1,
         host: loopback,
@@ -66,14 +71,15 @@ export function roleConfigs(choices: InstallationChoices): RoleConfig[] {
         broker,
         objectStore,
         controlUrl,
-      },
+      } satisfies PageserverConfig,
     },
-    {name: 'control', role: 'control', config: controlConfig(choices)},
+    {name: 'control', role: 'control', phase: 1, config: controlConfig(choices)},
   ];
   if (choices.withProxy)
     roles.push({
       name: 'proxy',
       role: 'proxy',
+      phase: 2,
       config: {
         host: choices.listen,
         port: ports.proxy,
@@ -147,13 +153,4 @@ export function portsInUse(choices: InstallationChoices): {host: string; port: n
     inBlock(internal.pageserverHttp, 'the pageserver (HTTP)'),
     inBlock(internal.control, 'the control plane'),
   ];
-}
-
-export function writeRoleConfigs(
-  layout: Layout,
-  roles: readonly RoleConfig[],
-  write: (path: string, bytes: Buffer) => void,
-): void {
-  for (const {name, config} of roles)
-    write(joinPath(layout.config, `${name}.json`), Buffer.from(`${JSON.stringify(config, undefined, 2)}\n`));
 }

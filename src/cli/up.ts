@@ -2,7 +2,7 @@
  * `pagoda up`: the supervisor of an installation on one machine.
  *
  *   lock → leftovers of a killed run ended → ports free? → set-up → keys → configurations
- *        → broker → safekeepers → pageserver → control → proxy → first project → banner
+ *        → broker → safekeepers, control and pageserver → proxy → first project → banner
  *
  * Each role is a process of its own and is started again when it dies. Stopping goes the other way round: proxy and control
  * first (nobody new), then the computes, gracefully, then what they need.
@@ -22,7 +22,7 @@ import {UsageError} from '#cli/arguments.ts';
 import {banner, ensureFirstProject} from '#cli/first-project.ts';
 import {choosePorts, type Layout, packageRoot, type Ports} from '#cli/layout.ts';
 import {endLeftovers} from '#cli/leftovers.ts';
-import {type InstallationChoices, localComputes, portsInUse, roleConfigs} from '#cli/role-configs.ts';
+import {type InstallationChoices, localComputes, portsInUse, type RoleConfig, roleConfigs} from '#cli/role-configs.ts';
 import {RoleProcess} from '#cli/role-process.ts';
 import {setUp} from '#cli/setup.ts';
 
@@ -111,8 +111,7 @@ class Supervisor {
     const roles = roleConfigs(this.#choices);
     for (const {name, config} of roles)
       disk.writeFileAtomic(layout.configFile(name), Buffer.from(`${JSON.stringify(config, undefined, 2)}\n`), 0o600);
-    // Safekeepers do not wait for one another.
-    for (const group of groupByRole(roles)) {
+    for (const group of inPhases(roles)) {
       if (isStopping()) return;
       const started = group.map(({name, role}) => {
         const process = new RoleProcess({name, role, layout, clock: this.#clock, disk, report: this.#report});
@@ -145,14 +144,11 @@ class Supervisor {
   }
 }
 
-function groupByRole<T extends {role: string}>(roles: readonly T[]): T[][] {
-  const groups: T[][] = [];
-  for (const role of roles) {
-    const last = groups.at(-1);
-    if (last?.[0]?.role === role.role) last.push(role);
-    else groups.push([role]);
-  }
-  return groups;
+/** Roles that need not wait for one another start together. */
+function inPhases(roles: readonly RoleConfig[]): RoleConfig[][] {
+  const phases: RoleConfig[][] = [];
+  for (const role of roles) (phases[role.phase] ??= []).push(role);
+  return phases.filter((phase) => phase !== undefined);
 }
 
 /**
