@@ -15,6 +15,7 @@ export class PageserverMetrics {
   readonly cacheBytes: Gauge;
   readonly ingestedRecords: Counter;
   readonly ingestedBytes: Counter;
+  readonly ingestLagBytes: Gauge;
   readonly layersUploaded: Counter;
   readonly layerBytesUploaded: Counter;
   readonly indexesUploaded: Counter;
@@ -40,6 +41,10 @@ export class PageserverMetrics {
     this.cacheBytes = m.gauge('pagoda_block_cache_bytes', 'Memory held by cached blocks');
     this.ingestedRecords = m.counter('pagoda_ingest_records_total', 'WAL records ingested');
     this.ingestedBytes = m.counter('pagoda_ingest_bytes_total', 'WAL bytes ingested');
+    this.ingestLagBytes = m.gauge(
+      'pagoda_ingest_lag_bytes',
+      'Committed WAL not yet ingested, of the timeline with the most',
+    );
     this.layersUploaded = m.counter('pagoda_layers_uploaded_total', 'Layer objects uploaded');
     this.layerBytesUploaded = m.counter('pagoda_layer_bytes_uploaded_total', 'Bytes of layer objects uploaded');
     this.indexesUploaded = m.counter('pagoda_indexes_uploaded_total', 'Index objects uploaded');

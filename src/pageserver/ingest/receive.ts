@@ -98,6 +98,11 @@ export class TimelineIngest {
     return newest;
   }
 
+  /** Committed WAL that is not ingested yet. */
+  get lagBytes(): number {
+    return this.knownCommitLsn - this.#options.timeline.lastRecordLsn;
+  }
+
   /** The safekeepers of the timeline, from the control plane or the index: they are looked at once even when the broker is silent. */
   setSafekeepers(list: readonly SafekeeperAddress[]): void {
     for (const nodeId of this.#candidates.keys())

@@ -44,6 +44,12 @@ export interface LayerDescription {
 
 export type TimelineLifecycle = 'creating' | 'importing' | 'active' | 'deleting';
 
+export interface SafekeeperNode {
+  readonly nodeId: number;
+  readonly host: string;
+  readonly port: number;
+}
+
 export interface TimelineIndex {
   readonly tenantId: string;
   readonly timelineId: string;
@@ -60,6 +66,8 @@ export interface TimelineIndex {
   /** Where the timeline's own history begins: the import's LSN or the branch point. */
   readonly initialLsn: Lsn;
   readonly logicalSizeBytes: number;
+  /** Where the WAL beyond diskConsistentLsn is. A hint: the broker knows better when the timeline is active. */
+  readonly safekeepers: readonly SafekeeperNode[];
   /** Newest layers last. */
   readonly layers: readonly LayerDescription[];
 }
@@ -112,6 +120,7 @@ export function encodeIndex(index: TimelineIndex): Buffer {
     diskConsistentLsn: formatLsn(index.diskConsistentLsn),
     initialLsn: formatLsn(index.initialLsn),
     logicalSizeBytes: index.logicalSizeBytes,
+    safekeepers: index.safekeepers,
     layers: index.layers.map((layer) => ({
       ...layer,
       startLsn: formatLsn(layer.startLsn),
@@ -211,6 +220,18 @@ function parseBody(
     diskConsistentLsn: position(json, 'diskConsistentLsn'),
     initialLsn: position(json, 'initialLsn'),
     logicalSizeBytes: whole(json, 'logicalSizeBytes'),
+    safekeepers: parseSafekeepers(json['safekeepers']),
     layers,
   };
+}
+
+/** The list, or an Error that says what is wrong with it. */
+export function parseSafekeepers(value: unknown): SafekeeperNode[] {
+  if (!Array.isArray(value) || value.length > 100) throw new Error('safekeepers is not a list');
+  return value.map((node: Json) => {
+    const {nodeId, host, port} = node ?? {};
+    if (!Number.isSafeInteger(nodeId) || !Number.isSafeInteger(port) || typeof host !== 'string' || host.length > 255)
+      throw new Error('a safekeeper is {nodeId, host, port}');
+    return {nodeId: nodeId as number, host, port: port as number};
+  });
 }

@@ -147,14 +147,14 @@ export function applyToWorld(world: World, change: Change, at: Lsn): World {
       return next;
     case 'copy-database': {
       if (change.from === change.to || !next.databases.has(change.from)) return next;
-      for (const id of [...next.relations.keys()]) if (id.startsWith(`${change.to}/`)) next.relations.delete(id);
-      for (const [id, pages] of [...next.relations])
+      for (const id of next.relations.keys()) if (id.startsWith(`${change.to}/`)) next.relations.delete(id);
+      for (const [id, pages] of Array.from(next.relations))
         if (id.startsWith(`${change.from}/`)) next.relations.set(`${change.to}/${id.slice(2)}`, [...pages]);
       next.databases.add(change.to);
       return next;
     }
     case 'drop-database':
-      for (const id of [...next.relations.keys()]) if (id.startsWith(`${change.database}/`)) next.relations.delete(id);
+      for (const id of next.relations.keys()) if (id.startsWith(`${change.database}/`)) next.relations.delete(id);
       next.databases.delete(change.database);
       return next;
     case 'slru': {

@@ -20,7 +20,13 @@ import {BlockCache} from '../layers/block-cache.ts';
 import {LayerReader} from '../layers/layer-reader.ts';
 import type {MemoryLayer} from '../layers/memory-layer.ts';
 import type {PageserverMetrics} from '../metrics.ts';
-import {type LayerDescription, type TimelineLifecycle, layerObjectId, timelinePrefix} from './index-object.ts';
+import {
+  type LayerDescription,
+  type SafekeeperNode,
+  type TimelineLifecycle,
+  layerObjectId,
+  timelinePrefix,
+} from './index-object.ts';
 import {LayerMap} from './layer-map.ts';
 import {RelSizeCache} from './sizes.ts';
 
@@ -88,6 +94,10 @@ export class TimelineState {
   readonly layers = new LayerMap();
   /** Write path: end of the last record that is in whole. */
   lastRecordLsn: Lsn;
+  /** Driver: where the record that ends at lastRecordLsn starts, when it was ingested by this process. */
+  lastRecordStartLsn: Lsn | undefined;
+  /** Safekeepers of the timeline, as the control plane told last; kept in the index. */
+  safekeepers: readonly SafekeeperNode[];
   /** Upload: everything up to here is in layer files that are durable. */
   diskConsistentLsn: Lsn;
   /** Upload: … and in an index that was uploaded and validated. Safekeepers may trim WAL below it. */
@@ -114,6 +124,7 @@ export class TimelineState {
       ancestor: {readonly state: TimelineState; readonly lsn: Lsn} | undefined;
       initialLsn: Lsn;
       diskConsistentLsn: Lsn;
+      safekeepers: readonly SafekeeperNode[];
     },
   ) {
     this.context = context;
@@ -125,6 +136,7 @@ export class TimelineState {
     this.lifecycle = options.lifecycle;
     this.ancestor = options.ancestor;
     this.initialLsn = options.initialLsn;
+    this.safekeepers = options.safekeepers;
     this.lastRecordLsn = options.diskConsistentLsn;
     this.diskConsistentLsn = options.diskConsistentLsn;
     this.remoteConsistentLsn = options.diskConsistentLsn;

@@ -117,6 +117,13 @@ export class Tenant {
     );
   }
 
+  /** Throws away what a failed import has left, for another try. */
+  async recreateEmpty(timelineId: string): Promise<Timeline> {
+    const {pgVersion} = this.timeline(timelineId).state;
+    await this.deleteTimeline(timelineId);
+    return this.createEmpty(timelineId, pgVersion);
+  }
+
   /**
    * Branches: one small object, whatever the size. Waits until the ancestor has reached the LSN. Repeating it with the same
    * ancestor and LSN gives the same timeline.

@@ -101,7 +101,7 @@ async function compare(timeline: Timeline, branch: ModelBranch, at: Lsn): Promis
   slru.forEach((page, i) => assert.ok(slruPages[i]!.equals(world.slru.get(page)!), `SLRU page ${page} at ${at}`));
   assert.deepEqual(
     (await timeline.listDatabases(at)).map((d) => d.dbNode - 100),
-    [...world.databases].sort(),
+    [...world.databases].sort((x, y) => x - y),
   );
 }
 

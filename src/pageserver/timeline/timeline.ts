@@ -73,8 +73,11 @@ export class Timeline implements TimelineReader {
   #waiters: LsnWaiter[] = [];
   #ageTimer: Timer | undefined;
   #stopped = false;
+  #importing = false;
   /** Children on this pageserver. */
   readonly children = new Set<string>();
+  /** Somebody waits for WAL: set by the driver of ingest. */
+  onWanted: () => void = () => {};
 
   private constructor(
     state: TimelineState,
@@ -111,6 +114,7 @@ export class Timeline implements TimelineReader {
       ancestor: branch && {state: branch.ancestor.state, lsn: branch.lsn},
       initialLsn: branch?.lsn ?? invalidLsn,
       diskConsistentLsn: branch?.lsn ?? invalidLsn,
+      safekeepers: [],
     });
     if (branch !== undefined) state.setLogicalSize(branch.ancestor.state.logicalSizeBytes);
     return new Timeline(state, branch?.ancestor, validator, {
@@ -139,6 +143,7 @@ export class Timeline implements TimelineReader {
       ancestor: ancestor && {state: ancestor.state, lsn: index.ancestorLsn ?? invalidLsn},
       initialLsn: index.initialLsn,
       diskConsistentLsn: index.diskConsistentLsn,
+      safekeepers: index.safekeepers,
     });
     state.setLogicalSize(index.logicalSizeBytes);
     for (const description of index.layers) state.layers.add(state.openReader(description));
@@ -189,6 +194,11 @@ export class Timeline implements TimelineReader {
     };
   }
 
+  /** An import runs at this moment. */
+  get isImporting(): boolean {
+    return this.#importing;
+  }
+
   // ---- waiting
 
   /** See TimelineReader. */
@@ -213,6 +223,7 @@ export class Timeline implements TimelineReader {
       await this.ancestor.waitForLsn(s.ancestor.lsn, timeoutMs);
     if (lsn <= s.lastRecordLsn) return;
     if (s.ingestError !== undefined) throw this.#stoppedAt(lsn, s.ingestError);
+    this.onWanted();
     await new Promise<void>((resolve, reject) => {
       const timer = s.context.clock.setTimer(timeoutMs, () => {
         this.#waiters = this.#waiters.filter((w) => w !== waiter);
@@ -480,7 +491,9 @@ export class Timeline implements TimelineReader {
   }
 
   /** Fills an empty timeline: `fill` gives everything of a data directory to the sink at `lsn`, and answers the system id. */
-  async import(fill: (writer: TimelineWriter) => Promise<{lsn: Lsn; systemId: string}>): Promise<Lsn> {
+  async import(
+    fill: (writer: TimelineWriter) => Promise<{lsn: Lsn; systemId: string; lastRecordStartLsn?: Lsn}>,
+  ): Promise<Lsn> {
     const {state} = this;
     if (state.lifecycle !== 'creating')
       throw new TimelineError(
@@ -488,11 +501,13 @@ export class Timeline implements TimelineReader {
         `${state.name}: the timeline is ${state.lifecycle}; only a new one can be filled`,
       );
     state.lifecycle = 'importing';
+    this.#importing = true;
     try {
       const writer = await this.writer();
       writer.beginImport();
-      const {lsn, systemId} = await fill(writer);
+      const {lsn, systemId, lastRecordStartLsn} = await fill(writer);
       writer.endImport(lsn);
+      state.lastRecordStartLsn = lastRecordStartLsn;
       state.systemId = systemId;
       state.initialLsn = lsn;
       await this.#uploader.published();
@@ -503,6 +518,8 @@ export class Timeline implements TimelineReader {
       // What was put is of no use; the timeline must be deleted and created anew.
       state.ingestError = `the import failed: ${(error as Error).message}`;
       throw error;
+    } finally {
+      this.#importing = false;
     }
   }
 

@@ -230,6 +230,7 @@ export class Uploader {
       diskConsistentLsn: output.consistentLsn,
       initialLsn: state.initialLsn,
       logicalSizeBytes: state.durableLogicalSizeBytes,
+      safekeepers: state.safekeepers,
       layers: output.layers,
     };
     const key = indexObjectKey(state.tenantId, state.timelineId, output.generation, output.sequence);

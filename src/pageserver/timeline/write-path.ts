@@ -48,7 +48,10 @@ interface WriterMemory {
   readonly databases: Set<string>;
   readonly slruPages: readonly Set<number>[];
   readonly commits: CommitTail;
+  readonly statistics: boolean;
 }
+
+const statisticsPath = 'pg_stat/pgstat.stat';
 
 export class TimelineWriter implements IngestSink, IngestState {
   /** wal_log_hints or data checksums of the writing cluster: the driver sets it as the interpreter learns it. */
@@ -60,6 +63,8 @@ export class TimelineWriter implements IngestSink, IngestState {
   readonly #jobs: Job[] = [];
   #finishing = false;
   #importing = false;
+  /** A statistics file is there that the next record makes untrue. */
+  #statistics: boolean;
   #importParts = 0;
   /** logicalSizeBytes when the last record ended. */
   #sizeAtRecord: number;
@@ -74,6 +79,7 @@ export class TimelineWriter implements IngestSink, IngestState {
     this.#state = state;
     this.#memory = memory;
     this.#sizeAtRecord = state.logicalSizeBytes;
+    this.#statistics = memory.statistics;
     this.#onAdvance = hooks.onAdvance;
     this.#onFrozen = hooks.onFrozen;
   }
@@ -96,7 +102,8 @@ export class TimelineWriter implements IngestSink, IngestState {
       const bytes = await read(state, (pass) => tryBlob(state, pass, last, at));
       if (bytes !== null) runningMax = runningMaxAfter(decodeCommitChunk(bytes));
     }
-    return new TimelineWriter(state, {databases, slruPages, commits: new CommitTail(runningMax)}, hooks);
+    const statistics = (await read(state, (pass) => tryBlob(state, pass, auxFileKey(statisticsPath), at))) !== null;
+    return new TimelineWriter(state, {databases, slruPages, commits: new CommitTail(runningMax), statistics}, hooks);
   }
 
   /** Commits that no layer holds yet. */
@@ -262,10 +269,22 @@ export class TimelineWriter implements IngestSink, IngestState {
 
   putAuxFile(path: string, contents: Buffer | undefined, lsn: Lsn): void {
     if (contents === undefined) return this.#putOptional(auxFileKey(path), lsn, undefined);
+    if (path === statisticsPath) this.#statistics = true;
     const name = Buffer.from(path, 'utf8');
     const head = Buffer.alloc(2);
     head.writeUInt16LE(name.length, 0);
     this.#putBlob(auxFileKey(path), lsn, Buffer.concat([head, name, contents]));
+  }
+
+  /**
+   * Postgres's statistics file, true for the state at exactly `lsn`. False, and nothing is kept, when the timeline is not
+   * there any more. The next record removes it.
+   */
+  putStatistics(contents: Buffer, lsn: Lsn): boolean {
+    if (lsn !== this.#state.lastRecordLsn || this.hasUnfinishedWork) return false;
+    this.putAuxFile(statisticsPath, contents, lsn);
+    this.#statistics = true;
+    return true;
   }
 
   putCheckpointState(encoded: Buffer, lsn: Lsn): void {
@@ -288,17 +307,13 @@ export class TimelineWriter implements IngestSink, IngestState {
   /** Ends what the record began. `waitForRoom` is awaited when the work fills a layer. */
   async finishRecord(lsn: Lsn, waitForRoom: () => Promise<void>): Promise<void> {
     this.#finishing = true;
-    for (let job = this.#jobs.shift(); job !== undefined; job = this.#jobs.shift()) {
+    // A job stays in the list until it is done: after an error the whole call can be repeated.
+    for (let job = this.#jobs[0]; job !== undefined; job = this.#jobs[0]) {
       if (job.kind === 'drop-database') await this.#dropDatabaseNow(job.spcNode, job.dbNode, lsn);
       else if (job.kind === 'copy-database') await this.#copyDatabaseNow(job.from, job.to, lsn, waitForRoom);
-      else {
-        const {rel} = job;
-        await this.loadRelations([rel]);
-        const info = this.#state.sizes.latest(rel.spcNode, rel.dbNode, rel.relNode, rel.fork);
-        if (info !== undefined && info.blocks >= 0) this.#dropFork(rel, info.blocks, lsn);
-      }
+      else await this.#dropRelationNow(job.rel, lsn);
+      this.#jobs.shift();
     }
-    // Left standing when the work failed: the record stays unfinished, and nothing is frozen in the middle of it.
     this.#finishing = false;
   }
 
@@ -307,6 +322,10 @@ export class TimelineWriter implements IngestSink, IngestState {
     assert(!this.hasUnfinishedWork, 'a record is finished before it is ended');
     const state = this.#state;
     assert(lsn >= state.lastRecordLsn, 'records end in LSN order');
+    if (this.#statistics && lsn > state.lastRecordLsn) {
+      this.putAuxFile(statisticsPath, undefined, lsn);
+      this.#statistics = false;
+    }
     state.lastRecordLsn = lsn;
     this.#sizeAtRecord = state.logicalSizeBytes;
     state.sizes.trim();
@@ -335,11 +354,12 @@ export class TimelineWriter implements IngestSink, IngestState {
   }
 
   /** Call now and then during an import: freezes a part when the open layer is full. True: wait for room before going on. */
-  importStep(lsn: Lsn): boolean {
+  importStep(): boolean {
     const {open, context} = this.#state;
     if (open === undefined || (open.bytes < context.limits.layerBytes && !open.isFull)) return false;
     open.endRecord();
-    this.#freezeNow((lsn + 1) as Lsn, false);
+    // All values of an import have the LSN of the first.
+    this.#freezeNow((open.startLsn + 1) as Lsn, false);
     return true;
   }
 
@@ -347,6 +367,7 @@ export class TimelineWriter implements IngestSink, IngestState {
     const state = this.#state;
     state.lastRecordLsn = lsn;
     this.#sizeAtRecord = state.logicalSizeBytes;
+    state.sizes.trim();
     this.#freezeNow((lsn + 1) as Lsn, true);
     this.#importing = false;
     this.#onAdvance();
@@ -398,16 +419,18 @@ export class TimelineWriter implements IngestSink, IngestState {
     this.#state.sizes.setLatest(rel, relMissing, lsn);
   }
 
+  async #dropRelationNow(rel: RelTag, lsn: Lsn): Promise<void> {
+    await this.loadRelations([rel]);
+    const info = this.#state.sizes.latest(rel.spcNode, rel.dbNode, rel.relNode, rel.fork);
+    if (info !== undefined && info.blocks >= 0) this.#dropFork(rel, info.blocks, lsn);
+  }
+
   async #dropDatabaseNow(spcNode: number, dbNode: number, lsn: Lsn): Promise<void> {
     const state = this.#state;
     const at = state.lastRecordLsn;
     const range = rangeOf(keyKind.relSize, spcNode, dbNode);
-    for (const {key} of await read(state, (pass) => tryBlobs(state, pass, range, at))) {
-      const rel = relOf(key);
-      await this.loadRelations([rel]);
-      const info = state.sizes.latest(rel.spcNode, rel.dbNode, rel.relNode, rel.fork);
-      if (info !== undefined && info.blocks >= 0) this.#dropFork(rel, info.blocks, lsn);
-    }
+    for (const {key} of await read(state, (pass) => tryBlobs(state, pass, range, at)))
+      await this.#dropRelationNow(relOf(key), lsn);
     this.#putOptional(databaseKey(spcNode, dbNode), lsn, undefined);
     this.#putOptional(relationMapKey(spcNode, dbNode), lsn, undefined);
   }

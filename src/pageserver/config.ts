@@ -1,0 +1,26 @@
+import type {TimelineLimits} from './timeline/state.ts';
+
+export interface PageserverConfig {
+  /** Unique in the cell. */
+  readonly nodeId: number;
+  /** Page service. 0 = any free port. */
+  readonly host: string;
+  readonly port: number;
+  /** Management HTTP. 0 = any free port. */
+  readonly httpPort: number;
+  /** Nothing precious: it may be deleted whenever the process is down. */
+  readonly dataDir: string;
+  readonly keysDir: string;
+  readonly objectStore: {readonly kind: 'folder'; readonly path: string};
+  /** Tells which safekeeper has the newest WAL. Without one, only the lists given over HTTP are used. */
+  readonly broker?: {readonly host: string; readonly port: number};
+  /**
+   * Base URL of the control plane's internal API: asked at start which tenants to attach, and for validation of generations.
+   * Without one, every tenant in the object store is attached with the generation it was last written with: only right when
+   * there can be no other pageserver.
+   */
+  readonly controlUrl?: string;
+  /** Memory for blocks of layer files (default 256 MiB). */
+  readonly blockCacheBytes?: number;
+  readonly limits?: Partial<TimelineLimits>;
+}

@@ -1,0 +1,158 @@
+/** The tenants of one pageserver, and the ingest of their timelines: what management, page service and start-up share. */
+import type {Clock} from '#runtime/clock.ts';
+import type {Log} from '#runtime/log.ts';
+import type {SafekeeperInfo} from '#wire/broker.ts';
+import type {GenerationValidator} from './generation-validator.ts';
+import {TimelineIngest} from './ingest/receive.ts';
+import type {SafekeeperNode} from './timeline/index-object.ts';
+import {parseIndexObjectKey} from './timeline/index-object.ts';
+import type {PageserverContext} from './timeline/state.ts';
+import {Tenant} from './timeline/tenant.ts';
+import {TimelineError} from './timeline/timeline-reader.ts';
+import type {Timeline} from './timeline/timeline.ts';
+
+export interface PageserverParts {
+  readonly context: PageserverContext;
+  readonly validator: GenerationValidator;
+  readonly clock: Clock;
+  readonly log: Log;
+  /** A token for safekeepers. */
+  readonly safekeeperToken: () => Promise<string>;
+}
+
+export class Pageserver {
+  readonly #parts: PageserverParts;
+  readonly #tenants = new Map<string, Tenant>();
+  /** Attachments that are being loaded. */
+  readonly #attaching = new Map<string, Promise<Tenant>>();
+  readonly #ingests = new Map<string, TimelineIngest>();
+
+  constructor(parts: PageserverParts) {
+    this.#parts = parts;
+  }
+
+  tenants(): Tenant[] {
+    return [...this.#tenants.values()];
+  }
+
+  ingests(): TimelineIngest[] {
+    return [...this.#ingests.values()];
+  }
+
+  /** Attaches a tenant, or raises the generation of one that is attached. Repeating it changes nothing. */
+  async attach(tenantId: string, generation: number): Promise<Tenant> {
+    const attached = this.#tenants.get(tenantId) ?? (await this.#attaching.get(tenantId)?.catch(() => undefined));
+    if (attached !== undefined) {
+      attached.setGeneration(generation);
+      return attached;
+    }
+    const loading = this.#load(tenantId, generation);
+    this.#attaching.set(tenantId, loading);
+    try {
+      return await loading;
+    } finally {
+      this.#attaching.delete(tenantId);
+    }
+  }
+
+  async #load(tenantId: string, generation: number): Promise<Tenant> {
+    const {context, validator, log} = this.#parts;
+    const tenant = await Tenant.attach(context, validator, tenantId, generation);
+    this.#tenants.set(tenantId, tenant);
+    tenant.onActive = (timeline) => this.#startIngest(timeline);
+    tenant.onGone = (timeline) => this.#stopIngest(timeline);
+    for (const timeline of tenant.timelines()) {
+      if (timeline.state.lifecycle === 'active') this.#startIngest(timeline);
+      if (timeline.state.lifecycle === 'deleting')
+        tenant
+          .deleteTimeline(timeline.timelineId)
+          .catch((error: unknown) => log.warn('a deletion is not finished', {timeline: timeline.timelineId, error}));
+    }
+    log.info('tenant attached', {tenant: tenantId, generation, timelines: tenant.timelines().length});
+    return tenant;
+  }
+
+  /** Attaches every tenant of the object store with the generation it was last written with (config.controlUrl says when). */
+  async attachAllStored(): Promise<void> {
+    const generations = new Map<string, number>();
+    for (const {key} of await this.#parts.context.store.list('tenants/')) {
+      const tenantId = key.split('/')[1];
+      const at = parseIndexObjectKey(key);
+      if (tenantId === undefined || at === undefined) continue;
+      generations.set(tenantId, Math.max(generations.get(tenantId) ?? 0, at.generation));
+    }
+    for (const [tenantId, generation] of generations) await this.attachOrLog(tenantId, generation);
+  }
+
+  /** One damaged tenant must not keep the others away. */
+  async attachOrLog(tenantId: string, generation: number): Promise<void> {
+    try {
+      await this.attach(tenantId, generation);
+    } catch (error) {
+      this.#parts.log.error('tenant not attached', {tenant: tenantId, generation, error: (error as Error).message});
+    }
+  }
+
+  /** TimelineError 'not-found'. */
+  tenant(tenantId: string): Tenant {
+    const tenant = this.#tenants.get(tenantId);
+    if (tenant === undefined)
+      throw new TimelineError('not-found', `tenant ${tenantId} is not attached to this pageserver`);
+    return tenant;
+  }
+
+  timeline(tenantId: string, timelineId: string): Timeline {
+    return this.tenant(tenantId).timeline(timelineId);
+  }
+
+  /** Forgets a tenant; its objects stay. */
+  async detach(tenantId: string): Promise<void> {
+    const tenant = this.tenant(tenantId);
+    this.#tenants.delete(tenantId);
+    await tenant.detach();
+  }
+
+  async setSafekeepers(timeline: Timeline, safekeepers: readonly SafekeeperNode[]): Promise<void> {
+    const known = JSON.stringify(timeline.state.safekeepers);
+    timeline.state.safekeepers = safekeepers;
+    this.#ingests.get(ingestId(timeline))?.setSafekeepers(safekeepers);
+    if (JSON.stringify(safekeepers) !== known) await timeline.saveIndex();
+  }
+
+  /** A word of the broker. */
+  heard(info: SafekeeperInfo): void {
+    this.#ingests.get(`${info.tenantId}/${info.timelineId}`)?.heard(info);
+  }
+
+  stop(): void {
+    for (const ingest of this.#ingests.values()) ingest.stop();
+    this.#ingests.clear();
+    for (const tenant of this.#tenants.values()) for (const timeline of tenant.timelines()) timeline.stop();
+    this.#tenants.clear();
+  }
+
+  #startIngest(timeline: Timeline): void {
+    const {context, clock, log, safekeeperToken} = this.#parts;
+    const id = ingestId(timeline);
+    if (this.#ingests.has(id)) return;
+    const ingest = new TimelineIngest({
+      timeline,
+      token: safekeeperToken,
+      clock,
+      log: log.with({tenant: timeline.tenantId, timeline: timeline.timelineId}),
+      metrics: context.metrics,
+    });
+    this.#ingests.set(id, ingest);
+    if (timeline.state.safekeepers.length > 0) ingest.setSafekeepers(timeline.state.safekeepers);
+  }
+
+  #stopIngest(timeline: Timeline): void {
+    const id = ingestId(timeline);
+    this.#ingests.get(id)?.stop();
+    this.#ingests.delete(id);
+  }
+}
+
+function ingestId(timeline: Timeline): string {
+  return `${timeline.tenantId}/${timeline.timelineId}`;
+}

@@ -1,0 +1,170 @@
+/** The pageserver process: puts the parts together. See README.md for the way of a record and of a page through them. */
+import {systemClock} from '#runtime/clock.ts';
+import {systemDisk} from '#runtime/disk.ts';
+import {requestJson, startHttpServer} from '#runtime/http.ts';
+import {type Log, createLog} from '#runtime/log.ts';
+import {listenFrames} from '#runtime/net.ts';
+import {systemRandom} from '#runtime/random.ts';
+import {FolderObjectStore} from '#objectstore/folder-object-store.ts';
+import type {ObjectStore} from '#objectstore/object-store.ts';
+import {RetryingObjectStore} from '#objectstore/retrying-object-store.ts';
+import {TokenIssuer, TokenVerifier, httpAuthenticator} from '#wire/auth.ts';
+import {BrokerSubscriber} from '#wire/broker.ts';
+import type {PageserverConfig} from './config.ts';
+import {HttpGenerationValidator, alwaysValid} from './generation-validator.ts';
+import {BlockCache} from './layers/block-cache.ts';
+import {managementRoutes} from './management.ts';
+import {PageserverMetrics} from './metrics.ts';
+import {Pageserver} from './pageserver.ts';
+import {servePages} from './pages/service.ts';
+import {type PageserverContext, defaultLimits} from './timeline/state.ts';
+
+const blockCacheBytesDefault = 256 * 1024 * 1024;
+/** How long the control plane may take to come up before start-up goes on asking in the background. */
+const reAttachRetryMs = 1000;
+
+export interface RunningPageserver {
+  readonly port: number;
+  readonly httpPort: number;
+  stop(): Promise<void>;
+}
+
+export interface PageserverOptions {
+  readonly log?: Log;
+  /** Instead of the configured one; tests. */
+  readonly store?: ObjectStore;
+}
+
+export async function runPageserver(
+  config: PageserverConfig,
+  options: PageserverOptions = {},
+): Promise<RunningPageserver> {
+  const log = options.log ?? createLog({component: `pageserver-${config.nodeId}`});
+  const clock = systemClock;
+  const random = systemRandom;
+  const verifier = await TokenVerifier.load(config.keysDir, 'pageserver', clock);
+  const issuer = await TokenIssuer.load(config.keysDir, 'pageserver', clock);
+  const metrics = new PageserverMetrics();
+  const store = new RetryingObjectStore(options.store ?? openStore(config), {
+    clock,
+    random,
+    onRetry: (operation, error) => log.warn('object store: trying again', {operation, error: error.message}),
+  });
+  const cache = new BlockCache(config.blockCacheBytes ?? blockCacheBytesDefault);
+  const context: PageserverContext = {
+    clock,
+    random,
+    store,
+    cache,
+    log,
+    metrics,
+    limits: {...defaultLimits, ...config.limits},
+  };
+  const controlToken = (): Promise<string> => issuer.sign({aud: 'control', scope: 'node'});
+  const validator =
+    config.controlUrl === undefined
+      ? alwaysValid
+      : new HttpGenerationValidator({url: `${config.controlUrl}/internal/v1/validate`, token: controlToken, clock});
+  const pageserver = new Pageserver({
+    context,
+    validator,
+    clock,
+    log,
+    safekeeperToken: () => issuer.sign({aud: 'safekeeper', scope: 'node'}),
+  });
+  let stopped = false;
+
+  const metricsText = (): string => {
+    metrics.cacheHits.set(cache.hits);
+    metrics.cacheMisses.set(cache.misses);
+    metrics.cacheBytes.set(cache.bytes);
+    let timelines = 0;
+    for (const tenant of pageserver.tenants()) timelines += tenant.timelines().length;
+    metrics.timelines.set(timelines);
+    metrics.ingestLagBytes.set(pageserver.ingests().reduce((lag, ingest) => Math.max(lag, ingest.lagBytes), 0));
+    return metrics.registry.text();
+  };
+
+  if (config.controlUrl === undefined) await pageserver.attachAllStored();
+  else {
+    const {controlUrl} = config;
+    void reAttach(pageserver, {controlUrl, nodeId: config.nodeId, token: controlToken, log, isStopped: () => stopped});
+  }
+
+  const pages = await listenFrames({host: config.host, port: config.port}, (connection) =>
+    servePages(connection, {
+      verifier,
+      findTimeline: (tenantId, timelineId) => pageserver.timeline(tenantId, timelineId),
+      clock,
+      log,
+      metrics,
+    }),
+  );
+  const http = await startHttpServer({
+    host: config.host,
+    port: config.httpPort,
+    routes: managementRoutes(pageserver, metricsText),
+    authenticate: httpAuthenticator(verifier),
+    log,
+  });
+  const broker =
+    config.broker === undefined
+      ? undefined
+      : new BrokerSubscriber(
+          {address: config.broker, token: () => issuer.sign({aud: 'broker', scope: 'node'}), clock, log},
+          (info) => pageserver.heard(info),
+        );
+  log.info('pageserver serves', {port: pages.port, httpPort: http.port});
+
+  return {
+    port: pages.port,
+    httpPort: http.port,
+    async stop() {
+      stopped = true;
+      broker?.close();
+      await Promise.all([pages.close(), http.close()]);
+      pageserver.stop();
+    },
+  };
+}
+
+function openStore(config: PageserverConfig): ObjectStore {
+  const {kind, path} = config.objectStore;
+  if (kind !== 'folder') throw new Error(`object store of kind ${String(kind)}: this version knows only 'folder'`);
+  return new FolderObjectStore({root: path, disk: systemDisk, random: systemRandom, nowMs: systemClock.nowMs()});
+}
+
+/** Asks the control plane which tenants this node holds, and attaches them under the new generations it gives. */
+async function reAttach(
+  pageserver: Pageserver,
+  options: {
+    controlUrl: string;
+    nodeId: number;
+    token: () => Promise<string>;
+    log: Log;
+    isStopped: () => boolean;
+  },
+): Promise<void> {
+  let complained = false;
+  while (!options.isStopped()) {
+    try {
+      const {status, json} = await requestJson({
+        method: 'POST',
+        url: `${options.controlUrl}/internal/v1/re-attach`,
+        token: await options.token(),
+        body: {nodeId: options.nodeId},
+        timeoutMs: 10_000,
+      });
+      if (status !== 200)
+        throw new Error(`the control plane answered ${status}: ${JSON.stringify(json).slice(0, 300)}`);
+      const {tenants} = json as {tenants: {id: string; generation: number}[]};
+      for (const {id, generation} of tenants) await pageserver.attachOrLog(id, generation);
+      return;
+    } catch (error) {
+      if (!complained)
+        options.log.warn('not re-attached yet; asking again every second', {error: (error as Error).message});
+      complained = true;
+      await systemClock.sleep(reAttachRetryMs);
+    }
+  }
+}
