@@ -182,24 +182,26 @@ async function write(res: http.ServerResponse, response: HttpResponse): Promise<
     return;
   }
   res.writeHead(response.status, {...response.headers});
-  if (response.body !== undefined && !Buffer.isBuffer(response.body)) {
-    for await (const part of response.body) {
-      if (!res.write(part))
-        await new Promise<void>((resolve, reject) => {
-          const done = (): void => {
-            res.off('drain', done);
-            res.off('close', done);
-            if (res.destroyed) reject(new Error('the client went away'));
-            else resolve();
-          };
-          res.on('drain', done);
-          res.on('close', done);
-        });
-    }
-    res.end();
+  if (response.body === undefined || Buffer.isBuffer(response.body)) {
+    res.end(response.body);
     return;
   }
-  res.end(response.body);
+  for await (const part of response.body) if (!res.write(part)) await drained(res);
+  res.end();
+}
+
+/** Resolves when more may be written; rejects when the peer went away instead. */
+function drained(stream: http.OutgoingMessage): Promise<void> {
+  return new Promise((resolve, reject) => {
+    const done = (): void => {
+      stream.off('drain', done);
+      stream.off('close', done);
+      if (stream.destroyed) reject(new Error('the peer went away'));
+      else resolve();
+    };
+    stream.on('drain', done);
+    stream.on('close', done);
+  });
 }
 
 export interface RequestOptions {
@@ -265,7 +267,7 @@ function send(
     void (async () => {
       try {
         for await (const part of body) {
-          if (!request.write(part)) await new Promise<void>((done) => request.once('drain', done).once('close', done));
+          if (!request.write(part)) await drained(request);
           if (request.destroyed) return;
         }
         request.end();
