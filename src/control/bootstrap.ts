@@ -49,7 +49,7 @@ export class InitdbBootstrap implements Bootstrap {
     const version = /(\d+\.\d+)/.exec(stdout)?.[1];
     if (code !== 0 || version === undefined)
       throw new Error(`${joinPath(binDir, 'initdb')} --version says ${JSON.stringify(stdout)}`);
-    const path = joinPath(cacheDir, `initdb-${version}-v1.tar`);
+    const path = joinPath(cacheDir, `initdb-${version}-v2.tar`);
     if (disk.exists(path)) return path;
     log.info('making the template of new projects with initdb (once)', {version});
     const directory = joinPath(cacheDir, `initdb-${random.bytes(6).toString('hex')}`);
@@ -87,7 +87,10 @@ export class InitdbBootstrap implements Bootstrap {
   }
 }
 
-/** Packs the directory; of pg_wal only the empty folders. */
+/** Packed already, or of a running server only. */
+const notPacked = new Set([controlFilePath, 'postmaster.pid', 'postmaster.opts']);
+
+/** Packs the directory, pg_control first; of pg_wal only the empty folders. */
 function writeTemplate(disk: Disk, data: string, target: string): void {
   const file = disk.open(target, 'truncate');
   let position = 0;
@@ -103,11 +106,14 @@ function writeTemplate(disk: Disk, data: string, target: string): void {
       if (stat.isDirectory) {
         write(tarEntry(`${path}/`, 'directory', Buffer.alloc(0)));
         walk(path);
-      } else if (!path.startsWith('pg_wal/') && path !== 'postmaster.pid' && path !== 'postmaster.opts')
+      } else if (!path.startsWith('pg_wal/') && !notPacked.has(path))
         write(tarEntry(path, 'file', disk.readFile(joinPath(data, path))));
     }
   };
   try {
+    // First, so that the pageserver knows the LSN of everything that follows.
+    write(tarEntry('global/', 'directory', Buffer.alloc(0)));
+    write(tarEntry(controlFilePath, 'file', disk.readFile(joinPath(data, controlFilePath))));
     walk('');
     write(tarEnd);
     file.syncNow();
