@@ -128,7 +128,7 @@ export class MemoryTimeline implements IngestSink, IngestState, BasebackupSource
     this.createDatabase(targetSpcNode, targetDbNode, source.hasVersionFile);
     const map = this.maps.get(`${sourceSpcNode}/${sourceDbNode}`);
     if (map !== undefined) this.maps.set(`${targetSpcNode}/${targetDbNode}`, map);
-    for (const f of [...this.forks.values()]) {
+    for (const f of this.forks.values()) {
       if (f.rel.spcNode !== sourceSpcNode || f.rel.dbNode !== sourceDbNode) continue;
       const rel = {...f.rel, spcNode: targetSpcNode, dbNode: targetDbNode};
       const pages = new Map(
