@@ -4,7 +4,14 @@ import {systemClock} from '#runtime/clock.ts';
 import {createLog} from '#runtime/log.ts';
 import {type FrameConnection, listenFrames, parseJsonFrame, sendJson} from '#runtime/net.ts';
 import {AuthError, TokenVerifier, requireNode} from '#wire/auth.ts';
-import {type BrokerHello, type SafekeeperInfo, brokerEntriesMax, brokerFrame, decodeInfos, encodeInfos} from '#wire/broker.ts';
+import {
+  type BrokerHello,
+  type SafekeeperInfo,
+  brokerEntriesMax,
+  brokerFrame,
+  decodeInfos,
+  encodeInfos,
+} from '#wire/broker.ts';
 
 /** Older words are forgotten: an active timeline is spoken of every second. */
 const expiryMs = 30_000;
@@ -61,7 +68,8 @@ export async function runBroker(config: BrokerConfig): Promise<{readonly port: n
       connection.onFrame = () => connection.destroy();
       sendJson(connection, brokerFrame.welcome, {});
       const all = [...known.values()].map((entry) => entry.info);
-      for (let i = 0; i < all.length; i += brokerEntriesMax) connection.send(brokerFrame.update, encodeInfos(all.slice(i, i + brokerEntriesMax)));
+      for (let i = 0; i < all.length; i += brokerEntriesMax)
+        connection.send(brokerFrame.update, encodeInfos(all.slice(i, i + brokerEntriesMax)));
       if (!gone.has(connection)) subscribers.add(connection);
     } else {
       throw new Error('hello must name the role publish or subscribe');
@@ -87,7 +95,10 @@ export async function runBroker(config: BrokerConfig): Promise<{readonly port: n
         .catch((error: unknown) => {
           const message = error instanceof Error ? error.message : String(error);
           log.warn('refused a connection', {peer: connection.peer, error: message});
-          sendJson(connection, brokerFrame.refused, {code: error instanceof AuthError ? error.code : 'bad-request', message});
+          sendJson(connection, brokerFrame.refused, {
+            code: error instanceof AuthError ? error.code : 'bad-request',
+            message,
+          });
           connection.close();
         });
     };

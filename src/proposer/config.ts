@@ -23,11 +23,13 @@ export function parseProposerConfig(value: unknown): ProposerConfig {
     return v;
   };
   const whole = (v: unknown, name: string): number => {
-    if (typeof v !== 'number' || !Number.isSafeInteger(v) || v < 0) throw new Error(`proposer config: ${name} must be a whole number`);
+    if (typeof v !== 'number' || !Number.isSafeInteger(v) || v < 0)
+      throw new Error(`proposer config: ${name} must be a whole number`);
     return v;
   };
   const list = c['safekeepers'];
-  if (!Array.isArray(list) || list.length === 0) throw new Error('proposer config: safekeepers must be a list of {nodeId, host, port}');
+  if (!Array.isArray(list) || list.length === 0)
+    throw new Error('proposer config: safekeepers must be a list of {nodeId, host, port}');
   const pgVersion = whole(c['pgVersion'], 'pgVersion');
   return {
     tenantId: text('tenantId'),
@@ -37,7 +39,11 @@ export function parseProposerConfig(value: unknown): ProposerConfig {
     safekeepers: list.map((entry: unknown, i) => {
       const m = (entry ?? {}) as Record<string, unknown>;
       if (typeof m['host'] !== 'string') throw new Error(`proposer config: safekeepers[${i}].host must be a string`);
-      return {nodeId: whole(m['nodeId'], `safekeepers[${i}].nodeId`), host: m['host'], port: whole(m['port'], `safekeepers[${i}].port`)};
+      return {
+        nodeId: whole(m['nodeId'], `safekeepers[${i}].nodeId`),
+        host: m['host'],
+        port: whole(m['port'], `safekeepers[${i}].port`),
+      };
     }),
     ...(c['generation'] === undefined ? {} : {generation: whole(c['generation'], 'generation')}),
     token: text('token'),

@@ -123,7 +123,8 @@ export class ProposerDriver {
     try {
       const {systemId} = this.#options.config;
       const identity = await client.identifySystem();
-      if (systemId !== '' && identity.systemId !== systemId) throw new Error(`the system identifier of this Postgres is ${identity.systemId}, the branch's is ${systemId}`);
+      if (systemId !== '' && identity.systemId !== systemId)
+        throw new Error(`the system identifier of this Postgres is ${identity.systemId}, the branch's is ${systemId}`);
       // Without a slot, a checkpoint may recycle WAL that safekeepers were too slow to take.
       const slot = `pagoda_${this.#options.random.bytes(6).toString('hex')}`;
       await client.createTemporarySlot(slot);
@@ -270,7 +271,9 @@ export class ProposerDriver {
   }
 
   #tick(): void {
-    this.#tickTimer = this.#options.clock.setTimer(this.#core.phase === 'elected' ? tickMs : tickEarlyMs, () => this.#tick());
+    this.#tickTimer = this.#options.clock.setTimer(this.#core.phase === 'elected' ? tickMs : tickEarlyMs, () =>
+      this.#tick(),
+    );
     this.#tickCore();
     for (const link of this.#links.values()) link.checkSilence();
     this.#postgres?.sendStatus(this.#core.commitLsn);
@@ -282,7 +285,10 @@ export class ProposerDriver {
 }
 
 interface RecoveryOptions {
-  readonly open: (callbacks: {onWal: (lsn: Lsn, bytes: Buffer) => void; onClose: (reason?: Error) => void}) => Promise<WalStreamClient>;
+  readonly open: (callbacks: {
+    onWal: (lsn: Lsn, bytes: Buffer) => void;
+    onClose: (reason?: Error) => void;
+  }) => Promise<WalStreamClient>;
   readonly onWal: (lsn: Lsn, bytes: Buffer) => void;
   readonly onEnd: (error: Error) => void;
 }

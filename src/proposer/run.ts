@@ -39,9 +39,17 @@ export async function runProposer(given: ProposerConfig): Promise<{stop(): Promi
     (line) => {
       try {
         const command = JSON.parse(line) as Record<string, unknown>;
-        if (command['event'] === 'stream' && typeof command['socketDir'] === 'string' && typeof command['user'] === 'string')
-          driver.stream({address: {path: `${command['socketDir']}/.s.PGSQL.${Number(command['port'])}`}, user: command['user']});
-        else if (command['event'] === 'token' && typeof command['token'] === 'string') driver.setToken(command['token']);
+        if (
+          command['event'] === 'stream' &&
+          typeof command['socketDir'] === 'string' &&
+          typeof command['user'] === 'string'
+        )
+          driver.stream({
+            address: {path: `${command['socketDir']}/.s.PGSQL.${Number(command['port'])}`},
+            user: command['user'],
+          });
+        else if (command['event'] === 'token' && typeof command['token'] === 'string')
+          driver.setToken(command['token']);
         else log.warn('unknown command on standard input', {event: command['event']});
       } catch (error) {
         log.warn('standard input is not JSON', {error});

@@ -66,7 +66,8 @@ export class SafekeeperLink {
 
   /** Once a second. */
   checkSilence(): void {
-    if (this.#connection !== undefined && this.#options.clock.monotonicMs() - this.#lastHeardMs > silenceMs) this.reset(`safekeeper ${this.member.nodeId} has been silent for ${silenceMs / 1000} s`);
+    if (this.#connection !== undefined && this.#options.clock.monotonicMs() - this.#lastHeardMs > silenceMs)
+      this.reset(`safekeeper ${this.member.nodeId} has been silent for ${silenceMs / 1000} s`);
   }
 
   /** For good, after what is queued was sent. */
@@ -83,7 +84,10 @@ export class SafekeeperLink {
     try {
       connection = await connectFrames({host: member.host, port: member.port});
     } catch (error) {
-      onTrouble('unreachable', `safekeeper ${member.nodeId}: ${error instanceof Error ? error.message : String(error)}`);
+      onTrouble(
+        'unreachable',
+        `safekeeper ${member.nodeId}: ${error instanceof Error ? error.message : String(error)}`,
+      );
       this.#again();
       return;
     }
@@ -126,11 +130,19 @@ export class SafekeeperLink {
       }
       this.#again();
     };
-    sendJson(connection, frameHello, {token: this.#options.token(), service: 'proposer', tenantId, timelineId} satisfies SafekeeperHello);
+    sendJson(connection, frameHello, {
+      token: this.#options.token(),
+      service: 'proposer',
+      tenantId,
+      timelineId,
+    } satisfies SafekeeperHello);
   }
 
   #again(): void {
     if (this.#closed) return;
-    this.#timer = this.#options.clock.setTimer(this.#options.hurry() ? reconnectEarlyMs : reconnectMs, () => void this.#connect());
+    this.#timer = this.#options.clock.setTimer(
+      this.#options.hurry() ? reconnectEarlyMs : reconnectMs,
+      () => void this.#connect(),
+    );
   }
 }

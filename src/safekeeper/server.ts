@@ -13,9 +13,27 @@ import type {SafekeeperConfig} from '#safekeeper/config.ts';
 import {safekeeperMetrics} from '#safekeeper/metrics.ts';
 import {TimelineRegistry} from '#safekeeper/timeline-registry.ts';
 import type {Timeline} from '#safekeeper/timeline.ts';
-import {AuthError, type Claims, TokenIssuer, TokenVerifier, asHttpError, httpAuthenticator, requireNode, requireTenant} from '#wire/auth.ts';
+import {
+  AuthError,
+  type Claims,
+  TokenIssuer,
+  TokenVerifier,
+  asHttpError,
+  httpAuthenticator,
+  requireNode,
+  requireTenant,
+} from '#wire/auth.ts';
 import {BrokerPublisher, type SafekeeperInfo} from '#wire/broker.ts';
-import {type Member, type Membership, type Refusal, type RefusalCode, type SafekeeperHello, frameHello, frameRefused, frameWelcome} from '#wire/safekeeper.ts';
+import {
+  type Member,
+  type Membership,
+  type Refusal,
+  type RefusalCode,
+  type SafekeeperHello,
+  frameHello,
+  frameRefused,
+  frameWelcome,
+} from '#wire/safekeeper.ts';
 
 const helloTimeoutMs = 15_000;
 const publishMs = 1000;
@@ -39,7 +57,10 @@ export interface RunningSafekeeper {
   stop(): Promise<void>;
 }
 
-export async function runSafekeeper(config: SafekeeperConfig, options: SafekeeperOptions = {}): Promise<RunningSafekeeper> {
+export async function runSafekeeper(
+  config: SafekeeperConfig,
+  options: SafekeeperOptions = {},
+): Promise<RunningSafekeeper> {
   const log = options.log ?? createLog({component: `safekeeper-${config.nodeId}`});
   const clock = options.clock ?? systemClock;
   const disk = options.disk ?? systemDisk;
@@ -49,7 +70,12 @@ export async function runSafekeeper(config: SafekeeperConfig, options: Safekeepe
   const publisher =
     config.broker === undefined
       ? undefined
-      : new BrokerPublisher({address: config.broker, token: async () => await issuer.sign({aud: 'broker', scope: 'node'}), clock, log});
+      : new BrokerPublisher({
+          address: config.broker,
+          token: async () => await issuer.sign({aud: 'broker', scope: 'node'}),
+          clock,
+          log,
+        });
   const host = config.advertiseHost ?? config.host;
   let port = config.port;
   /** Published in the last second: the next news of it can wait for the timer. */
@@ -85,7 +111,14 @@ export async function runSafekeeper(config: SafekeeperConfig, options: Safekeepe
   });
 
   const listener = await listenFrames({host: config.host, port: config.port}, (connection) => {
-    acceptConnection(connection, {verifier, registry, clock, log, nodeId: config.nodeId, onRefused: () => metrics.refusedConnections.inc()});
+    acceptConnection(connection, {
+      verifier,
+      registry,
+      clock,
+      log,
+      nodeId: config.nodeId,
+      onRefused: () => metrics.refusedConnections.inc(),
+    });
   });
   port = listener.port;
   const http = await startHttpServer({
@@ -100,7 +133,12 @@ export async function runSafekeeper(config: SafekeeperConfig, options: Safekeepe
   function everySecond(): void {
     timer = clock.setTimer(publishMs, everySecond);
     fresh.clear();
-    publisher?.publish(registry.loaded().filter((timeline) => timeline.isActive).map(info));
+    publisher?.publish(
+      registry
+        .loaded()
+        .filter((timeline) => timeline.isActive)
+        .map(info),
+    );
     registry.unloadIdle(unloadAfterMs);
     metrics.timelines.set(registry.loaded().length);
   }
@@ -150,7 +188,8 @@ function acceptConnection(connection: FrameConnection, door: Door): void {
         deadline.cancel();
         door.onRefused();
         const message = error instanceof Error ? error.message : String(error);
-        const code: RefusalCode = error instanceof HelloError ? error.code : error instanceof AuthError ? 'unauthorized' : 'bad-request';
+        const code: RefusalCode =
+          error instanceof HelloError ? error.code : error instanceof AuthError ? 'unauthorized' : 'bad-request';
         door.log.warn('refused a connection', {peer: connection.peer, code, reason: message});
         sendJson(connection, frameRefused, {code, message} satisfies Refusal);
         connection.close();
@@ -159,20 +198,32 @@ function acceptConnection(connection: FrameConnection, door: Door): void {
   };
 
   async function hello(type: number, payload: Buffer): Promise<void> {
-    if (type !== frameHello || payload.length > 64 * 1024) throw new HelloError('bad-request', 'the first frame must be a hello');
-    const message = parseJsonFrame(payload) as Partial<Record<keyof SafekeeperHello | 'startLsn' | 'term', unknown>> | null;
+    if (type !== frameHello || payload.length > 64 * 1024)
+      throw new HelloError('bad-request', 'the first frame must be a hello');
+    const message = parseJsonFrame(payload) as Partial<
+      Record<keyof SafekeeperHello | 'startLsn' | 'term', unknown>
+    > | null;
     const {token, service, tenantId, timelineId, startLsn, term} = message ?? {};
     const claims = await door.verifier.verify(typeof token === 'string' ? token : undefined);
-    if (!isId(tenantId) || !isId(timelineId)) throw new HelloError('bad-request', 'hello must name tenantId and timelineId (32 hex digits each)');
+    if (!isId(tenantId) || !isId(timelineId))
+      throw new HelloError('bad-request', 'hello must name tenantId and timelineId (32 hex digits each)');
     requireTenant(claims, tenantId, timelineId);
     const timeline = door.registry.get(tenantId, timelineId);
-    if (timeline === undefined) throw new HelloError('no-timeline', `safekeeper ${door.nodeId} has no timeline ${timelineId} of tenant ${tenantId}; the control plane has to create it`);
+    if (timeline === undefined)
+      throw new HelloError(
+        'no-timeline',
+        `safekeeper ${door.nodeId} has no timeline ${timelineId} of tenant ${tenantId}; the control plane has to create it`,
+      );
     if (closed) return;
     if (service === 'proposer') {
       timeline.attachProposer(connection);
       sendJson(connection, frameWelcome, {nodeId: door.nodeId});
     } else if (service === 'wal') {
-      if (typeof startLsn !== 'string' || !(term === undefined || (typeof term === 'number' && Number.isSafeInteger(term)))) throw new HelloError('bad-request', 'a wal hello needs startLsn as HI/LO, and term as a number if any');
+      if (
+        typeof startLsn !== 'string' ||
+        !(term === undefined || (typeof term === 'number' && Number.isSafeInteger(term)))
+      )
+        throw new HelloError('bad-request', 'a wal hello needs startLsn as HI/LO, and term as a number if any');
       const from = parseLsn(startLsn);
       sendJson(connection, frameWelcome, {nodeId: door.nodeId});
       timeline.attachReader(connection, from, term);
@@ -217,7 +268,11 @@ function routes(registry: TimelineRegistry, metricsText: () => string): Route[] 
       method: 'GET',
       path: '/metrics',
       open: true,
-      handler: async () => ({status: 200, body: Buffer.from(metricsText()), headers: {'content-type': 'text/plain; version=0.0.4'}}),
+      handler: async () => ({
+        status: 200,
+        body: Buffer.from(metricsText()),
+        headers: {'content-type': 'text/plain; version=0.0.4'},
+      }),
     },
     {
       method: 'POST',
@@ -228,7 +283,11 @@ function routes(registry: TimelineRegistry, metricsText: () => string): Route[] 
         const body = parseCreate(await request.json());
         const {created, timeline} = registry.create({tenantId, ...body});
         if (!created && timeline.acceptor.state.startLsn !== body.startLsn)
-          throw new HttpError(409, 'conflict', `timeline ${body.timelineId} exists with start LSN ${formatLsn(timeline.acceptor.state.startLsn)}`);
+          throw new HttpError(
+            409,
+            'conflict',
+            `timeline ${body.timelineId} exists with start LSN ${formatLsn(timeline.acceptor.state.startLsn)}`,
+          );
         return {status: created ? 201 : 200, json: timeline.status()};
       },
     },
@@ -239,7 +298,8 @@ function routes(registry: TimelineRegistry, metricsText: () => string): Route[] 
         const id = timelineId(request);
         const tenantId = allowed(request, id);
         const timeline = registry.get(tenantId, id);
-        if (timeline === undefined) throw new HttpError(404, 'not_found', `no timeline ${id} of tenant ${tenantId} on this safekeeper`);
+        if (timeline === undefined)
+          throw new HttpError(404, 'not_found', `no timeline ${id} of tenant ${tenantId} on this safekeeper`);
         return {status: 200, json: timeline.status()};
       },
     },
@@ -256,7 +316,13 @@ function routes(registry: TimelineRegistry, metricsText: () => string): Route[] 
   ];
 }
 
-function parseCreate(body: unknown): {timelineId: string; systemId: string; pgVersion: number; startLsn: Lsn; membership: Membership} {
+function parseCreate(body: unknown): {
+  timelineId: string;
+  systemId: string;
+  pgVersion: number;
+  startLsn: Lsn;
+  membership: Membership;
+} {
   const bad = (message: string): never => {
     throw new HttpError(400, 'bad_request', message);
   };
@@ -271,14 +337,17 @@ function parseCreate(body: unknown): {timelineId: string; systemId: string; pgVe
     return bad((error as Error).message);
   }
   if (start === 0) return bad('startLsn must not be 0/0');
-  if (!Array.isArray(members) || members.length === 0 || members.length > 32) return bad('members must be a list of 1 to 32 safekeepers {nodeId, host, port}');
+  if (!Array.isArray(members) || members.length === 0 || members.length > 32)
+    return bad('members must be a list of 1 to 32 safekeepers {nodeId, host, port}');
   const list = members.map((entry: unknown): Member => {
     const m = (entry ?? {}) as Record<string, unknown>;
-    if (!isWhole(m['nodeId']) || typeof m['host'] !== 'string' || !isWhole(m['port'])) return bad('a member is {nodeId, host, port}');
+    if (!isWhole(m['nodeId']) || typeof m['host'] !== 'string' || !isWhole(m['port']))
+      return bad('a member is {nodeId, host, port}');
     return {nodeId: m['nodeId'], host: m['host'], port: m['port']};
   });
   if (new Set(list.map((m) => m.nodeId)).size !== list.length) return bad('members must have different nodeIds');
-  if (systemId !== undefined && (typeof systemId !== 'string' || !/^\d{0,20}$/.test(systemId))) return bad('systemId must be decimal digits in a string');
+  if (systemId !== undefined && (typeof systemId !== 'string' || !/^\d{0,20}$/.test(systemId)))
+    return bad('systemId must be decimal digits in a string');
   if (pgVersion !== undefined && !isWhole(pgVersion)) return bad('pgVersion must be a number such as 150018');
   if (generation !== undefined && !isWhole(generation)) return bad('generation must be a whole number');
   return {

@@ -59,7 +59,8 @@ export class TimelineRegistry {
   create(timeline: NewTimeline): {created: boolean; timeline: Timeline} {
     const {disk, dataDir, log} = this.#options;
     const {tenantId, timelineId} = timeline;
-    if (this.#isDeleted(tenantId, timelineId)) throw new HttpError(410, 'gone', `timeline ${timelineId} of tenant ${tenantId} was deleted`);
+    if (this.#isDeleted(tenantId, timelineId))
+      throw new HttpError(410, 'gone', `timeline ${timelineId} of tenant ${tenantId} was deleted`);
     const existing = this.get(tenantId, timelineId);
     if (existing !== undefined) return {created: false, timeline: existing};
     disk.makeDirectory(`${dataDir}/${tenantId}`);

@@ -64,6 +64,8 @@ export class TimelineStorage {
     this.#disk = options.disk;
     this.#directory = options.directory;
     const path = `${options.directory}/${controlFileName}`;
+    // Its last replacement may have been cut short after the rename: what we read must not be undone by a power cut.
+    options.disk.syncDirectory(options.directory);
     this.state = decodeControlFile(options.disk.readFile(path), path);
     this.wal = new WalStore({...options, startLsn: this.state.startLsn});
     this.flushLsn = this.wal.recover(this.state.commitLsn, this.state.history, boundary);

@@ -13,7 +13,15 @@ import type {SafekeeperMetrics} from '#safekeeper/metrics.ts';
 import type {RecordBoundary} from '#safekeeper/record-boundary.ts';
 import type {TimelineStorage} from '#safekeeper/timeline-storage.ts';
 import {WalSender} from '#safekeeper/wal-sender.ts';
-import {type Refusal, type RefusalCode, type WalFeedback, decodeProposerMessage, encodeAcceptorMessage, frameAppend, frameRefused} from '#wire/safekeeper.ts';
+import {
+  type Refusal,
+  type RefusalCode,
+  type WalFeedback,
+  decodeProposerMessage,
+  encodeAcceptorMessage,
+  frameAppend,
+  frameRefused,
+} from '#wire/safekeeper.ts';
 
 /** commitLsn is saved when it has stood still for so long, or when this much was committed since. */
 const saveAfterMs = 2000;
@@ -137,7 +145,10 @@ export class Timeline {
     });
     this.#senders.add(sender);
     if (startLsn < state.startLsn) {
-      sender.refuse('bad-request', `timeline ${state.timelineId} starts at ${formatLsn(state.startLsn)}, WAL from ${formatLsn(startLsn)} belongs to its ancestor`);
+      sender.refuse(
+        'bad-request',
+        `timeline ${state.timelineId} starts at ${formatLsn(state.startLsn)}, WAL from ${formatLsn(startLsn)} belongs to its ancestor`,
+      );
       return;
     }
     sender.pump();
@@ -182,7 +193,8 @@ export class Timeline {
       if (!this.#carryOut(output)) return;
       if (output.kind === 'commit') progress = true;
     }
-    if (progress || this.acceptor.flushLsn !== flushLsn || this.acceptor.term !== term) for (const sender of this.#senders) sender.pump();
+    if (progress || this.acceptor.flushLsn !== flushLsn || this.acceptor.term !== term)
+      for (const sender of this.#senders) sender.pump();
     if (progress || this.acceptor.term !== term) this.#options.onProgress(this);
   }
 
@@ -205,7 +217,10 @@ export class Timeline {
         } catch (error) {
           if (!isDiskFull(error)) return this.#fail(error);
           this.#options.log.error('disk full: WAL is refused until there is space', {lsn: formatLsn(output.lsn)});
-          this.#step({kind: 'write-failed', message: `safekeeper ${this.acceptor.nodeId} has no disk space for WAL at ${formatLsn(output.lsn)}`});
+          this.#step({
+            kind: 'write-failed',
+            message: `safekeeper ${this.acceptor.nodeId} has no disk space for WAL at ${formatLsn(output.lsn)}`,
+          });
           return false;
         }
       case 'save':
@@ -263,7 +278,10 @@ export class Timeline {
     if (!this.#failed) {
       this.#failed = true;
       this.#options.onDiskFailure(
-        new Error(`tenant ${this.tenantId} timeline ${this.timelineId}: ${error instanceof Error ? error.message : String(error)}`, {cause: error}),
+        new Error(
+          `tenant ${this.tenantId} timeline ${this.timelineId}: ${error instanceof Error ? error.message : String(error)}`,
+          {cause: error},
+        ),
       );
     }
     return false;
@@ -287,13 +305,15 @@ export class Timeline {
     this.#timer = clock.setTimer(1000, () => this.#everySecond());
     for (const sender of this.#senders) sender.keepalive();
     const now = clock.monotonicMs();
-    for (const {frames, lastHeardMs} of this.#proposers.values()) if (now - lastHeardMs > proposerSilenceMs) frames.destroy();
+    for (const {frames, lastHeardMs} of this.#proposers.values())
+      if (now - lastHeardMs > proposerSilenceMs) frames.destroy();
     // While commits go on, saving would cost them their time: it waits for a pause, or for a segment's worth of WAL.
     const {commitLsn} = this.acceptor;
     if (commitLsn !== this.#lastSeenCommitLsn) this.#commitStillSinceMs = now;
     this.#lastSeenCommitLsn = commitLsn;
     const unsavedBytes = commitLsn - this.#savedCommitLsn;
-    if (unsavedBytes >= saveAfterBytes || (unsavedBytes > 0 && now - this.#commitStillSinceMs >= saveAfterMs)) this.#step({kind: 'save'});
+    if (unsavedBytes >= saveAfterBytes || (unsavedBytes > 0 && now - this.#commitStillSinceMs >= saveAfterMs))
+      this.#step({kind: 'save'});
   }
 
   #noteIdle(): void {

@@ -7,7 +7,14 @@ import type {Clock} from '#runtime/clock.ts';
 import {type FrameConnection, sendJson} from '#runtime/net.ts';
 import type {Acceptor} from '#safekeeper/acceptor.ts';
 import type {WalStore} from '#safekeeper/wal-store.ts';
-import {type Refusal, type RefusalCode, type WalFeedback, decodeFeedback, encodeReaderMessage, frameRefused} from '#wire/safekeeper.ts';
+import {
+  type Refusal,
+  type RefusalCode,
+  type WalFeedback,
+  decodeFeedback,
+  encodeReaderMessage,
+  frameRefused,
+} from '#wire/safekeeper.ts';
 
 const chunkBytes = 128 * 1024;
 /** After this much in one go others get their turn. */
@@ -78,7 +85,10 @@ export class WalSender {
       }
       const bytes = wal.read(this.#nextLsn, Math.min(chunkBytes, endLsn - this.#nextLsn));
       if (bytes.length === 0) {
-        this.refuse('wal-trimmed', `WAL at ${formatLsn(this.#nextLsn)} is not on this safekeeper, which has WAL up to ${formatLsn(endLsn)}; ask another one`);
+        this.refuse(
+          'wal-trimmed',
+          `WAL at ${formatLsn(this.#nextLsn)} is not on this safekeeper, which has WAL up to ${formatLsn(endLsn)}; ask another one`,
+        );
         return;
       }
       const frame = encodeReaderMessage({kind: 'wal', startLsn: this.#nextLsn, commitLsn: acceptor.commitLsn, bytes});

@@ -57,8 +57,9 @@ export class WalStore {
   }
 
   /**
-   * Finds the end of WAL after a start: the last whole record from `commitLsn` on. Everything behind it is made zeros,
-   * durably. Throws WalLostError when committed WAL is missing.
+   * Finds the end of WAL after a start: the last whole record from `commitLsn` on. Everything behind it is made zeros.
+   * All of it is durable when this returns: what a killed process left in the page cache would be gone after a power cut.
+   * Throws WalLostError when committed WAL is missing.
    */
   recover(commitLsn: Lsn, history: TermHistory, boundary: RecordBoundary): Lsn {
     if (commitLsn > this.#startLsn) {
@@ -83,6 +84,7 @@ export class WalStore {
     }
     const endLsn = boundary.endLsn;
     this.#cut(endLsn);
+    for (const n of this.#segmentsOnDisk()) if (n >= this.#number(commitLsn)) this.#segment(n, false)!.file.syncNow();
     return endLsn;
   }
 
@@ -143,14 +145,8 @@ export class WalStore {
     return count === length ? bytes : bytes.subarray(0, count);
   }
 
-  /** Closes files that only readers used (an idle timeline keeps none open). */
-  closeIdleFiles(): void {
-    for (const number of [...this.#open.keys()])
-      if (!this.#dirty.has(this.#open.get(number)!.file)) this.#close(number);
-  }
-
   close(): void {
-    for (const number of [...this.#open.keys()]) this.#close(number);
+    for (const number of this.#open.keys()) this.#close(number);
   }
 
   #cut(lsn: Lsn): void {

@@ -43,13 +43,16 @@ export class Checker {
   /** 2: one proposer per term. 4: it has everything that was committed in lower terms. */
   elected(proposer: number, term: number, history: TermHistory, termStartLsn: Lsn): void {
     const winner = this.#winners.get(term);
-    if (winner !== undefined && winner !== proposer) throw new Violation(`term ${term} was won by proposers ${winner} and ${proposer} (2)`);
+    if (winner !== undefined && winner !== proposer)
+      throw new Violation(`term ${term} was won by proposers ${winner} and ${proposer} (2)`);
     this.#winners.set(term, proposer);
     for (const [lower, commit] of this.#commits) {
       if (lower >= term) continue;
       const common = commonPoint(history, commit.history, commit.lsn);
       if (common.kind === 'none' || common.lsn < commit.lsn)
-        throw new Violation(`the proposer of term ${term} lacks WAL up to ${formatLsn(commit.lsn)}, committed in term ${lower}: it shares ${common.kind === 'none' ? common.reason : formatLsn(common.lsn)} (4)`);
+        throw new Violation(
+          `the proposer of term ${term} lacks WAL up to ${formatLsn(commit.lsn)}, committed in term ${lower}: it shares ${common.kind === 'none' ? common.reason : formatLsn(common.lsn)} (4)`,
+        );
     }
     this.logs.start(term, termStartLsn);
   }
@@ -57,7 +60,10 @@ export class Checker {
   /** 1, 7, 8: what a proposer declares committed is durable at a majority and never contradicts what was. */
   committed(proposer: number, term: number, history: TermHistory, lsn: Lsn): void {
     const before = this.#proposerCommits.get(proposer) ?? this.#startLsn;
-    if (lsn < before) throw new Violation(`proposer ${proposer} takes its commit LSN back from ${formatLsn(before)} to ${formatLsn(lsn)} (8)`);
+    if (lsn < before)
+      throw new Violation(
+        `proposer ${proposer} takes its commit LSN back from ${formatLsn(before)} to ${formatLsn(lsn)} (8)`,
+      );
     this.#proposerCommits.set(proposer, lsn);
     const own = cutHistory(history, lsn);
     const common = commonPoint(own, this.#committedHistory, Math.min(lsn, this.#committedLsn) as Lsn);
@@ -70,7 +76,10 @@ export class Checker {
       const expected = this.logs.content(history, this.#committedLsn, lsn);
       let have = 0;
       for (const node of this.#nodes) if (this.#durable(node, this.#committedLsn, lsn).equals(expected)) have++;
-      if (have * 2 <= this.#nodes.length) throw new Violation(`term ${term} commits ${formatLsn(lsn)}, which is durable at ${have} of ${this.#nodes.length} safekeepers only (6)`);
+      if (have * 2 <= this.#nodes.length)
+        throw new Violation(
+          `term ${term} commits ${formatLsn(lsn)}, which is durable at ${have} of ${this.#nodes.length} safekeepers only (6)`,
+        );
       this.#committedLsn = lsn;
       this.#committedHistory = own;
     }
@@ -78,14 +87,20 @@ export class Checker {
 
   /** 10: what a safekeeper hands out as committed is. `read` gives what it would send. */
   published(node: number, fromLsn: Lsn, lsn: Lsn, read: (startLsn: Lsn, endLsn: Lsn) => Buffer): void {
-    if (lsn > this.#committedLsn) throw new Violation(`safekeeper ${node} calls ${formatLsn(lsn)} committed, but only ${formatLsn(this.#committedLsn)} is (10)`);
+    if (lsn > this.#committedLsn)
+      throw new Violation(
+        `safekeeper ${node} calls ${formatLsn(lsn)} committed, but only ${formatLsn(this.#committedLsn)} is (10)`,
+      );
     if (!read(fromLsn, lsn).equals(this.logs.content(this.#committedHistory, fromLsn, lsn)))
-      throw new Violation(`safekeeper ${node} hands out other WAL than was committed between ${formatLsn(fromLsn)} and ${formatLsn(lsn)} (10)`);
+      throw new Violation(
+        `safekeeper ${node} hands out other WAL than was committed between ${formatLsn(fromLsn)} and ${formatLsn(lsn)} (10)`,
+      );
   }
 
   /** Noted when a message leaves a node. */
   said(node: number, term: number, flushLsn: Lsn): void {
-    if (term < (this.#saidTerm.get(node) ?? 0)) throw new Violation(`safekeeper ${node} speaks for term ${term} after a higher one (3)`);
+    if (term < (this.#saidTerm.get(node) ?? 0))
+      throw new Violation(`safekeeper ${node} speaks for term ${term} after a higher one (3)`);
     this.#saidTerm.set(node, term);
     this.#saidFlushLsn.set(node, Math.max(flushLsn, this.#saidFlushLsn.get(node) ?? 0) as Lsn);
   }
@@ -94,16 +109,22 @@ export class Checker {
   truncates(node: number, lsn: Lsn, history: TermHistory, flushLsn: Lsn): void {
     const common = commonPoint(this.#committedHistory, history, Math.min(flushLsn, this.#committedLsn) as Lsn);
     if (common.kind === 'common' && lsn < common.lsn)
-      throw new Violation(`safekeeper ${node} truncates at ${formatLsn(lsn)} although its WAL is the committed one up to ${formatLsn(common.lsn)} (9)`);
+      throw new Violation(
+        `safekeeper ${node} truncates at ${formatLsn(lsn)} although its WAL is the committed one up to ${formatLsn(common.lsn)} (9)`,
+      );
     this.#saidFlushLsn.set(node, Math.min(lsn, this.#saidFlushLsn.get(node) ?? 0) as Lsn);
   }
 
   /** 3, 6, 15: what was promised before a crash is there after it. */
   restarted(node: number, term: number, flushLsn: Lsn): void {
     const saidTerm = this.#saidTerm.get(node) ?? 0;
-    if (term < saidTerm) throw new Violation(`safekeeper ${node} restarts in term ${term} after speaking for ${saidTerm} (3)`);
+    if (term < saidTerm)
+      throw new Violation(`safekeeper ${node} restarts in term ${term} after speaking for ${saidTerm} (3)`);
     const saidFlushLsn = this.#saidFlushLsn.get(node) ?? 0;
-    if (flushLsn < saidFlushLsn) throw new Violation(`safekeeper ${node} restarts with WAL up to ${formatLsn(flushLsn)} after acknowledging ${formatLsn(saidFlushLsn as Lsn)} (6)`);
+    if (flushLsn < saidFlushLsn)
+      throw new Violation(
+        `safekeeper ${node} restarts with WAL up to ${formatLsn(flushLsn)} after acknowledging ${formatLsn(saidFlushLsn as Lsn)} (6)`,
+      );
   }
 
   /** 5: every log is what its history says. */
@@ -117,6 +138,8 @@ export class Checker {
     if (expected.equals(bytes)) return;
     let at = 0;
     while (at < expected.length && expected[at] === bytes[at]) at++;
-    throw new Violation(`safekeeper ${node}: WAL at ${formatLsn((this.#startLsn + at) as Lsn)} is not what the history says (5)`);
+    throw new Violation(
+      `safekeeper ${node}: WAL at ${formatLsn((this.#startLsn + at) as Lsn)} is not what the history says (5)`,
+    );
   }
 }

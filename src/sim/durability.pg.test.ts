@@ -8,13 +8,17 @@ import {WalStreamClient} from '#wire/wal-stream.ts';
 import {PostgresCluster} from '../../test/postgres-cluster.ts';
 
 async function clusterAt(): Promise<{cluster: PostgresCluster; startLsn: string}> {
-  const cluster = await PostgresCluster.create({settings: {max_wal_senders: 10, wal_level: 'replica', max_replication_slots: 10}});
+  const cluster = await PostgresCluster.create({
+    settings: {max_wal_senders: 10, wal_level: 'replica', max_replication_slots: 10},
+  });
   await cluster.query('create table t (id int primary key, x text)');
   await cluster.query('checkpoint');
   // Leave the last page, so that the position has no header before the next record.
   await cluster.query('select pg_switch_wal()');
   await cluster.query('select pg_logical_emit_message(false, $1, $2)', ['pagoda', 'x']);
-  const [row] = await cluster.query("select pg_current_wal_insert_lsn()::text as lsn, pg_logical_emit_message(true, 'pagoda', 'flush')");
+  const [row] = await cluster.query(
+    "select pg_current_wal_insert_lsn()::text as lsn, pg_logical_emit_message(true, 'pagoda', 'flush')",
+  );
   return {cluster, startLsn: row!['lsn'] as string};
 }
 
@@ -133,7 +137,9 @@ async function readLocalWal(cluster: PostgresCluster, startLsn: Lsn, endLsn: Lsn
   for (let at: number = startLsn; at < endLsn;) {
     const [row] = await cluster.query('select pg_walfile_name($1::pg_lsn) as name', [formatLsn((at + 1) as Lsn)]);
     const stop = Math.min(endLsn, (Math.floor(at / size) + 1) * size);
-    parts.push(readFileSync(`${cluster.dataDir}/pg_wal/${row!['name'] as string}`).subarray(at % size, at % size + stop - at));
+    parts.push(
+      readFileSync(`${cluster.dataDir}/pg_wal/${row!['name'] as string}`).subarray(at % size, (at % size) + stop - at),
+    );
     at = stop;
   }
   return Buffer.concat(parts);

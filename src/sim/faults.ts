@@ -15,6 +15,8 @@ export interface Faults {
   /** Share of new proposers that start while an older one lives. */
   readonly rivalProposer: number;
   readonly nodeCrashMs: number;
+  /** Share of crashes that take the page cache with them; the others only kill the process. */
+  readonly powerCut: number;
   /** Probability of a crash just before an output of this kind is carried out. */
   readonly aimedCrash: Readonly<Record<AcceptorOutput['kind'], number>>;
   readonly breakMs: number;
@@ -42,6 +44,7 @@ export function drawFaults(random: Random): Faults {
     newProposerMs: sometimes(0.9, 400, 3000),
     rivalProposer: between(0, 0.9),
     nodeCrashMs: sometimes(0.7, 400, 4000),
+    powerCut: between(0.3, 1),
     aimedCrash: {
       write: aim(0.0005, 0.01),
       flush: aim(0.0005, 0.01),

@@ -45,7 +45,10 @@ function figure8(mutations?: ReadonlySet<ProposerMutation>): {committedLsn: Lsn;
   const p4 = cell.proposer([1, 2]);
   p4.run();
   assert.equal(p4.core.termStartLsn, agreed + lost.length);
-  assert.deepEqual(p4.core.history.map((e) => e.term), [0, 1, 2, 4]);
+  assert.deepEqual(
+    p4.core.history.map((e) => e.term),
+    [0, 1, 2, 4],
+  );
   const recover = p4.outputs.find((o) => o.kind === 'recover');
   assert.ok(recover?.kind === 'recover' && recover.peer === 2 && recover.donor === 1 && recover.startLsn === agreed);
   p4.step({kind: 'recovered', peer: 2, lsn: agreed, bytes: lost.subarray(0, lost.length / 2)});
@@ -117,7 +120,12 @@ test('a minority that missed three terms is truncated where its WAL parts, and g
 function recover(cell: ScriptCell, p: ScriptProposer): void {
   for (const output of p.outputs.filter((o) => o.kind === 'recover')) {
     const {wal} = cell.node(output.donor);
-    p.step({kind: 'recovered', peer: output.peer, lsn: output.startLsn, bytes: wal.subarray(output.startLsn - startLsn)});
+    p.step({
+      kind: 'recovered',
+      peer: output.peer,
+      lsn: output.startLsn,
+      bytes: wal.subarray(output.startLsn - startLsn),
+    });
     p.run();
   }
 }

@@ -46,6 +46,11 @@ function run(seed: number): void {
 }
 
 function report(seed: number, result: WorldResult): void {
-  const state = result.failure === undefined ? 'ok' : `FAILED: ${result.failure}\n  again: npm run sim -- --seed ${seed} --trace\n  faults: ${JSON.stringify(result.faults)}`;
-  printLine(`seed ${seed} hash ${result.hash.toString(16)} ${result.events} events ${result.commits} commits ${result.elections} elections ${result.crashes} crashes ${result.virtualMs} virtual ms: ${state}`);
+  const state =
+    result.failure === undefined
+      ? 'ok'
+      : `FAILED: ${result.failure}\n  again: npm run sim -- --seed ${seed} --trace\n  faults: ${JSON.stringify(result.faults)}`;
+  printLine(
+    `seed ${seed} hash ${result.hash.toString(16)} ${result.events} events ${result.commits} commits ${result.elections} elections ${result.crashes} crashes ${result.virtualMs} virtual ms: ${state}`,
+  );
 }

@@ -33,14 +33,28 @@ export const mutants: readonly Mutant[] = [
     ] as const
   ).map((name) => ({name: `acceptor ${name}`, acceptor: [name]})),
   {name: 'acceptor takes stale appends', acceptor: ['append-from-any-term', 'append-from-any-connection']},
-  ...(['quorum-of-one', 'donor-by-lsn', 'donor-by-term', 'reuse-term', 'ignore-higher-term', 'commit-partial-record', 'forget-donor-history'] as const).map((name) => ({
+  ...(
+    [
+      'quorum-of-one',
+      'donor-by-lsn',
+      'donor-by-term',
+      'reuse-term',
+      'ignore-higher-term',
+      'commit-partial-record',
+      'forget-donor-history',
+    ] as const
+  ).map((name) => ({
     name: `proposer ${name}`,
     proposer: [name],
   })),
 ];
 
 /** The first seed of `from … from + seeds - 1` that finds the bug, and how. */
-export function hunt(mutant: Mutant, seeds: number, from = 1): {readonly seed: number; readonly failure: string} | undefined {
+export function hunt(
+  mutant: Mutant,
+  seeds: number,
+  from = 1,
+): {readonly seed: number; readonly failure: string} | undefined {
   for (let seed = from; seed < from + seeds; seed++) {
     const result = new World({
       seed,
@@ -58,7 +72,9 @@ if (import.meta.main) {
   for (const mutant of mutants) {
     const found = hunt(mutant, seeds, from);
     if (found) caught++;
-    printLine(`${mutant.name}: ${found ? `caught by seed ${found.seed}: ${found.failure}` : `not caught in ${seeds} seeds`}`);
+    printLine(
+      `${mutant.name}: ${found ? `caught by seed ${found.seed}: ${found.failure}` : `not caught in ${seeds} seeds`}`,
+    );
   }
   printLine(`${caught} of ${mutants.length} caught`);
   exitProcess(0);

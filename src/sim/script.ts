@@ -32,7 +32,14 @@ export class ScriptNode {
     this.startLsn = options.startLsn;
     this.acceptor = new Acceptor({
       nodeId,
-      state: initialState({tenantId, timelineId, systemId: '1', pgVersion: 150000, startLsn: options.startLsn, membership}),
+      state: initialState({
+        tenantId,
+        timelineId,
+        systemId: '1',
+        pgVersion: 150000,
+        startLsn: options.startLsn,
+        membership,
+      }),
       flushLsn: options.startLsn,
       boundary: new SimRecordBoundary(),
       ...(options.acceptorMutations ? {mutations: options.acceptorMutations} : {}),
@@ -44,7 +51,8 @@ export class ScriptNode {
     const sent: {connection: number; message: AcceptorMessage}[] = [];
     for (const output of this.acceptor.step(input)) {
       this.outputs.push(output);
-      if (output.kind === 'write') this.wal = Buffer.concat([this.wal.subarray(0, output.lsn - this.startLsn), output.bytes]);
+      if (output.kind === 'write')
+        this.wal = Buffer.concat([this.wal.subarray(0, output.lsn - this.startLsn), output.bytes]);
       else if (output.kind === 'truncate') this.wal = this.wal.subarray(0, output.lsn - this.startLsn);
       else if (output.kind === 'send') sent.push(output);
       else if (output.kind === 'flush') sent.push(...this.step({kind: 'flushed', epoch: output.epoch}));
@@ -117,7 +125,8 @@ export class ScriptProposer {
       const acceptor = this.#cell.node(node);
       const answers = acceptor.step({kind: 'message', connection: this.#connections.get(node)!, message});
       if (message.kind === 'append') answers.push(...acceptor.step({kind: 'batch-end'}));
-      for (const answer of answers) if (allow(node, answer.message)) this.step({kind: 'message', peer: node, message: answer.message});
+      for (const answer of answers)
+        if (allow(node, answer.message)) this.step({kind: 'message', peer: node, message: answer.message});
     }
   }
 }

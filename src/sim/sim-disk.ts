@@ -1,7 +1,7 @@
 /**
  * A disk that forgets what was not synced. Each file has a durable image and the writes since its last sync; directory
- * entries made or removed since the last sync of their directory may come back or be lost. `writeFileAtomic` is atomic: it
- * is one function of the runtime, whose steps the real-process tests look into.
+ * entries made or removed since the last sync of their directory may come back or be lost. A killed process loses
+ * nothing; a power cut loses what was not synced.
  */
 import type {Disk, DiskFile, DiskStat, OpenMode} from '#runtime/disk.ts';
 import type {Random} from '#runtime/random.ts';
@@ -37,7 +37,11 @@ class FileData {
     const keep = Math.floor(random.float() * (this.unsynced.length + 1));
     this.unsynced.forEach((w, i) => {
       if (anyOrder ? random.float() < 0.5 : i < keep) this.#makeDurable(w);
-      else if (!anyOrder && i === keep && random.float() < 0.5) this.#makeDurable({position: w.position, bytes: w.bytes.subarray(0, Math.floor(random.float() * w.bytes.length))});
+      else if (!anyOrder && i === keep && random.float() < 0.5)
+        this.#makeDurable({
+          position: w.position,
+          bytes: w.bytes.subarray(0, Math.floor(random.float() * w.bytes.length)),
+        });
     });
     this.unsynced = [];
     this.current = Buffer.from(this.durable);
@@ -74,6 +78,8 @@ export class SimDisk implements Disk {
   readonly #directories = new Set<string>(['/']);
   /** The next writes of WAL fail with ENOSPC. */
   full = false;
+  /** The next writeFileAtomic is cut short between its rename and the fsync of the directory. */
+  cutNextReplacement = false;
 
   constructor(random: Random) {
     this.#random = random;
@@ -81,8 +87,10 @@ export class SimDisk implements Disk {
 
   /** Power cut: back to what is durable, plus whatever the kernel had written by itself. Open files must not be used again. */
   crash(): void {
-    for (const [path, data] of this.#files) if (!this.#durableNames.has(path) && this.#random.float() < 0.5) this.#durableNames.set(path, data);
-    for (const path of [...this.#durableNames.keys()]) if (!this.#files.has(path) && this.#random.float() < 0.5) this.#durableNames.delete(path);
+    for (const [path, data] of this.#files)
+      if (this.#durableNames.get(path) !== data && this.#random.float() < 0.5) this.#durableNames.set(path, data);
+    for (const path of this.#durableNames.keys())
+      if (!this.#files.has(path) && this.#random.float() < 0.5) this.#durableNames.delete(path);
     this.#files.clear();
     for (const [path, data] of this.#durableNames) {
       data.crash(this.#random);
@@ -94,7 +102,8 @@ export class SimDisk implements Disk {
   durableBytes(path: string, position: number, length: number): Buffer {
     const data = this.#durableNames.get(path);
     const out = Buffer.alloc(length);
-    if (data !== undefined && position < data.durableSize) data.durable.copy(out, 0, position, Math.min(data.durableSize, position + length));
+    if (data !== undefined && position < data.durableSize)
+      data.durable.copy(out, 0, position, Math.min(data.durableSize, position + length));
     return out;
   }
 
@@ -178,7 +187,8 @@ export class SimDisk implements Disk {
     data.write(bytes, 0);
     data.sync(1);
     this.#files.set(path, data);
-    this.#durableNames.set(path, data);
+    if (!this.cutNextReplacement) this.#durableNames.set(path, data);
+    this.cutNextReplacement = false;
   }
 
   rename(): void {
@@ -191,7 +201,8 @@ export class SimDisk implements Disk {
 
   syncDirectory(path: string): void {
     const prefix = `${path}/`;
-    for (const name of [...this.#durableNames.keys()]) if (name.startsWith(prefix) && !this.#files.has(name)) this.#durableNames.delete(name);
+    for (const name of this.#durableNames.keys())
+      if (name.startsWith(prefix) && !this.#files.has(name)) this.#durableNames.delete(name);
     for (const [name, data] of this.#files) if (name.startsWith(prefix)) this.#durableNames.set(name, data);
   }
 

@@ -41,9 +41,11 @@ export class SimRecordBoundary implements RecordBoundary {
     let at = 0;
     while (all.length - at >= 4) {
       const length = all.readUInt32LE(at);
-      if (length < headerBytes || length > recordBytesMax || length % 8 !== 0) throw new Error(`record of ${length} bytes at ${formatLsn(this.#endLsn)}`);
+      if (length < headerBytes || length > recordBytesMax || length % 8 !== 0)
+        throw new Error(`record of ${length} bytes at ${formatLsn(this.#endLsn)}`);
       if (all.length - at < length) break;
-      if (crc32c(all.subarray(at + 8, at + length)) !== all.readUInt32LE(at + 4)) throw new Error(`checksum of the record at ${formatLsn(this.#endLsn)}`);
+      if (crc32c(all.subarray(at + 8, at + length)) !== all.readUInt32LE(at + 4))
+        throw new Error(`checksum of the record at ${formatLsn(this.#endLsn)}`);
       at += length;
       this.#endLsn = (this.#endLsn + length) as Lsn;
     }
@@ -62,7 +64,8 @@ export class TermLogs {
 
   append(term: number, bytes: Buffer): void {
     const log = this.#logs.get(term)!;
-    if (log.length + bytes.length > log.bytes.length) log.bytes = Buffer.concat([log.bytes], (log.length + bytes.length) * 2);
+    if (log.length + bytes.length > log.bytes.length)
+      log.bytes = Buffer.concat([log.bytes], (log.length + bytes.length) * 2);
     bytes.copy(log.bytes, log.length);
     log.length += bytes.length;
   }
@@ -75,7 +78,8 @@ export class TermLogs {
       const to = Math.min(history[i + 1]?.lsn ?? Infinity, endLsn);
       if (from >= to) continue;
       const log = this.#logs.get(history[i]!.term);
-      if (log === undefined || to > log.startLsn + log.length) throw new Error(`nobody wrote WAL up to ${formatLsn(to as Lsn)} in term ${history[i]!.term}`);
+      if (log === undefined || to > log.startLsn + log.length)
+        throw new Error(`nobody wrote WAL up to ${formatLsn(to as Lsn)} in term ${history[i]!.term}`);
       parts.push(log.bytes.subarray(from - log.startLsn, to - log.startLsn));
     }
     return Buffer.concat(parts);

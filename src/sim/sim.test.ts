@@ -5,7 +5,8 @@ import {regressions} from '#sim/regressions.ts';
 import {World} from '#sim/world.ts';
 
 test('saved regressions hold', () => {
-  for (const {seed, note} of regressions()) assert.equal(new World({seed}).run().failure, undefined, `seed ${seed}: ${note}`);
+  for (const {seed, note} of regressions())
+    assert.equal(new World({seed}).run().failure, undefined, `seed ${seed}: ${note}`);
 });
 
 test('60 seeds: no rule is broken', () => {
@@ -21,4 +22,5 @@ test('a seed decides everything: twice the same run', () => {
 });
 
 // The bugs that fall within few seeds; `sh scripts/node src/sim/mutants.ts` hunts them all.
-for (const mutant of mutants) test(`finds the seeded bug: ${mutant.name}`, () => assert.ok(hunt(mutant, 150), 'not found in 150 seeds'));
+for (const mutant of mutants)
+  test(`finds the seeded bug: ${mutant.name}`, () => assert.ok(hunt(mutant, 150), 'not found in 150 seeds'));

@@ -54,6 +54,10 @@ export class TestCell {
     return [...this.#nodes.values()].map(({nodeId, port}) => ({nodeId, host: '127.0.0.1', port}));
   }
 
+  httpPort(nodeId: number): number {
+    return this.#nodes.get(nodeId)!.httpPort;
+  }
+
   async startSafekeeper(nodeId: number): Promise<void> {
     const before = this.#nodes.get(nodeId);
     const running = await runSafekeeper(
@@ -90,13 +94,20 @@ export class TestCell {
   }
 
   async status(nodeId: number): Promise<Record<string, unknown>> {
-    const answer = await requestJson({
-      method: 'GET',
-      url: `http://127.0.0.1:${this.#nodes.get(nodeId)!.httpPort}/v1/tenant/${this.tenantId}/timeline/${this.timelineId}`,
-      token: await this.issuer.sign({aud: 'safekeeper', scope: 'node'}),
-    });
-    if (answer.status !== 200) throw new Error(`status: ${answer.status} ${JSON.stringify(answer.json)}`);
-    return answer.json as Record<string, unknown>;
+    for (let attempt = 0; ; attempt++) {
+      try {
+        const answer = await requestJson({
+          method: 'GET',
+          url: `http://127.0.0.1:${this.httpPort(nodeId)}/v1/tenant/${this.tenantId}/timeline/${this.timelineId}`,
+          token: await this.issuer.sign({aud: 'safekeeper', scope: 'node'}),
+        });
+        if (answer.status !== 200) throw new Error(`status: ${answer.status} ${JSON.stringify(answer.json)}`);
+        return answer.json as Record<string, unknown>;
+      } catch (error) {
+        // The connection was kept from before a restart of the safekeeper.
+        if (attempt > 0 || !String(error).includes('hang up')) throw error;
+      }
+    }
   }
 
   async proposerConfig(): Promise<ProposerConfig> {
@@ -106,7 +117,12 @@ export class TestCell {
       systemId: '',
       pgVersion: 15,
       safekeepers: this.members,
-      token: await this.issuer.sign({aud: 'safekeeper', scope: 'tenant', tenant: this.tenantId, timeline: this.timelineId}),
+      token: await this.issuer.sign({
+        aud: 'safekeeper',
+        scope: 'tenant',
+        tenant: this.tenantId,
+        timeline: this.timelineId,
+      }),
     };
   }
 
@@ -141,12 +157,18 @@ export class TestProposer {
   }
 
   /** The first event of this kind, once it has come. */
-  async event<K extends ProposerEvent['event']>(kind: K, timeoutMs = 15_000): Promise<Extract<ProposerEvent, {event: K}>> {
+  async event<K extends ProposerEvent['event']>(
+    kind: K,
+    timeoutMs = 15_000,
+  ): Promise<Extract<ProposerEvent, {event: K}>> {
     const deadline = Date.now() + timeoutMs;
     for (;;) {
       const found = this.events.find((e) => e.event === kind);
       if (found) return found as Extract<ProposerEvent, {event: K}>;
-      if (Date.now() > deadline) throw new Error(`no ${kind} within ${timeoutMs} ms; events: ${JSON.stringify(this.events)}, status ${JSON.stringify(this.driver.status())}`);
+      if (Date.now() > deadline)
+        throw new Error(
+          `no ${kind} within ${timeoutMs} ms; events: ${JSON.stringify(this.events)}, status ${JSON.stringify(this.driver.status())}`,
+        );
       await new Promise<void>((resolve) => {
         this.#wake = resolve;
         setTimeout(resolve, 50);

@@ -124,7 +124,11 @@ export class World {
   readonly #queue = new EventQueue();
   readonly #faults: Faults;
   readonly #options: WorldOptions;
-  readonly #membership: Membership = {generation: 1, members: nodeIds.map((nodeId) => ({nodeId, host: `sk${nodeId}`, port: 1})), newMembers: []};
+  readonly #membership: Membership = {
+    generation: 1,
+    members: nodeIds.map((nodeId) => ({nodeId, host: `sk${nodeId}`, port: 1})),
+    newMembers: [],
+  };
   readonly #nodes: SimNode[];
   readonly #proposers: SimProposer[] = [];
   readonly #checker: Checker;
@@ -142,7 +146,9 @@ export class World {
     this.#random = new SeededRandom(options.seed);
     this.#faults = drawFaults(this.#random);
     this.#nodes = nodeIds.map((id) => new SimNode(id, new SimDisk(this.#random)));
-    this.#checker = new Checker(timelineStartLsn, nodeIds, (node, startLsn, endLsn) => this.#durableWal(this.#nodes[node - 1]!, startLsn, endLsn));
+    this.#checker = new Checker(timelineStartLsn, nodeIds, (node, startLsn, endLsn) =>
+      this.#durableWal(this.#nodes[node - 1]!, startLsn, endLsn),
+    );
   }
 
   run(): WorldResult {
@@ -171,7 +177,17 @@ export class World {
     const f = this.#faults;
     for (const node of this.#nodes) {
       node.disk.makeDirectory(directory);
-      TimelineStorage.create({disk: node.disk, directory, segmentSize}, initialState({tenantId, timelineId, systemId: '1', pgVersion: 150000, startLsn: timelineStartLsn, membership: this.#membership}));
+      TimelineStorage.create(
+        {disk: node.disk, directory, segmentSize},
+        initialState({
+          tenantId,
+          timelineId,
+          systemId: '1',
+          pgVersion: 150000,
+          startLsn: timelineStartLsn,
+          membership: this.#membership,
+        }),
+      );
       this.#startNode(node);
     }
     this.#startProposer();
@@ -201,17 +217,24 @@ export class World {
     const quiet = (): boolean =>
       last.records >= 5 &&
       last.core.commitLsn === last.core.endLsn &&
-      this.#nodes.every((node) => node.acceptor?.commitLsn === last.core.endLsn && node.acceptor.flushLsn === last.core.endLsn);
+      this.#nodes.every(
+        (node) => node.acceptor?.commitLsn === last.core.endLsn && node.acceptor.flushLsn === last.core.endLsn,
+      );
     while (!quiet()) {
       if (!this.#queue.runNext(deadline))
-        throw new Violation(`no progress within ${livenessMs} ms after all faults ended: proposer ${last.id} is ${last.core.phase} in term ${last.core.term}, committed ${formatLsn(last.core.commitLsn)} of ${formatLsn(last.core.endLsn)}; ${this.#nodes.map((n) => `safekeeper ${n.id} term ${n.acceptor?.term} flush ${formatLsn(n.acceptor?.flushLsn ?? timelineStartLsn)}`).join(', ')}`);
+        throw new Violation(
+          `no progress within ${livenessMs} ms after all faults ended: proposer ${last.id} is ${last.core.phase} in term ${last.core.term}, committed ${formatLsn(last.core.commitLsn)} of ${formatLsn(last.core.endLsn)}; ${this.#nodes.map((n) => `safekeeper ${n.id} term ${n.acceptor?.term} flush ${formatLsn(n.acceptor?.flushLsn ?? timelineStartLsn)}`).join(', ')}`,
+        );
     }
   }
 
   #finish(): void {
     const logs = this.#nodes.map((node) => this.#wal(node, timelineStartLsn, node.acceptor!.flushLsn));
-    this.#nodes.forEach((node, i) => this.#checker.log(node.id, node.acceptor!.state.history, node.acceptor!.flushLsn, logs[i]!));
-    if (!logs.every((log) => log.equals(logs[0]!))) throw new Violation('safekeepers that caught up have different WAL (5)');
+    this.#nodes.forEach((node, i) =>
+      this.#checker.log(node.id, node.acceptor!.state.history, node.acceptor!.flushLsn, logs[i]!),
+    );
+    if (!logs.every((log) => log.equals(logs[0]!)))
+      throw new Violation('safekeepers that caught up have different WAL (5)');
   }
 
   // ---- safekeepers
@@ -230,7 +253,12 @@ export class World {
     node.batchScheduled = false;
     this.#note(`n${node.id} starts in term ${node.acceptor.term} with WAL up to ${formatLsn(storage.flushLsn)}`);
     this.#checker.restarted(node.id, node.acceptor.term, storage.flushLsn);
-    this.#checker.log(node.id, storage.state.history, storage.flushLsn, this.#wal(node, timelineStartLsn, storage.flushLsn));
+    this.#checker.log(
+      node.id,
+      storage.state.history,
+      storage.flushLsn,
+      this.#wal(node, timelineStartLsn, storage.flushLsn),
+    );
   }
 
   #crash(node: SimNode, why: string): void {
@@ -245,12 +273,14 @@ export class World {
       this.#queue.after(this.#random.float() * 20, () => this.#closeAtProposer(c));
     }
     node.connections.clear();
-    node.disk.crash();
+    // A killed process leaves the page cache behind; a later power cut may still take it.
+    if (this.#random.float() < this.#faults.powerCut) node.disk.crash();
     const aimed = why !== 'random';
     this.#queue.after(aimed ? 1 + this.#random.float() * 50 : 10 + this.#random.float() * 1500, () => {
       if (node.acceptor === undefined) this.#startNode(node);
     });
-    if (aimed && !this.#healed && this.#random.float() < 0.5) this.#queue.after(this.#random.float() * 60, () => this.#newProposer());
+    if (aimed && !this.#healed && this.#random.float() < 0.5)
+      this.#queue.after(this.#random.float() * 60, () => this.#newProposer());
   }
 
   #stepNode(node: SimNode, input: AcceptorInput): void {
@@ -261,6 +291,10 @@ export class World {
     acceptor.checkInvariants();
     for (const output of outputs) {
       if (!this.#healed && this.#random.float() < this.#faults.aimedCrash[output.kind]) {
+        if (output.kind === 'save' && this.#random.float() < 0.3) {
+          node.disk.cutNextReplacement = true;
+          node.storage!.apply(output);
+        }
         this.#crash(node, `before ${output.kind}`);
         return;
       }
@@ -268,13 +302,26 @@ export class World {
     }
   }
 
-  #carryOutNode(node: SimNode, acceptor: Acceptor, output: AcceptorOutput, before: {commitLsn: Lsn; flushLsn: Lsn; history: Acceptor['state']['history']}): boolean {
+  #carryOutNode(
+    node: SimNode,
+    acceptor: Acceptor,
+    output: AcceptorOutput,
+    before: {commitLsn: Lsn; flushLsn: Lsn; history: Acceptor['state']['history']},
+  ): boolean {
     const storage = node.storage!;
     switch (output.kind) {
       case 'send': {
         const c = node.connections.get(output.connection);
         const {message} = output;
-        this.#checker.said(node.id, message.term, message.kind === 'vote-response' || message.kind === 'append-response' ? message.flushLsn : message.kind === 'elected-response' ? message.startLsn : (0 as Lsn));
+        this.#checker.said(
+          node.id,
+          message.term,
+          message.kind === 'vote-response' || message.kind === 'append-response'
+            ? message.flushLsn
+            : message.kind === 'elected-response'
+              ? message.startLsn
+              : (0 as Lsn),
+        );
         if (c !== undefined) this.#sendToProposer(c, message);
         return true;
       }
@@ -313,13 +360,17 @@ export class World {
         return true;
       }
       case 'commit':
-        this.#checker.published(node.id, before.commitLsn, output.lsn, (startLsn, endLsn) => this.#wal(node, startLsn, endLsn));
-        if (output.lsn > acceptor.flushLsn && this.#options.acceptorMutations === undefined) throw new Violation(`safekeeper ${node.id} commits beyond its WAL (8)`);
+        this.#checker.published(node.id, before.commitLsn, output.lsn, (startLsn, endLsn) =>
+          this.#wal(node, startLsn, endLsn),
+        );
+        if (output.lsn > acceptor.flushLsn && this.#options.acceptorMutations === undefined)
+          throw new Violation(`safekeeper ${node.id} commits beyond its WAL (8)`);
         return true;
       case 'refuse': {
         const c = node.connections.get(output.connection);
         this.#note(`n${node.id} refuses c${output.connection}: ${output.code} ${output.message}`);
-        if (output.code === 'bad-history' || output.code === 'bad-wal') throw new Violation(`safekeeper ${node.id} refuses its proposer: ${output.message}`);
+        if (output.code === 'bad-history' || output.code === 'bad-wal')
+          throw new Violation(`safekeeper ${node.id} refuses its proposer: ${output.message}`);
         if (c !== undefined) {
           this.#closeAtNode(c);
           this.#queue.after(this.#latency(), () => this.#closeAtProposer(c));
@@ -344,7 +395,13 @@ export class World {
     const parts: Buffer[] = [];
     for (let at: number = startLsn; at < endLsn;) {
       const count = Math.min(endLsn - at, segmentSize - (at % segmentSize));
-      parts.push(node.disk.durableBytes(`${directory}/${segmentFileName(1, Math.floor(at / segmentSize), segmentSize)}`, at % segmentSize, count));
+      parts.push(
+        node.disk.durableBytes(
+          `${directory}/${segmentFileName(1, Math.floor(at / segmentSize), segmentSize)}`,
+          at % segmentSize,
+          count,
+        ),
+      );
       at += count;
     }
     return Buffer.concat(parts);
@@ -373,7 +430,8 @@ export class World {
     if (this.#healed) return;
     const living = this.#proposers.filter((p) => p.alive);
     // A second compute on the same branch is a fault of its own: mostly the old one is killed first.
-    if (living.length >= 3 || this.#random.float() >= this.#faults.rivalProposer) for (const p of living) this.#killProposer(p);
+    if (living.length >= 3 || this.#random.float() >= this.#faults.rivalProposer)
+      for (const p of living) this.#killProposer(p);
     this.#startProposer();
   }
 
@@ -431,7 +489,12 @@ export class World {
         this.#queue.after(5, () => this.#whenAwake(p, () => this.#stepProposer(p, {kind: 'commit-due'})));
         break;
       case 'recover': {
-        const recovery: Recovery = {donor: this.#nodes[output.donor - 1]!, nextLsn: output.startLsn, paused: false, term: output.term};
+        const recovery: Recovery = {
+          donor: this.#nodes[output.donor - 1]!,
+          nextLsn: output.startLsn,
+          paused: false,
+          term: output.term,
+        };
         p.recoveries.set(output.peer, recovery);
         this.#readDonor(p, output.peer, recovery);
         break;
@@ -467,7 +530,12 @@ export class World {
         if (p.recoveries.get(peer) !== recovery || recovery.paused) return;
         const {donor} = recovery;
         const reachable = !this.#blocked.has(`p${p.id}>n${donor.id}`) && !this.#blocked.has(`n${donor.id}>p${p.id}`);
-        if (donor.acceptor === undefined || !reachable || !donor.acceptor.servesRecovery(recovery.term) || donor.acceptor.flushLsn <= recovery.nextLsn) {
+        if (
+          donor.acceptor === undefined ||
+          !reachable ||
+          !donor.acceptor.servesRecovery(recovery.term) ||
+          donor.acceptor.flushLsn <= recovery.nextLsn
+        ) {
           p.recoveries.delete(peer);
           this.#stepProposer(p, {kind: 'recovery-ended', peer});
           return;
@@ -485,7 +553,8 @@ export class World {
     this.#queue.after(150, () =>
       this.#whenAwake(p, () => {
         this.#stepProposer(p, {kind: 'tick', nowMs: this.#queue.nowMs, random: this.#random.float()});
-        for (const c of [...p.connections.values()]) if (this.#queue.nowMs - c.lastHeardMs > silenceMs) this.#breakConnection(c);
+        for (const c of p.connections.values())
+          if (this.#queue.nowMs - c.lastHeardMs > silenceMs) this.#breakConnection(c);
         this.#tickLater(p);
       }),
     );
@@ -497,7 +566,12 @@ export class World {
         this.#produceLater(p);
         if (p.sourcePaused || (this.#healed && p.records >= 5)) return;
         const big = this.#random.float() < 0.05;
-        const record = makeRecord(p.core.term, p.records++, Math.floor(this.#random.float() * (big ? 2000 : 150)), this.#random);
+        const record = makeRecord(
+          p.core.term,
+          p.records++,
+          Math.floor(this.#random.float() * (big ? 2000 : 150)),
+          this.#random,
+        );
         this.#checker.logs.append(p.core.term, record);
         // Postgres cuts its stream anywhere.
         const cut = this.#random.float() < 0.3 ? Math.floor(this.#random.float() * record.length) : 0;
@@ -598,7 +672,10 @@ export class World {
         this.#note(`p${c.proposer.id} <- n${c.node.id} c${c.id} ${describe(decoded)}`);
         const deposed = c.proposer.core.phase === 'elected' && decoded.term > c.proposer.core.term;
         this.#stepProposer(c.proposer, {kind: 'message', peer: c.node.id, message: decoded});
-        if (deposed && c.proposer.alive) throw new Violation(`proposer ${c.proposer.id} of term ${c.proposer.core.term} has heard of term ${decoded.term} and goes on (12)`);
+        if (deposed && c.proposer.alive)
+          throw new Violation(
+            `proposer ${c.proposer.id} of term ${c.proposer.core.term} has heard of term ${decoded.term} and goes on (12)`,
+          );
       });
     };
     c.toProposerMs = Math.max(c.toProposerMs, this.#queue.nowMs + this.#latency());

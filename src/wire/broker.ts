@@ -37,20 +37,40 @@ const reconnectMs = 1000;
 const bufferedBytesMax = 4 * 1024 * 1024;
 
 export function encodeInfos(infos: readonly SafekeeperInfo[]): Buffer {
-  return Buffer.from(JSON.stringify(infos.map((i) => ({...i, flushLsn: formatLsn(i.flushLsn), commitLsn: formatLsn(i.commitLsn)}))));
+  return Buffer.from(
+    JSON.stringify(infos.map((i) => ({...i, flushLsn: formatLsn(i.flushLsn), commitLsn: formatLsn(i.commitLsn)}))),
+  );
 }
 
 /** Throws an Error that says what is wrong with the frame. */
 export function decodeInfos(payload: Buffer): SafekeeperInfo[] {
   const list = parseJsonFrame(payload);
-  if (!Array.isArray(list) || list.length > brokerEntriesMax) throw new Error(`a broker frame is an array of at most ${brokerEntriesMax} entries`);
+  if (!Array.isArray(list) || list.length > brokerEntriesMax)
+    throw new Error(`a broker frame is an array of at most ${brokerEntriesMax} entries`);
   return list.map((entry: unknown) => {
     const e = entry as Record<string, unknown> | null;
     const {tenantId, timelineId, nodeId, host, port, term, flushLsn, commitLsn} = e ?? {};
-    if (typeof tenantId !== 'string' || !idPattern.test(tenantId) || typeof timelineId !== 'string' || !idPattern.test(timelineId)) throw new Error('a broker entry names no tenant and timeline');
-    if (!isCount(nodeId) || !isCount(port) || !isCount(term) || typeof host !== 'string' || host.length > 255) throw new Error(`a broker entry of timeline ${timelineId} names no safekeeper`);
-    if (typeof flushLsn !== 'string' || typeof commitLsn !== 'string') throw new Error(`a broker entry of timeline ${timelineId} has no LSNs`);
-    return {tenantId, timelineId, nodeId, host, port, term, flushLsn: parseLsn(flushLsn), commitLsn: parseLsn(commitLsn)};
+    if (
+      typeof tenantId !== 'string' ||
+      !idPattern.test(tenantId) ||
+      typeof timelineId !== 'string' ||
+      !idPattern.test(timelineId)
+    )
+      throw new Error('a broker entry names no tenant and timeline');
+    if (!isCount(nodeId) || !isCount(port) || !isCount(term) || typeof host !== 'string' || host.length > 255)
+      throw new Error(`a broker entry of timeline ${timelineId} names no safekeeper`);
+    if (typeof flushLsn !== 'string' || typeof commitLsn !== 'string')
+      throw new Error(`a broker entry of timeline ${timelineId} has no LSNs`);
+    return {
+      tenantId,
+      timelineId,
+      nodeId,
+      host,
+      port,
+      term,
+      flushLsn: parseLsn(flushLsn),
+      commitLsn: parseLsn(commitLsn),
+    };
   });
 }
 
@@ -153,7 +173,8 @@ export class BrokerPublisher {
   publish(infos: readonly SafekeeperInfo[]): void {
     const connection = this.#connection.current;
     if (connection === undefined || infos.length === 0 || connection.bufferedBytes > bufferedBytesMax) return;
-    for (let i = 0; i < infos.length; i += brokerEntriesMax) connection.send(brokerFrame.publish, encodeInfos(infos.slice(i, i + brokerEntriesMax)));
+    for (let i = 0; i < infos.length; i += brokerEntriesMax)
+      connection.send(brokerFrame.publish, encodeInfos(infos.slice(i, i + brokerEntriesMax)));
   }
 
   close(): void {

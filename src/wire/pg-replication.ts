@@ -61,18 +61,31 @@ export class ReplicationClient {
   /** Rejects with PostgresError, or the socket's error. Authentication must be `trust` or `peer`: the socket is local. */
   static async connect(options: ReplicationConnectOptions): Promise<ReplicationClient> {
     const client = new ReplicationClient(connectSocket(options.address));
-    const parameters = ['user', options.user, 'replication', 'true', 'application_name', options.applicationName, 'client_encoding', 'UTF8'];
+    const parameters = [
+      'user',
+      options.user,
+      'replication',
+      'true',
+      'application_name',
+      options.applicationName,
+      'client_encoding',
+      'UTF8',
+    ];
     const body = Buffer.from(parameters.map((p) => `${p}\0`).join('') + '\0', 'utf8');
     const startup = Buffer.alloc(8 + body.length);
     startup.writeUInt32BE(startup.length, 0);
     startup.writeUInt32BE(196608, 4);
     body.copy(startup, 8);
-    client.#socket.setTimeout(options.timeoutMs ?? 10_000, () => client.#socket.destroy(new Error('PostgreSQL does not answer')));
+    client.#socket.setTimeout(options.timeoutMs ?? 10_000, () =>
+      client.#socket.destroy(new Error('PostgreSQL does not answer')),
+    );
     client.#socket.write(startup);
     try {
       await client.#untilReady((type, message) => {
         if (type === 0x52 && message.readUInt32BE(0) !== 0)
-          throw new Error(`PostgreSQL asks for a password; its pg_hba.conf must have "local replication ${options.user} trust" (or peer)`);
+          throw new Error(
+            `PostgreSQL asks for a password; its pg_hba.conf must have "local replication ${options.user} trust" (or peer)`,
+          );
       });
     } catch (error) {
       client.close();
@@ -118,7 +131,9 @@ export class ReplicationClient {
           if (body[0] === 0x77) {
             const lsn = body.readUInt32BE(1) * twoPow32 + body.readUInt32BE(5);
             if (lsn !== nextLsn) {
-              this.#socket.destroy(new Error(`PostgreSQL sent WAL at ${formatLsn(lsn as Lsn)}, expected ${formatLsn(nextLsn as Lsn)}`));
+              this.#socket.destroy(
+                new Error(`PostgreSQL sent WAL at ${formatLsn(lsn as Lsn)}, expected ${formatLsn(nextLsn as Lsn)}`),
+              );
               return;
             }
             nextLsn += body.length - 25;
@@ -139,7 +154,10 @@ export class ReplicationClient {
       }
     };
     const slot = options.slot === undefined ? '' : `SLOT "${options.slot}" `;
-    this.#send(0x51, Buffer.from(`START_REPLICATION ${slot}PHYSICAL ${formatLsn(options.startLsn)} TIMELINE 1\0`, 'utf8'));
+    this.#send(
+      0x51,
+      Buffer.from(`START_REPLICATION ${slot}PHYSICAL ${formatLsn(options.startLsn)} TIMELINE 1\0`, 'utf8'),
+    );
   }
 
   /** Written, flushed and applied up to `lsn`: releases the commits that wait for it. */
