@@ -1,0 +1,151 @@
+/**
+ * The second oracle: `npm run oracle:standby -- [options]`. A stock PostgreSQL runs a load. Its data directory from before and
+ * its WAL go through import, WAL reader, interpreter and timeline into layers, as in a pageserver but in one process; a stock
+ * physical standby replays the same WAL and waits at the end and at earlier LSNs. At each of them every page of every relation
+ * and SLRU, every size, relation map, directory and two-phase file of the standby must equal what the timeline answers there,
+ * byte for byte and without masks. Exit code 1 on any difference.
+ *
+ *   (none)            mixed load, the end and 20 earlier LSNs
+ *   --full            PostgreSQL's regression suite too
+ *   --quick           a small load, the end and 3 earlier LSNs (part of npm test)
+ *   --lsns N          that many earlier LSNs
+ *   --seed N          of the choice of LSNs, restarts and WAL chunks; printed at the start
+ *   --set NAME=VALUE  a setting of the cluster, for example full_page_writes=on (repeatable)
+ *   --keep DIR        leave base/, the stopped cluster and the object store in DIR
+ *   --again DIR       no load: compare once more what --keep left
+ */
+import {execFileSync} from 'node:child_process';
+import {chmodSync, existsSync, mkdirSync, mkdtempSync, readFileSync, rmSync} from 'node:fs';
+import {tmpdir} from 'node:os';
+import {join} from 'node:path';
+import {parseArgs} from 'node:util';
+import {FolderObjectStore} from '#objectstore/folder-object-store.ts';
+import {endOfCheckpointRecord} from '#pageserver/ingest/import.ts';
+import {parseControlFile} from '#postgres/control-file.ts';
+import {formatLsn} from '#postgres/lsn.ts';
+import {rmgrNames} from '#postgres/wal/rmgr.ts';
+import {systemDisk} from '#runtime/disk.ts';
+import {SeededRandom} from '#runtime/random.ts';
+import {PostgresCluster} from './postgres-cluster.ts';
+import {type Comparison, compareAt} from './standby/compare.ts';
+import {fullStandbyLoads, mixedStandbyLoads, prepareBase, quickStandbyLoads, runLoads} from './standby/loads.ts';
+import {Standby} from './standby/standby.ts';
+import {Storage} from './standby/storage.ts';
+import {planWal} from './standby/wal.ts';
+
+const {values: options} = parseArgs({
+  options: {
+    quick: {type: 'boolean', default: false},
+    full: {type: 'boolean', default: false},
+    lsns: {type: 'string'},
+    seed: {type: 'string'},
+    set: {type: 'string', multiple: true, default: []},
+    keep: {type: 'string'},
+    again: {type: 'string'},
+  },
+});
+
+const settings: Record<string, string | number | boolean> = {
+  fsync: 'off',
+  synchronous_commit: 'off',
+  full_page_writes: 'off',
+  wal_level: 'logical',
+  shared_buffers: '128MB',
+  max_wal_size: '200GB',
+  wal_keep_size: '200GB',
+  checkpoint_timeout: '1d',
+  track_commit_timestamp: 'on',
+  max_prepared_transactions: 20,
+  max_locks_per_transaction: 256,
+  allow_in_place_tablespaces: 'on',
+  ...Object.fromEntries(options.set.map((pair) => pair.split(/=(.*)/s).slice(0, 2))),
+};
+
+const started = Date.now();
+const seconds = (): string => `${((Date.now() - started) / 1000).toFixed(1)} s`;
+const dir = options.again ?? options.keep ?? mkdtempSync(join(tmpdir(), 'pagoda-standby-'));
+const base = join(dir, 'base');
+try {
+  process.exitCode = (await main()) ? 0 : 1;
+} finally {
+  for (const name of ['standby', ...(options.again === undefined ? [] : ['objects'])])
+    rmSync(join(dir, name), {recursive: true, force: true});
+  if (options.again === undefined && options.keep === undefined) rmSync(dir, {recursive: true, force: true});
+}
+
+async function main(): Promise<boolean> {
+  const seed = Number(options.seed ?? Date.now() % 1_000_000);
+  console.log(`seed ${seed}, in ${dir}`);
+  const random = new SeededRandom(seed);
+  mkdirSync(dir, {recursive: true});
+  chmodSync(dir, 0o755);
+  await using cluster = await PostgresCluster.create({dir, settings, start: false});
+  if (options.again === undefined) await load(cluster);
+
+  const baseControl = parseControlFile(readFileSync(join(base, 'global/pg_control')));
+  const baseLsn = endOfCheckpointRecord(baseControl.checkPointLsn);
+  const walDir = join(cluster.dataDir, 'pg_wal');
+  const plan = await planWal(walDir, baseLsn, Number(options.lsns ?? (options.quick ? 3 : 20)), random);
+  const megabytes = (plan.endLsn - baseLsn) / 1e6;
+  console.log(
+    `WAL: ${plan.records} records, ${megabytes.toFixed(1)} MB, ${plan.checkpoints.length} checkpoints (${seconds()})`,
+  );
+
+  const objects = join(dir, 'objects');
+  rmSync(objects, {recursive: true, force: true});
+  const store = new FolderObjectStore({root: objects, disk: systemDisk, random, nowMs: Date.now()});
+  const storage = new Storage({store, random, layerBytes: options.quick ? 1 << 20 : 8 << 20});
+  try {
+    const imported = await storage.import(base);
+    if (imported !== baseLsn)
+      throw new Error(`the import ends at ${formatLsn(imported)}, not at ${formatLsn(baseLsn)}`);
+    const importedAt = Date.now();
+    const third = Math.floor(plan.targets.length / 3);
+    const reached = await storage.ingest(walDir, [plan.targets[third]!.lsn, plan.targets[2 * third]!.lsn]);
+    if (reached !== plan.endLsn)
+      throw new Error(`ingest ended at ${formatLsn(reached)}, the WAL at ${formatLsn(plan.endLsn)}`);
+    const {layers, layerBytes} = storage.timeline.info();
+    const rate = megabytes / ((Date.now() - importedAt) / 1000);
+    console.log(
+      `ingested into ${layers} layers of ${(layerBytes / 1e6).toFixed(1)} MB in all, ${rate.toFixed(1)} MB/s, two restarts (${seconds()})`,
+    );
+
+    await using standby = await Standby.start({baseDir: base, baseLsn, walDir, dir: join(dir, 'standby'), settings});
+    const all: Comparison[] = [];
+    for (const target of plan.targets) {
+      const control = await standby.advance(target.lsn);
+      const replayedAt = Date.now();
+      const result = await compareAt({timeline: storage.timeline, dataDir: standby.dataDir, target, plan, control});
+      all.push(result);
+      const kinds = [...result.pages].map(([kind, count]) => `${kind} ${count}`).join(', ');
+      console.log(
+        `${formatLsn(target.lsn)} behind ${rmgrNames[target.rmid]} ${target.info.toString(16).padStart(2, '0')}: ${result.compared} pages compared, ` +
+          `${result.equal} equal, ${result.differentPages} different (${kinds}); ${result.forks} sizes, ${result.facts} other facts equal, ` +
+          `${result.differentFacts} different; ${result.emptyMaps} empty maps, ${result.inMemory} prepared in memory; ${Date.now() - replayedAt} ms`,
+      );
+      for (const message of result.messages) console.log(`  ${message}`);
+    }
+    const sum = (value: (c: Comparison) => number): number => all.reduce((total, c) => total + value(c), 0);
+    console.log(
+      `${sum((c) => c.forks)} relation sizes and ${sum((c) => c.facts)} maps, files and counters equal, ${sum((c) => c.differentFacts)} different (${seconds()})`,
+    );
+    console.log(
+      `${sum((c) => c.compared)} pages at ${all.length} LSNs compared, ${sum((c) => c.equal)} equal, ${sum((c) => c.different)} different`,
+    );
+    return sum((c) => c.different) === 0;
+  } finally {
+    await storage.close();
+  }
+}
+
+async function load(cluster: PostgresCluster): Promise<void> {
+  if (existsSync(base)) throw new Error(`${base} is there already: give --keep a new folder`);
+  await cluster.start();
+  await prepareBase(cluster);
+  await cluster.stop('fast');
+  execFileSync('cp', ['-a', cluster.dataDir, base]);
+  await cluster.start();
+  const loads = options.full ? fullStandbyLoads : options.quick ? quickStandbyLoads : mixedStandbyLoads;
+  await runLoads(cluster, loads, options.quick ? 300 : 1000);
+  await cluster.stop('fast');
+}

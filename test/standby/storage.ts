@@ -1,0 +1,122 @@
+/** Our side of the comparison: a data directory and its WAL become a timeline in an object store, by production code alone. */
+import {CheckpointState} from '#pageserver/ingest/checkpoint-state.ts';
+import {importDataDirectory} from '#pageserver/ingest/import.ts';
+import {Interpreter} from '#pageserver/ingest/interpret.ts';
+import {alwaysValid} from '#pageserver/generation-validator.ts';
+import {BlockCache} from '#pageserver/layers/block-cache.ts';
+import {PageserverMetrics} from '#pageserver/metrics.ts';
+import type {PageserverContext} from '#pageserver/timeline/state.ts';
+import {Tenant} from '#pageserver/timeline/tenant.ts';
+import type {Timeline} from '#pageserver/timeline/timeline.ts';
+import type {ObjectStore} from '#objectstore/object-store.ts';
+import {tarDataDirectory} from '#postgres/data-directory.ts';
+import type {Lsn} from '#postgres/lsn.ts';
+import type {WalRecord} from '#postgres/wal/record.ts';
+import {systemClock} from '#runtime/clock.ts';
+import {systemDisk} from '#runtime/disk.ts';
+import {silentLog} from '#runtime/log.ts';
+import type {Random} from '#runtime/random.ts';
+import {readWal} from './wal.ts';
+
+export interface StorageOptions {
+  readonly store: ObjectStore;
+  readonly random: Random;
+  readonly layerBytes: number;
+}
+
+const tenantId = '0123456789abcdef0123456789abcdef';
+const timelineId = 'a'.repeat(32);
+
+export class Storage {
+  readonly #context: PageserverContext;
+  readonly #random: Random;
+  #tenant: Tenant | undefined;
+  #generation = 0;
+
+  constructor(options: StorageOptions) {
+    this.#random = options.random;
+    this.#context = {
+      clock: systemClock,
+      random: options.random,
+      store: options.store,
+      cache: new BlockCache(256 << 20),
+      log: silentLog,
+      metrics: new PageserverMetrics(),
+      // Few sizes in memory, so that ingest has to load them from layers now and then.
+      limits: {layerBytes: options.layerBytes, layerAgeMs: 3_600_000, frozenLayersMax: 3, relationSizesMax: 500},
+    };
+  }
+
+  get timeline(): Timeline {
+    return this.#tenant!.timeline(timelineId);
+  }
+
+  /** Lets go of everything in memory without saving it, and attaches the tenant anew from the object store. */
+  async attach(): Promise<Timeline> {
+    await this.#tenant?.detach();
+    this.#tenant = await Tenant.attach(this.#context, alwaysValid, tenantId, ++this.#generation);
+    return this.timeline;
+  }
+
+  /** Imports a cleanly stopped cluster; answers the LSN at which the timeline begins. */
+  async import(dataDir: string): Promise<Lsn> {
+    this.#tenant = await Tenant.attach(this.#context, alwaysValid, tenantId, ++this.#generation);
+    const timeline = await this.#tenant.createEmpty(timelineId, 15);
+    return timeline.import(async (writer) => {
+      const result = await importDataDirectory({
+        source: tarDataDirectory(systemDisk, dataDir),
+        sink: writer,
+        pauseBytes: 1 << 20,
+        pause: async () => {
+          if (writer.importStep()) await timeline.waitForRoom();
+        },
+      });
+      return {lsn: result.lsn, systemId: String(result.systemId), lastRecordStartLsn: result.lastRecordStartLsn};
+    });
+  }
+
+  /**
+   * Ingests the WAL to its end. At each of the LSNs `restartAt` the timeline is thrown out of memory and loaded again from the
+   * object store, and ingest goes on where that had got. At the end everything is in layers and nothing in memory.
+   */
+  async ingest(walDir: string, restartAt: readonly Lsn[]): Promise<Lsn> {
+    const restarts = [...restartAt];
+    for (;;) {
+      const restart = restarts.shift();
+      await this.#ingestUntil(walDir, restart);
+      if (restart === undefined) break;
+      await this.attach();
+    }
+    await this.timeline.checkpoint();
+    await this.attach();
+    return this.timeline.lastRecordLsn;
+  }
+
+  async #ingestUntil(walDir: string, until: Lsn | undefined): Promise<void> {
+    const {timeline} = this;
+    const from = timeline.lastRecordLsn;
+    const writer = await timeline.writer();
+    const state = await timeline.checkpointState(from);
+    if (state === undefined) throw new Error('the timeline holds no checkpoint state');
+    const checkpoint = CheckpointState.decode(state);
+    const interpreter = new Interpreter(writer, writer, checkpoint);
+    const end = (record: WalRecord): Promise<void> | undefined => {
+      timeline.state.lastRecordStartLsn = record.startLsn;
+      writer.endRecord(record.endLsn);
+      return timeline.hasRoom ? undefined : timeline.waitForRoom();
+    };
+    const take = (record: WalRecord): Promise<void> | undefined => {
+      writer.walLogHints = checkpoint.walLogHints;
+      const outcome = interpreter.interpret(record);
+      if (outcome.kind === 'error') throw outcome.error;
+      if (outcome.kind === 'missing') return writer.loadRelations(outcome.relations).then(() => take(record));
+      if (!writer.hasUnfinishedWork) return end(record);
+      return writer.finishRecord(record.endLsn, () => timeline.waitForRoom()).then(() => end(record));
+    };
+    await readWal({walDir, startLsn: from, endLsn: until, random: this.#random, use: take});
+  }
+
+  async close(): Promise<void> {
+    await this.#tenant?.detach();
+  }
+}
