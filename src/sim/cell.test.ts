@@ -62,7 +62,10 @@ test(
       for (let i = 0; i < 100 && new Set(heard.map((h) => h.nodeId)).size < 3; i++) await sleep(50);
     }
     subscriber.close();
-    assert.deepEqual([...new Set(heard.map((h) => h.nodeId))].sort((a, b) => a - b), [1, 2, 3]);
+    assert.deepEqual(
+      [...new Set(heard.map((h) => h.nodeId))].sort((a, b) => a - b),
+      [1, 2, 3],
+    );
     assert.ok(heard.every((h) => h.timelineId === cell.timelineId && h.commitLsn === parseLsn('0/1000028')));
     for (const nodeId of [1, 2, 3]) await cell.stopSafekeeper(nodeId);
     for (const nodeId of [1, 2, 3]) await cell.startSafekeeper(nodeId);
