@@ -40,6 +40,7 @@ export function roleConfigs(choices: InstallationChoices): RoleConfig[] {
     {
       name: 'broker',
       role: 'broker',
+      phase: 0,
       config: {host: loopback, port: internal.broker, keysDir: layout.keys} satisfies BrokerConfig,
     },
     ...nodeIds.map((nodeId) => ({

@@ -87,6 +87,33 @@ async function checkReadable(path: string, systemUser: string): Promise<void> {
     );
 }
 
+/**
+ * Endpoints are named `<endpoint>.localhost`. Browsers resolve that by themselves, the C library only with Debian's
+ * libnss-myhostname; connection strings of the neon CLI need it. Only comfort: a failure is reported and forgotten.
+ */
+export async function setUpNames(disk: Disk, report: (line: string) => void): Promise<void> {
+  if (await resolves('a-name-of-pagoda.localhost')) return;
+  const command = 'apt-get install -y --no-install-recommends libnss-myhostname';
+  if (!runsAsRoot || !disk.exists('/usr/bin/apt-get')) {
+    report(
+      `names such as ep-….localhost do not resolve on this machine; to use connection strings of the neon CLI run once: sudo ${command}`,
+    );
+    return;
+  }
+  report('installing libnss-myhostname, so that ep-….localhost resolves (once)');
+  const run = await runProcess({
+    command: '/bin/sh',
+    args: ['-c', `${command} || (apt-get update && ${command})`],
+    env: {DEBIAN_FRONTEND: 'noninteractive'},
+  });
+  if (run.code !== 0) report(`that failed; ep-….localhost does not resolve. To see why: ${command}`);
+}
+
+async function resolves(name: string): Promise<boolean> {
+  const {code} = await runProcess({command: 'getent', args: ['hosts', name]});
+  return code === 0;
+}
+
 async function installPackages(disk: Disk, report: (line: string) => void, why: string): Promise<void> {
   const command = `apt-get update && apt-get install -y ${packages.join(' ')}`;
   if (!disk.exists('/usr/bin/apt-get'))

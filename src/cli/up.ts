@@ -24,7 +24,7 @@ import {choosePorts, type Layout, packageRoot, type Ports} from '#cli/layout.ts'
 import {endLeftovers} from '#cli/leftovers.ts';
 import {type InstallationChoices, localComputes, portsInUse, type RoleConfig, roleConfigs} from '#cli/role-configs.ts';
 import {RoleProcess} from '#cli/role-process.ts';
-import {setUp} from '#cli/setup.ts';
+import {setUp, setUpNames} from '#cli/setup.ts';
 
 /** What `status` and `stop` read while the supervisor runs. */
 export interface SupervisorFile {
@@ -65,6 +65,7 @@ export async function up(args: Arguments, layout: Layout): Promise<void> {
   try {
     await endLeftovers(layout.data, systemClock, report);
     const installation = await setUp(disk, report);
+    await setUpNames(disk, report);
     const withProxy = disk.exists(joinPath(packageRoot, 'src', 'proxy', 'server.ts'));
     const choices: InstallationChoices = {layout, ports, installation, listen, withProxy};
     await checkPorts(choices);

@@ -45,7 +45,7 @@ test('initdb once, then every project gets the same cluster with its own identif
       if (runsAsRoot) chownSync(directory, lookUpUser('postgres').uid, lookUpUser('postgres').gid);
     }
     assert.deepEqual(
-      readdirSync(cacheDir).filter((name) => !/^initdb-15\.\d+-v1\.tar$/.test(name)),
+      readdirSync(cacheDir).filter((name) => !/^initdb-15\.\d+-v2\.tar$/.test(name)),
       [],
       'nothing but the template is left',
     );

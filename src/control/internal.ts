@@ -109,10 +109,8 @@ async function reAttach({store}: InternalOptions, request: HttpRequest, claims: 
       .execute();
     return trx
       .selectFrom('attachments')
-      .innerJoin('projects', 'projects.tenant_id', 'attachments.tenant_id')
-      .select(['attachments.tenant_id as id', 'attachments.generation as generation'])
-      .where('attachments.pageserver_id', '=', nodeId)
-      .where('projects.deleted_at', 'is', null)
+      .select(['tenant_id as id', 'generation'])
+      .where('pageserver_id', '=', nodeId)
       .execute();
   });
   return {status: 200, json: {tenants}};

@@ -13,6 +13,8 @@ export interface TimelineInfo {
   readonly state: string;
   /** WAL up to here is ingested and can be read. */
   readonly lastRecordLsn: Lsn;
+  /** Where its own WAL begins. */
+  readonly initialLsn?: Lsn;
   readonly ancestorTimelineId?: string;
   readonly ancestorLsn?: Lsn;
   readonly logicalSizeBytes?: number;
@@ -30,7 +32,8 @@ export type TimestampAnswer = {readonly kind: 'present' | 'future' | 'past' | 'n
 /** Every call may be repeated: creating what exists and deleting what is gone succeed. */
 export interface PageserverClient {
   attachTenant(tenantId: string, generation: number): Promise<void>;
-  detachTenant(tenantId: string): Promise<void>;
+  /** With all its objects. */
+  deleteTenant(tenantId: string): Promise<void>;
   createTimeline(tenantId: string, timelineId: string, pgVersion: number, mode: TimelineMode): Promise<void>;
   /** Streams the first pages in; answers the LSN where the branch's WAL begins. */
   importTimeline(tenantId: string, timelineId: string, body: AsyncIterable<Buffer>): Promise<Lsn>;
@@ -189,8 +192,8 @@ class HttpPageserver implements PageserverClient {
     await this.#http.call('PUT', `/v1/tenant/${tenantId}`, {body: {generation}});
   }
 
-  async detachTenant(tenantId: string): Promise<void> {
-    await this.#http.call('DELETE', `/v1/tenant/${tenantId}`, {expected: [404], timeoutMs: 120_000});
+  async deleteTenant(tenantId: string): Promise<void> {
+    await this.#http.call('DELETE', `/v1/tenant/${tenantId}?objects=true`, {expected: [404], timeoutMs: 120_000});
   }
 
   async createTimeline(tenantId: string, timelineId: string, pgVersion: number, mode: TimelineMode): Promise<void> {
@@ -213,7 +216,7 @@ class HttpPageserver implements PageserverClient {
     // Imported by an earlier try whose answer was lost.
     const info = await this.timeline(tenantId, timelineId);
     if (!info) throw new Error(`the pageserver says timeline ${timelineId} is imported, and that it does not exist`);
-    return info.lastRecordLsn;
+    return info.initialLsn ?? info.lastRecordLsn;
   }
 
   async timeline(tenantId: string, timelineId: string): Promise<TimelineInfo | undefined> {
@@ -221,10 +224,11 @@ class HttpPageserver implements PageserverClient {
       expected: [404],
     });
     if (status === 404) return undefined;
-    const ancestorLsn = json['ancestorLsn'];
+    const {ancestorLsn, initialLsn} = json;
     return {
       state: String(json['state']),
       lastRecordLsn: readLsn(json['lastRecordLsn'], `timeline ${timelineId}`),
+      ...(typeof initialLsn === 'string' ? {initialLsn: readLsn(initialLsn, `timeline ${timelineId}`)} : {}),
       ...(typeof json['ancestorTimelineId'] === 'string' ? {ancestorTimelineId: json['ancestorTimelineId']} : {}),
       ...(ancestorLsn === undefined || ancestorLsn === null
         ? {}

@@ -58,7 +58,7 @@ export class FakeWorld implements StorageClients {
         this.#maybeFail('attachTenant');
         this.tenants.set(tenantId, generation);
       },
-      detachTenant: async (tenantId) => void this.tenants.delete(tenantId),
+      deleteTenant: async (tenantId) => void this.tenants.delete(tenantId),
       createTimeline: async (tenantId, timelineId, _pgVersion, mode) => {
         this.#maybeFail('createTimeline');
         if (!this.tenants.has(tenantId)) throw new Error('tenant is not attached');

@@ -10,6 +10,7 @@ import {createProjectBody, listQuery, updateProjectBody} from '#control/api/sche
 import {Views} from '#control/api/views.ts';
 import {newSystemId} from '#control/bootstrap.ts';
 import {newBranchId, newEndpointId, newProjectId} from '#control/ids.ts';
+import {forgetProject} from '#control/operations/plans.ts';
 import type {ProjectTable} from '#control/store/schema.ts';
 
 /** What is installed; more majors follow. */
@@ -130,30 +131,7 @@ export const projectRoutes: readonly ApiRoute[] = [
         ...endpoints.map((e) => endpointLock(e.id)),
       ];
       await context.mutate(project.id, locks, async (trx, nowMs) => {
-        await trx
-          .updateTable('projects')
-          .set({deleted_at: nowMs, updated_at: nowMs})
-          .where('id', '=', project.id)
-          .execute();
-        await trx
-          .updateTable('branches')
-          .set({deleted_at: nowMs})
-          .where('project_id', '=', project.id)
-          .where('deleted_at', 'is', null)
-          .execute();
-        await trx
-          .updateTable('endpoints')
-          .set({deleted_at: nowMs})
-          .where('project_id', '=', project.id)
-          .where('deleted_at', 'is', null)
-          .execute();
-        // Nothing of it may be opened with a project's key any more.
-        await trx
-          .updateTable('api_keys')
-          .set({revoked_at: nowMs})
-          .where('project_id', '=', project.id)
-          .where('revoked_at', 'is', null)
-          .execute();
+        await forgetProject(trx, project.id, nowMs);
         return {
           operations: [{projectId: project.id, action: 'delete_timeline', kind: 'delete_project', locks}],
           result: undefined,
@@ -317,6 +295,8 @@ async function createProject(
       result: undefined,
     };
   });
+  const failed = operations.find((o) => o.kind === 'create_root' && o.status === 'failed');
+  if (failed) throw apiErrors.unprocessable(`the project could not be made: ${failed.error ?? 'unknown reason'}`);
   const views = new Views(context.config);
   const branch = await context.branch(project, branchId);
   const endpoint = await context.endpoint(project, endpointId);

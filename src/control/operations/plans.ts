@@ -119,6 +119,9 @@ function createRootPlan(context: PlanContext): Plan {
   const {store, storage, bootstrap} = context;
   return {
     kind: 'create_root',
+    async onFailed(trx, {operation, nowMs}) {
+      await forgetProject(trx, operation.project_id, nowMs);
+    },
     steps: [
       {
         name: 'attach',
@@ -453,7 +456,7 @@ function deleteProjectPlan(context: PlanContext): Plan {
         },
       },
       {
-        name: 'detach',
+        name: 'delete-tenant',
         async effect({operation}) {
           const project = await store
             .selectFrom('projects')
@@ -465,8 +468,15 @@ function deleteProjectPlan(context: PlanContext): Plan {
             .selectAll()
             .where('tenant_id', '=', project.tenant_id)
             .executeTakeFirst();
-          if (attachment) await storage.pageserver(attachment.pageserver_id).detachTenant(project.tenant_id);
+          if (attachment) await storage.pageserver(attachment.pageserver_id).deleteTenant(project.tenant_id);
           return {tenantId: project.tenant_id};
+        },
+        // Until here a pageserver that starts anew is told to hold the tenant: what is not attached cannot be deleted.
+        async record(trx, {state}) {
+          await trx
+            .deleteFrom('attachments')
+            .where('tenant_id', '=', state['tenantId'] as string)
+            .execute();
         },
       },
     ],
@@ -481,7 +491,10 @@ async function stopComputes({store, launcher}: PlanContext, branchIds: readonly 
 async function deleteTimelines({storage}: PlanContext, where: Where): Promise<void> {
   const {tenant_id: tenantId} = where.project;
   const {timeline_id: timelineId} = where.branch;
-  await storage.pageserver(where.pageserverId).deleteTimeline(tenantId, timelineId);
+  const pageserver = storage.pageserver(where.pageserverId);
+  // "Not found" must mean that the timeline is gone, not that the pageserver has just started and holds nothing yet.
+  await pageserver.attachTenant(tenantId, where.generation);
+  await pageserver.deleteTimeline(tenantId, timelineId);
   await Promise.all(where.safekeepers.map((nodeId) => storage.safekeeper(nodeId).deleteTimeline(tenantId, timelineId)));
 }
 
@@ -490,6 +503,30 @@ async function setIdle(trx: StoreTransaction, endpointId: string, nowMs: number)
     .updateTable('endpoints')
     .set({current_state: 'idle', pending_state: null, suspended_at: nowMs, updated_at: nowMs})
     .where('id', '=', endpointId)
+    .execute();
+}
+
+/** The project and everything in it disappear from the API. */
+export async function forgetProject(trx: StoreTransaction, projectId: string, nowMs: number): Promise<void> {
+  await trx.updateTable('projects').set({deleted_at: nowMs, updated_at: nowMs}).where('id', '=', projectId).execute();
+  await trx
+    .updateTable('branches')
+    .set({deleted_at: nowMs})
+    .where('project_id', '=', projectId)
+    .where('deleted_at', 'is', null)
+    .execute();
+  await trx
+    .updateTable('endpoints')
+    .set({deleted_at: nowMs})
+    .where('project_id', '=', projectId)
+    .where('deleted_at', 'is', null)
+    .execute();
+  // Nothing of it may be opened with a project's key any more.
+  await trx
+    .updateTable('api_keys')
+    .set({revoked_at: nowMs})
+    .where('project_id', '=', projectId)
+    .where('revoked_at', 'is', null)
     .execute();
 }
 
