@@ -4,12 +4,14 @@
  * page. WAL consists of one synthesised checkpoint at X.
  */
 import {CheckpointState} from '#pageserver/ingest/checkpoint-state.ts';
+import {unreachable} from '#runtime/assert.ts';
 import {crc32c} from '#runtime/crc.ts';
-import {type Lsn, formatLsn, writeLsn64} from '#postgres/lsn.ts';
+import {type Lsn, formatLsn} from '#postgres/lsn.ts';
 import {type RelTag, blockSize, defaultTablespace, fork, formatRel, globalTablespace} from '#postgres/relation.ts';
 import {
   type SlruKind,
   clogXactsPerPage,
+  commitTsXactsPerPage,
   multixactMembersPerPage,
   multixactOffsetsPerPage,
   slruDirectory,
@@ -19,7 +21,7 @@ import {
   slruSegmentName,
 } from '#postgres/slru.ts';
 import {type TarEntry, writeTar} from '#postgres/tar.ts';
-import {makeCheckpointSegment} from '#postgres/wal/checkpoint-segment.ts';
+import {alignStartLsn, makeCheckpointSegment} from '#postgres/wal/checkpoint-segment.ts';
 
 /** What a basebackup reads: a part of TimelineReader (timeline/timeline-reader.ts). */
 export interface BasebackupSource {
@@ -54,8 +56,19 @@ export interface BasebackupOptions {
 /** The state cannot make a data directory; the message names tenant, timeline and LSN. */
 export class BasebackupError extends Error {}
 
-/** Tar bytes. Reads lazily; throws BasebackupError or what the source throws, also in the middle of the stream. */
+/**
+ * Tar bytes. Throws BasebackupError at once when no compute can start at this LSN. Reads lazily: BasebackupError or what the
+ * source throws may also come in the middle of the stream.
+ */
 export function basebackup(options: BasebackupOptions): AsyncGenerator<Buffer> {
+  const {source, lsn} = options;
+  const aligned = alignStartLsn(lsn);
+  if (aligned !== lsn)
+    throw failure(
+      source,
+      lsn,
+      `no WAL record can start there; the next position where one can is ${formatLsn(aligned)}`,
+    );
   return writeTar(entries(options));
 }
 
@@ -196,8 +209,13 @@ function neededPage(kind: SlruKind, state: CheckpointState): number | undefined 
       return needed(checkPoint.nextMulti, multixactOffsetsPerPage);
     case slruKind.multixactMembers:
       return needed(checkPoint.nextMultiOffset, multixactMembersPerPage);
+    case slruKind.commitTs:
+      // Postgres makes the page of nextXid itself; ids below it may be asked for too.
+      return state.control.trackCommitTimestamp && checkPoint.newestCommitTsXid !== 0
+        ? Math.floor(((state.nextXid32 - 1) >>> 0) / commitTsXactsPerPage)
+        : undefined;
     default:
-      return undefined;
+      return unreachable(kind);
   }
 }
 
@@ -229,13 +247,13 @@ async function* slruSegments(
 }
 
 /** replication/logical/origin.c CheckPointReplicationOrigin. */
-function originsFile(origins: ReadonlyMap<number, Lsn>): Buffer {
+function originsFile(origins: ReadonlyMap<number, bigint>): Buffer {
   const bytes = Buffer.alloc(4 + origins.size * 16 + 4);
   bytes.writeUInt32LE(0x1257dade, 0);
   let at = 4;
   for (const [origin, remoteLsn] of origins) {
     bytes.writeUInt16LE(origin, at);
-    writeLsn64(bytes, at + 8, remoteLsn);
+    bytes.writeBigUInt64LE(remoteLsn, at + 8);
     at += 16;
   }
   bytes.writeUInt32LE(crc32c(bytes.subarray(0, at)), at);

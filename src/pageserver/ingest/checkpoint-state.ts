@@ -9,7 +9,6 @@
  */
 import {firstNormalXid, precedesModulo, xidPrecedes} from '#postgres/checkpoint.ts';
 import {ControlFile, controlFileDataSize} from '#postgres/control-file.ts';
-import {type Lsn, readLsn64, writeLsn64} from '#postgres/lsn.ts';
 
 /** A stored state that cannot be read. */
 export class CheckpointStateError extends Error {}
@@ -23,8 +22,8 @@ const originsMax = 65535;
 export class CheckpointState {
   /** Its checkPoint is the state; its own state, time and positions are those of the import. */
   readonly control: ControlFile;
-  /** Replication origin → remote LSN that was applied. */
-  readonly origins: Map<number, Lsn>;
+  /** Replication origin → remote LSN that was applied. Of another system, and users may set it: any 64 bits. */
+  readonly origins: Map<number, bigint>;
   /** Multixact offsets page that a CREATE_ID record created ahead of its ZERO_OFF_PAGE record (wal-redo.md 5.3). */
   preInitializedOffsetsPage: number | undefined;
   /** Set by every change; takeChange() resets it. */
@@ -94,7 +93,7 @@ export class CheckpointState {
   }
 
   /** replorigin_advance: only forward unless forced. */
-  advanceOrigin(origin: number, remoteLsn: Lsn, force: boolean): void {
+  advanceOrigin(origin: number, remoteLsn: bigint, force: boolean): void {
     const known = this.origins.get(origin);
     if (known !== undefined && known >= remoteLsn && !force) return;
     if (known === undefined && this.origins.size >= originsMax) return;
@@ -124,7 +123,7 @@ export class CheckpointState {
     at += 6;
     for (const [origin, remoteLsn] of this.origins) {
       bytes.writeUInt16LE(origin, at);
-      writeLsn64(bytes, at + 2, remoteLsn);
+      bytes.writeBigUInt64LE(remoteLsn, at + 2);
       at += 10;
     }
     return bytes;
@@ -145,7 +144,7 @@ export class CheckpointState {
     at += 6;
     if (bytes.length !== at + count * 10)
       throw new CheckpointStateError(`checkpoint state of ${bytes.length} bytes does not hold ${count} origins`);
-    for (let i = 0; i < count; i++, at += 10) state.origins.set(bytes.readUInt16LE(at), readLsn64(bytes, at + 2));
+    for (let i = 0; i < count; i++, at += 10) state.origins.set(bytes.readUInt16LE(at), bytes.readBigUInt64LE(at + 2));
     return state;
   }
 }

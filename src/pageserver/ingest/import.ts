@@ -11,7 +11,7 @@
 import {CheckpointState} from '#pageserver/ingest/checkpoint-state.ts';
 import type {IngestSink} from '#pageserver/ingest/sink.ts';
 import {type ControlFile, ControlFileError, databaseState, parseControlFile} from '#postgres/control-file.ts';
-import {type Lsn, lsn, readLsn64} from '#postgres/lsn.ts';
+import {type Lsn, lsn} from '#postgres/lsn.ts';
 import {crc32c} from '#runtime/crc.ts';
 import {
   type ForkNumber,
@@ -85,7 +85,7 @@ class Importer {
   readonly #databases = new Map<string, {spcNode: number; dbNode: number; hasVersionFile: boolean}>();
   readonly #tablespaces = new Set<number>();
   #control: ControlFile | undefined;
-  #origins: [number, Lsn][] = [];
+  #origins: [number, bigint][] = [];
   #lsn = lsn(0);
   #versionSeen = false;
   #globalMapSeen = false;
@@ -376,7 +376,7 @@ async function* pagesOf(body: AsyncIterable<Buffer>): AsyncGenerator<Buffer> {
 }
 
 /** pg_logical/replorigin_checkpoint (replication/logical/origin.c): magic, entries of 16 bytes, checksum. */
-function parseOrigins(bytes: Buffer): [number, Lsn][] {
+function parseOrigins(bytes: Buffer): [number, bigint][] {
   const end = bytes.length - 4;
   if (
     bytes.length < 8 ||
@@ -387,8 +387,8 @@ function parseOrigins(bytes: Buffer): [number, Lsn][] {
     throw new ImportError(
       'pg_logical/replorigin_checkpoint is damaged: remove it if no subscription or replication origin is in use',
     );
-  const origins: [number, Lsn][] = [];
-  for (let at = 4; at < end; at += 16) origins.push([bytes.readUInt16LE(at), readLsn64(bytes, at + 8)]);
+  const origins: [number, bigint][] = [];
+  for (let at = 4; at < end; at += 16) origins.push([bytes.readUInt16LE(at), bytes.readBigUInt64LE(at + 8)]);
   return origins;
 }
 

@@ -207,7 +207,7 @@ async function runLoad(cluster: PostgresCluster, withImages: boolean): Promise<v
     create index on in_elsewhere (g) tablespace elsewhere;
     create database by_wal template copied_from strategy wal_log; create database by_copy template copied_from strategy file_copy;
     create database gone strategy file_copy; drop database gone;
-    select pg_replication_origin_create('o'); select pg_replication_origin_advance('o', '1/234'); select pg_switch_wal()`);
+    select pg_replication_origin_create('o'); select pg_replication_origin_advance('o', 'FFFFFFFF/234'); select pg_switch_wal()`);
   await cluster.psql('-d', 'by_copy', '-c', 'insert into c select g from generate_series(1, 10) g', '-c', 'vacuum c');
   await cluster.psql('-d', 'by_wal', '-c', 'delete from c where g < 100', '-c', 'vacuum full pg_class');
   await cluster.query(
@@ -412,7 +412,7 @@ async function startFromBasebackup(
   assert.deepEqual(await cluster.query('select sum(n)::int as n from two_phase'), [{n: 3}]);
   assert.deepEqual(
     await cluster.query("select remote_lsn::text from pg_replication_origin_status where external_id = 'o'"),
-    [{remote_lsn: '1/234'}],
+    [{remote_lsn: 'FFFFFFFF/234'}],
   );
   assert.deepEqual(await cluster.query('select count(*)::int as n from u'), [{n: 0}]); // unlogged: empty, but there
   await cluster.query("insert into u values (1, 'again')");

@@ -65,7 +65,7 @@ function transactionEnd(record: WalRecord, context: InterpretContext): Effects {
   let subtransactions = noXids;
   const relations: {spcNode: number; dbNode: number; relNode: number}[] = [];
   let xid = record.xid;
-  let originLsn: Lsn | undefined;
+  let originLsn: bigint | undefined;
   if ((info & hasDatabase) !== 0) data.skip(8);
   if ((info & hasSubtransactions) !== 0) {
     const xids: number[] = [];
@@ -84,7 +84,7 @@ function transactionEnd(record: WalRecord, context: InterpretContext): Effects {
     return problem('the end of a prepared transaction does not say which');
   }
   if ((info & hasOrigin) !== 0) {
-    originLsn = data.lsn();
+    originLsn = data.u64();
     timestamp = data.bytes(8);
   }
 

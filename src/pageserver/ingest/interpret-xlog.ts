@@ -119,7 +119,7 @@ function parameterChange(record: WalRecord, context: InterpretContext): Effects 
 
 export function interpretOrigin(record: WalRecord, {data, checkpoint}: InterpretContext): Effects {
   if ((record.info & 0xf0) === 0x00) {
-    const remoteLsn = data.lsn();
+    const remoteLsn = data.u64();
     const origin = data.u16();
     const force = data.u8() !== 0;
     return effects(() => checkpoint.advanceOrigin(origin, remoteLsn, force));

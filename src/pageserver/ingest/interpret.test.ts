@@ -1,5 +1,6 @@
 import assert from 'node:assert/strict';
 import {test} from 'node:test';
+import fc from 'fast-check';
 import {CheckpointState} from '#pageserver/ingest/checkpoint-state.ts';
 import {Interpreter} from '#pageserver/ingest/interpret.ts';
 import {decodePagePatch} from '#pageserver/ingest/page-patch.ts';
@@ -206,6 +207,10 @@ test('what cannot be interpreted is an error that names record, resource manager
     ],
     [{rmid: rmgr.xlog, info: 0xb0, body: blocks([{id: 0, rel: 1, block: 0}], Buffer.alloc(0))}, /block 0 has no image/],
     [{rmid: rmgr.heap, info: 0, body: mainDataBody(insertFlags(1))}, /block 0 is missing/],
+    [
+      {rmid: rmgr.generic, info: 0, body: blocks([{id: 0, rel: 1, block: 0xffffffff}], Buffer.alloc(0))},
+      /block 0 has number 4294967295/,
+    ],
   ];
   for (const [record, message] of cases) {
     const r = new Recorder();
@@ -233,7 +238,7 @@ test('the next transaction id is rounded up, wraps into the next epoch, and skip
   assert.equal(checkpoint.control.checkPoint.nextXid, 2 ** 32 + 3);
   checkpoint.advanceNextXid(3);
   assert.equal(checkpoint.control.checkPoint.nextXid, 2 ** 32 + 128);
-  checkpoint.origins.set(3, lsn(77));
+  checkpoint.origins.set(3, 0xffffffffffffffffn);
   checkpoint.preInitializedOffsetsPage = 9;
   const copy = CheckpointState.decode(checkpoint.encode());
   assert.deepEqual(copy.encode(), checkpoint.encode());
@@ -313,4 +318,24 @@ test('a relation in another tablespace brings its database directory', () => {
     ['createDatabase', 20000, 5, false],
     ['createRelation', 20000, 5, 300, 0],
   ]);
+});
+
+test('whatever a record holds, the answer is a value: applied or an error, and an error leaves no trace', () => {
+  fc.assert(
+    fc.property(
+      fc.nat(22),
+      fc.nat(15),
+      fc.uint8Array({maxLength: 120}),
+      fc.boolean(),
+      (rmid, opcode, data, withBlock) => {
+        const r = new Recorder();
+        const main = Buffer.from(data);
+        const body = withBlock ? blocks([{id: 0, rel: 100, block: 9}], main) : mainDataBody(main);
+        const outcome = r.interpret({rmid: rmid === 22 ? 200 : rmid, info: opcode << 4, xid: 5, body});
+        if (outcome.kind === 'error') assert.deepEqual(r.calls, []);
+        else assert.equal(outcome.kind, 'applied');
+      },
+    ),
+    {numRuns: 5000},
+  );
 });

@@ -35,6 +35,8 @@ import {MapClears} from '#pageserver/ingest/visibility-map.ts';
 const applied: InterpretOutcome = {kind: 'applied', barrier: false};
 const appliedWithBarrier: InterpretOutcome = {kind: 'applied', barrier: true};
 
+/** MaxBlockNumber (storage/block.h). */
+const blockNumberMax = 0xfffffffe;
 const opcodeFpiForHint = 0xa0;
 const opcodeFpi = 0xb0;
 
@@ -117,7 +119,9 @@ export class Interpreter implements InterpretContext {
     this.#images.length = 0;
     for (let id = 0; id <= record.maxBlockId; id++) {
       const b = record.blocks[id]!;
-      if (b.inUse) this.#sizes[id] = this.size(b.spcNode, b.dbNode, b.relNode, b.fork);
+      if (!b.inUse) continue;
+      if (b.blockNumber > blockNumberMax) return failure(record, `block ${id} has number ${b.blockNumber}`);
+      this.#sizes[id] = this.size(b.spcNode, b.dbNode, b.relNode, b.fork);
     }
     const isHeap = rmid === rmgr.heap || rmid === rmgr.heap2;
     if (isHeap) this.#mapClears.find(record);

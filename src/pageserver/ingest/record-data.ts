@@ -1,5 +1,4 @@
 /** Bounds-checked reading of a record's main data. */
-import {type Lsn, readLsn64} from '#postgres/lsn.ts';
 import type {WalRecord} from '#postgres/wal/record.ts';
 
 /** Main data too short for what it announces: the interpreter turns it into an IngestError. */
@@ -33,8 +32,8 @@ export class RecordData {
     return this.#bytes.readUInt32LE(this.#advance(4));
   }
 
-  lsn(): Lsn {
-    return readLsn64(this.#bytes, this.#advance(8));
+  u64(): bigint {
+    return this.#bytes.readBigUInt64LE(this.#advance(8));
   }
 
   /** A view. */

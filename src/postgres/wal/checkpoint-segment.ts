@@ -7,11 +7,12 @@
  * zeros here; nobody reads it: replication starts at X.
  */
 import {type ControlFile, databaseState} from '#postgres/control-file.ts';
-import {type Lsn, lsn} from '#postgres/lsn.ts';
+import {type Lsn, formatLsn, lsn} from '#postgres/lsn.ts';
 import {rmgr} from '#postgres/wal/rmgr.ts';
 import {
   segmentFileName,
   segmentNumber,
+  walPageHeaderSize,
   walPageSize,
   walSegmentSizeDefault,
   writeWalPageHeader,
@@ -51,12 +52,24 @@ export interface CheckpointSegmentOptions {
   readonly timeline?: number;
 }
 
+/** The first position from `position` on at which a compute can start: a multiple of 8, not inside a page header. */
+export function alignStartLsn(position: Lsn): Lsn {
+  const aligned = Math.ceil(position / 8) * 8;
+  const pageOffset = aligned % walPageSize;
+  if (pageOffset === 0) return lsn(aligned);
+  const headerSize = walPageHeaderSize(lsn(aligned - pageOffset), walSegmentSizeDefault);
+  return lsn(pageOffset < headerSize ? aligned - pageOffset + headerSize : aligned);
+}
+
 export function makeCheckpointSegment(options: CheckpointSegmentOptions): CheckpointSegment {
   const timeline = options.timeline ?? 1;
   const start = options.lsn;
   const segmentSize = walSegmentSizeDefault;
   const systemId = options.controlFile.systemId;
-  if (start % 8 !== 0) throw new RangeError(`no WAL record can start at ${start}: not a multiple of 8`);
+  if (alignStartLsn(start) !== start)
+    throw new RangeError(
+      `no WAL record can start at ${formatLsn(start)}: not a multiple of 8, or inside a page header`,
+    );
   const writer = new WalWriter({
     startLsn: start,
     systemId,
@@ -66,7 +79,7 @@ export function makeCheckpointSegment(options: CheckpointSegmentOptions): Checkp
   });
 
   const control = options.controlFile.clone();
-  const recordLsn = lsn(start % walPageSize === 0 ? start + (start % segmentSize === 0 ? 40 : 24) : start);
+  const recordLsn = lsn(start % walPageSize === 0 ? start + walPageHeaderSize(start, segmentSize) : start);
   const checkPoint = control.checkPoint;
   checkPoint.redoLsn = recordLsn;
   checkPoint.timeline = timeline;
