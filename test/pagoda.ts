@@ -282,6 +282,15 @@ export class Pagoda {
     await this.settled(projectId);
   }
 
+  /** postgresql.conf settings for the endpoint's next start; it is left suspended. */
+  async configure(endpointId: string, settings: Record<string, string>, projectId = this.status.projectId): Promise<void> {
+    await this.api('PATCH', `/projects/${projectId}/endpoints/${endpointId}`, {
+      endpoint: {settings: {pg_settings: settings}},
+    });
+    await this.settled(projectId);
+    await this.suspend(endpointId, projectId);
+  }
+
   async resume(endpointId: string, projectId = this.status.projectId): Promise<void> {
     await this.api('POST', `/projects/${projectId}/endpoints/${endpointId}/start`);
     await this.settled(projectId);

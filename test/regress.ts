@@ -121,12 +121,9 @@ for (const suite of suites) {
   try {
     const {branchId, endpointId} = await pagoda.mainBranch();
     const {projectId} = pagoda.status;
-    await pagoda.api('PATCH', `/projects/${projectId}/endpoints/${endpointId}`, {
-      endpoint: {settings: {pg_settings: settings}},
-    });
     await pagoda.api('POST', `/projects/${projectId}/branches/${branchId}/roles`, {role: {name: superuser}});
     await pagoda.settled();
-    await pagoda.suspend(endpointId);
+    await pagoda.configure(endpointId, settings);
     await pagoda.resume(endpointId);
     const result = await throughEndpoint(suite, pagoda, endpointId);
     const differing = differences(reference, result);

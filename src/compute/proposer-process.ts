@@ -50,6 +50,7 @@ export class ProposerProcess {
         }
         if (event['event'] === 'elected') onElected({term: Number(event['term']), lsn: parseLsn(String(event['lsn']))});
         else if (event['event'] === 'stopped') onStopped(parseLsn(String(event['commitLsn'])));
+        else if (event['event'] === 'postgres-lost') options.log.warn('the proposer lost Postgres', {line});
         else if (event['event'] === 'fenced') options.onFenced(String(event['message'] ?? line));
       },
       onStderrLine(line) {

@@ -93,11 +93,7 @@ test('a transaction reads its own changes on a table many times shared_buffers a
   const expected = await answers(reference);
   await reference.end();
   const {endpointId} = await pagoda.mainBranch();
-  const {projectId} = pagoda.status;
-  await pagoda.api('PATCH', `/projects/${projectId}/endpoints/${endpointId}`, {
-    endpoint: {settings: {pg_settings: {shared_buffers: '16MB'}}},
-  });
-  await pagoda.suspend(endpointId);
+  await pagoda.configure(endpointId, {shared_buffers: '16MB'});
   const client = await pagoda.connect();
   assert.equal((await client.query('show shared_buffers')).rows[0]?.['shared_buffers'], '16MB');
   assert.deepEqual(await answers(client), expected);
