@@ -22,10 +22,15 @@
 #include "storage/ipc.h"
 #include "storage/latch.h"
 #include "utils/memutils.h"
+#include "utils/timestamp.h"
 #include "utils/wait_event.h"
 
-/* Longest wait when the caller cannot take an error (a drop after commit): then the guard is written unasked. */
+/*
+ * Longest wait when the caller cannot take an error (a drop after commit): then the guard is written unasked. The same
+ * transaction may drop a thousand relations: after a failure nothing is asked this way for a while.
+ */
 #define NOTHROW_TIMEOUT_MS 5000
+#define NOTHROW_PAUSE_MS 30000
 
 /* A database of a million relations lists in 96 MB. */
 #define LIST_BYTES_MAX (512 * 1024 * 1024)
@@ -79,6 +84,7 @@ static bool agent_busy = false; /* an answer may still be in the stream */
 static WaitEventSet *agent_waits = NULL;
 static int	agent_socket_event = -1;
 static uint32 agent_last_id = 0;
+static TimestampTz nothrow_failed_at = 0;
 
 static bool run_exchange(Exchange *x);
 static bool try_exchange(Exchange *x, bool *retry);
@@ -101,6 +107,10 @@ agent_relation_sizes(RelFileNode rnode, BlockNumber *nblocks, bool nothrow)
 		.capacity = sizeof(sizes),
 		.nothrow = nothrow
 	};
+
+	if (nothrow && nothrow_failed_at != 0 &&
+		!TimestampDifferenceExceeds(nothrow_failed_at, GetCurrentTimestamp(), NOTHROW_PAUSE_MS))
+		return false;
 
 	metrics_add(METRIC_SIZE_REQUESTS, 1);
 	if (!run_exchange(&x))
@@ -446,7 +456,10 @@ fail_request(Exchange *x)
 
 	metrics_add(METRIC_REQUEST_FAILURES, 1);
 	if (x->nothrow)
+	{
+		nothrow_failed_at = GetCurrentTimestamp();
 		return false;
+	}
 	describe(&x->request, about, sizeof(about));
 	ereport(ERROR,
 			(errcode(ERRCODE_IO_ERROR),

@@ -228,6 +228,16 @@ void
 base_guard_drop_database(Oid spc, Oid db)
 {
 	RelFileNode key = {.spcNode = spc, .dbNode = db};
+	RelFileNode database = {.dbNode = db};
+	Slot	   *slot;
+	bool		in_base;
+
+	LWLockAcquire(TABLE_LOCK, LW_SHARED);
+	slot = find_slot(database);
+	in_base = slot == NULL || !(slot->flags & SLOT_DATABASE_NEW);
+	LWLockRelease(TABLE_LOCK);
+	if (!in_base)
+		return;
 
 	append_guard(GUARD_DROP, key, MAIN_FORKNUM, 0);
 	LWLockAcquire(TABLE_LOCK, LW_EXCLUSIVE);

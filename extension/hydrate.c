@@ -48,6 +48,7 @@ static void create_segment(const char *path, off_t size, const char *pages, bool
 static void make_directories(RelFileNode rnode);
 static char *read_init_fork(RelFileNode rnode, BlockNumber nblocks);
 static void hydrate_all_pages(RelFileNode rnode, ForkNumber fork);
+static bool range_is_local(RelFileNode rnode, ForkNumber fork, BlockNumber block, int count);
 static void need_buffers(int pages);
 
 void
@@ -558,9 +559,32 @@ hydrate_all_pages(RelFileNode rnode, ForkNumber fork)
 
 	for (BlockNumber block = 0; block < nblocks; block += PAGODA_FETCH_MAX)
 	{
+		int			count = Min(nblocks - block, PAGODA_FETCH_MAX);
+
 		CHECK_FOR_INTERRUPTS();
-		(void) fetch_and_store(rnode, fork, block, Min(nblocks - block, PAGODA_FETCH_MAX));
+		if (!range_is_local(rnode, fork, block, count))
+			(void) fetch_and_store(rnode, fork, block, count);
 	}
+}
+
+static bool
+range_is_local(RelFileNode rnode, ForkNumber fork, BlockNumber block, int count)
+{
+	char		path[MAXPGPATH];
+	ssize_t		n;
+	int			fd;
+
+	need_buffers(count);
+	segment_path(path, rnode, fork, block);
+	fd = OpenTransientFile(path, O_RDONLY | PG_BINARY);
+	if (fd < 0)
+		return false;
+	n = pg_pread(fd, present, (Size) count * BLCKSZ, (off_t) (block % RELSEG_SIZE) * BLCKSZ);
+	CloseTransientFile(fd);
+	for (int i = 0; i < n / BLCKSZ; i++)
+		if (PageIsNew((Page) (present + (Size) i * BLCKSZ)))
+			return false;
+	return n == (ssize_t) count * BLCKSZ;
 }
 
 static void

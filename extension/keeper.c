@@ -244,7 +244,8 @@ keep_free_space_page(const Note *note)
 	if (!is_permanent(note->rnode) || !smgrexists(reln, note->fork) || note->block >= smgrnblocks(reln, note->fork))
 		return false;
 
-	buffer = ReadBufferWithoutRelcache(note->rnode, note->fork, note->block, RBM_NORMAL, NULL, true);
+	/* Like the server itself, take a damaged map for an empty one. */
+	buffer = ReadBufferWithoutRelcache(note->rnode, note->fork, note->block, RBM_ZERO_ON_ERROR, NULL, true);
 	LockBuffer(buffer, BUFFER_LOCK_EXCLUSIVE);
 	if (PageIsNew(BufferGetPage(buffer)))
 	{

@@ -74,7 +74,7 @@ export class Cluster {
   }
 
   /** Waits until a connection works, or throws with the end of the log when the postmaster has gone. */
-  async untilReady(timeoutMs = 30_000): Promise<void> {
+  async untilReady(timeoutMs = 120_000): Promise<void> {
     const deadline = Date.now() + timeoutMs;
     for (;;) {
       try {
@@ -87,6 +87,14 @@ export class Cluster {
         await sleep(30);
       }
     }
+  }
+
+  /** Of a stopped cluster. */
+  async copy(): Promise<Cluster> {
+    const copy = new Cluster(freshDirectory('copy'), await freePort());
+    fs.cpSync(this.directory, copy.directory, {recursive: true, verbatimSymlinks: true});
+    own(copy.directory);
+    return copy;
   }
 
   /** 'fast' is a graceful stop, 'immediate' like a crash. */
@@ -193,13 +201,16 @@ export class Compute extends Cluster {
    * What storage would have after this compute stopped: a stock Postgres with the base's files that replayed this compute's
    * WAL to its end. Running.
    */
-  async recovered(base: Cluster): Promise<Cluster> {
-    const copy = new Cluster(freshDirectory('recovered'), await freePort());
-    fs.cpSync(base.directory, copy.directory, {recursive: true, verbatimSymlinks: true});
+  async recovered(base: Cluster, settings: Readonly<Record<string, string>> = {}): Promise<Cluster> {
+    const copy = await base.copy();
     fs.writeFileSync(`${copy.directory}/recovery.signal`, '');
-    own(copy.directory);
     await copy.start({
-      settings: {restore_command: `cp ${this.directory}/pg_wal/%f %p`, recovery_target_action: 'promote', allow_in_place_tablespaces: 'on'},
+      settings: {
+        restore_command: `cp ${this.directory}/pg_wal/%f %p`,
+        recovery_target_action: 'promote',
+        allow_in_place_tablespaces: 'on',
+        ...settings,
+      },
     });
     while ((await copy.query('select pg_is_in_recovery()'))[0] === 't') await sleep(50);
     return copy;
