@@ -16,8 +16,8 @@ const portNames = ['port', 'httpPort', 'pgPort', 'apiPort', 'internalPort'] as c
 /** What every `runX` answers. */
 type RunningRole = {
   stop(): Promise<void>;
-  /** Resolves when the role ends by itself (a compute: fenced, failed, or stopped over HTTP). */
-  readonly ended?: Promise<unknown>;
+  /** Resolves after a stop; rejects when the role ended by itself (a compute that is fenced, or failed for good). */
+  readonly finished?: Promise<void>;
 } & {readonly [name in (typeof portNames)[number]]?: number};
 
 const roles: Readonly<Record<string, RoleEntry>> = {
@@ -60,13 +60,12 @@ export async function runRole(name: string, configFile: string | undefined): Pro
   const ready: Record<string, unknown> = {ready: true};
   for (const port of portNames) if (typeof running[port] === 'number') ready[port] = running[port];
   printLine(JSON.stringify(ready));
-  if (running.ended === undefined) return;
-  const end = await running.ended;
+  if (running.finished === undefined) return;
+  await running.finished.catch((error: unknown) => fail(name, error));
   if (stopping) return;
-  log.info('ended by itself', {end});
+  // Asked to stop by another way than a signal (a compute: over HTTP); the answer to that goes out first.
   await running.stop();
-  const state = typeof end === 'object' && end !== null && 'state' in end ? end.state : undefined;
-  exitProcess(state === 'failed' || state === 'fenced' ? 1 : 0);
+  exitProcess(0);
 }
 
 function fail(name: string, error: unknown): never {
