@@ -1,17 +1,17 @@
 /** The proposer's connection to one safekeeper: made again and again until it is closed for good. */
 import type {Clock, Timer} from '#runtime/clock.ts';
-import {type FrameConnection, connectFrames, parseJsonFrame, sendJson} from '#runtime/net.ts';
+import {type FrameConnection, connectFrames, sendJson} from '#runtime/net.ts';
 import {
   type AcceptorMessage,
   type Member,
   type ProposerMessage,
-  type Refusal,
   type SafekeeperHello,
   decodeAcceptorMessage,
   encodeProposerMessage,
   frameHello,
   frameRefused,
   frameWelcome,
+  parseRefusal,
 } from '#wire/safekeeper.ts';
 
 const reconnectMs = 1000;
@@ -100,7 +100,7 @@ export class SafekeeperLink {
     connection.onFrame = (type, payload) => {
       this.#lastHeardMs = clock.monotonicMs();
       if (type === frameRefused) {
-        const refusal = parseJsonFrame(payload) as Refusal;
+        const refusal = parseRefusal(payload);
         onTrouble(refusal.code, `safekeeper ${member.nodeId} refused: ${refusal.message}`);
         connection.destroy();
         return;

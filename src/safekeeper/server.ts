@@ -78,8 +78,9 @@ export async function runSafekeeper(
         });
   const host = config.advertiseHost ?? config.host;
   let port = config.port;
-  /** Published in the last second: the next news of it can wait for the timer. */
+  /** Published in the last second: the next news of it (`changed`) can wait for the timer. */
   const fresh = new Set<Timeline>();
+  const changed = new Set<Timeline>();
   const info = (timeline: Timeline): SafekeeperInfo => ({
     tenantId: timeline.tenantId,
     timelineId: timeline.timelineId,
@@ -99,9 +100,12 @@ export async function runSafekeeper(
     log,
     metrics,
     onProgress: (timeline) => {
-      if (publisher === undefined || fresh.has(timeline)) return;
+      if (fresh.has(timeline)) {
+        changed.add(timeline);
+        return;
+      }
       fresh.add(timeline);
-      publisher.publish([info(timeline)]);
+      publisher?.publish([info(timeline)]);
     },
     onDiskFailure: (error) => {
       log.error('the disk failed; stopping, so that the next start finds out what is durable', {error: error.message});
@@ -133,12 +137,9 @@ export async function runSafekeeper(
   function everySecond(): void {
     timer = clock.setTimer(publishMs, everySecond);
     fresh.clear();
-    publisher?.publish(
-      registry
-        .loaded()
-        .filter((timeline) => timeline.isActive)
-        .map(info),
-    );
+    for (const timeline of registry.loaded()) if (timeline.isActive) changed.add(timeline);
+    publisher?.publish([...changed].map(info));
+    changed.clear();
     registry.unloadIdle(unloadAfterMs);
     metrics.timelines.set(registry.loaded().length);
   }
@@ -226,7 +227,11 @@ function acceptConnection(connection: FrameConnection, door: Door): void {
         throw new HelloError('bad-request', 'a wal hello needs startLsn as HI/LO, and term as a number if any');
       const from = parseLsn(startLsn);
       sendJson(connection, frameWelcome, {nodeId: door.nodeId});
-      timeline.attachReader(connection, from, term);
+      timeline.attachReader(connection, {
+        startLsn: from,
+        term,
+        isPageserver: claims.scope === 'node' && claims.iss === 'pageserver',
+      });
     } else {
       throw new HelloError('bad-request', 'hello must name the service proposer or wal');
     }

@@ -50,6 +50,10 @@ export class TimelineRegistry {
       metrics,
       onProgress,
       onDiskFailure,
+      onStateUnsaved: (failed) => {
+        if (this.#loaded.get(key) === failed) this.#loaded.delete(key);
+        failed.close();
+      },
     });
     this.#loaded.set(key, timeline);
     return timeline;

@@ -40,6 +40,8 @@ export interface TimelineOptions {
   readonly onProgress: (timeline: Timeline) => void;
   /** The disk failed under us: the node must stop, and find out at its next start what is durable. */
   readonly onDiskFailure: (error: Error) => void;
+  /** No space for the control file: this timeline must be read anew from the disk. */
+  readonly onStateUnsaved: (timeline: Timeline) => void;
 }
 
 interface ProposerConnection {
@@ -123,8 +125,15 @@ export class Timeline {
     };
   }
 
-  /** Streams WAL from `startLsn`; with a term, as a recovery read. */
-  attachReader(connection: FrameConnection, startLsn: Lsn, term: number | undefined): void {
+  /**
+   * Streams WAL from `startLsn`; with a term, as a recovery read. Only a pageserver's feedback counts: one day WAL will be
+   * trimmed by it.
+   */
+  attachReader(
+    connection: FrameConnection,
+    options: {readonly startLsn: Lsn; readonly term: number | undefined; readonly isPageserver: boolean},
+  ): void {
+    const {startLsn, term, isPageserver} = options;
     const {state} = this.acceptor;
     const sender: WalSender = new WalSender({
       connection,
@@ -134,6 +143,7 @@ export class Timeline {
       term,
       clock: this.#options.clock,
       onFeedback: (feedback) => {
+        if (!isPageserver) return;
         this.#feedback.set(sender, feedback);
         this.#combineFeedback();
       },
@@ -229,15 +239,14 @@ export class Timeline {
           this.#savedCommitLsn = output.state.commitLsn;
           return true;
         } catch (error) {
-          // The acceptor has already taken the new state for durable: only a restart can take that back.
-          return this.#fail(error);
+          return this.#failUnsaved(error);
         }
       case 'truncate':
         try {
           this.#options.storage.apply(output);
           return true;
         } catch (error) {
-          return this.#fail(error);
+          return this.#failUnsaved(error);
         }
       case 'flush':
         this.#flush(output.epoch);
@@ -272,6 +281,17 @@ export class Timeline {
     sendJson(connection.frames, frameRefused, {code, message} satisfies Refusal);
     connection.frames.onFrame = () => {};
     connection.frames.close();
+  }
+
+  /** The acceptor has already taken the new state for durable: only what is on the disk can be believed now. */
+  #failUnsaved(error: unknown): false {
+    if (!isDiskFull(error)) return this.#fail(error);
+    this.#failed = true;
+    this.#options.log.error(
+      'disk full: the state of the timeline cannot be saved; connections are closed until there is space',
+    );
+    this.#options.onStateUnsaved(this);
+    return false;
   }
 
   #fail(error: unknown): false {

@@ -98,14 +98,19 @@ export class WalStore {
       const segment = this.#segment(this.#number(at), true)!;
       const part = done === 0 && count === bytes.length ? bytes : bytes.subarray(done, done + count);
       this.#dirty.add(segment.file);
-      if (offset + count > segment.size && bytes.length < bulkBytes) {
-        const ahead = Math.min(aheadBytes, this.#segmentSize - offset - count);
-        segment.file.writev([part, zeros.subarray(0, ahead)], offset);
-        segment.size = offset + count + ahead;
-      } else {
-        segment.file.write(part, offset);
-        if (offset + count > segment.size) segment.size = offset + count;
+      try {
+        if (offset + count > segment.size && bytes.length < bulkBytes) {
+          const ahead = Math.min(aheadBytes, this.#segmentSize - offset - count);
+          segment.file.writev([part, zeros.subarray(0, ahead)], offset);
+        } else {
+          segment.file.write(part, offset);
+        }
+      } catch (error) {
+        // A part may have found room: the next cut must know of it.
+        segment.size = segment.file.size();
+        throw error;
       }
+      if (offset + count > segment.size) segment.size = segment.file.size();
       done += count;
     }
   }

@@ -146,8 +146,7 @@ export class SimDisk implements Disk {
   #write(file: FileData, path: string, bytes: Buffer, position: number): void {
     if (this.full && position + bytes.length > file.size) {
       // A part of it may have found room.
-      const room = Math.max(0, file.size - position);
-      const part = Math.floor(this.#random.float() * (room + 1));
+      const part = Math.floor(this.#random.float() * bytes.length);
       if (part > 0) file.write(bytes.subarray(0, part), position);
       throw diskError('ENOSPC', path);
     }

@@ -156,6 +156,16 @@ export type RefusalCode =
   | 'busy'
   | 'stopping';
 
+/** What is not in the form of a refusal is one nevertheless. */
+export function parseRefusal(payload: Buffer): Refusal {
+  try {
+    const {code, message} = JSON.parse(payload.toString('utf8')) as Refusal;
+    return {code, message: String(message)};
+  } catch {
+    return {code: 'bad-request', message: 'a refusal that is not JSON'};
+  }
+}
+
 export const frameHello = 1;
 export const frameWelcome = 2;
 export const frameRefused = 3;

@@ -3,7 +3,7 @@
  * up to flushLsn to bring other safekeepers up.
  */
 import {type Lsn, formatLsn} from '#postgres/lsn.ts';
-import {type FrameConnection, connectFrames, parseJsonFrame, sendJson} from '#runtime/net.ts';
+import {type FrameConnection, connectFrames, sendJson} from '#runtime/net.ts';
 import {
   type Refusal,
   type SafekeeperHello,
@@ -13,6 +13,7 @@ import {
   frameHello,
   frameRefused,
   frameWelcome,
+  parseRefusal,
 } from '#wire/safekeeper.ts';
 
 export interface WalStreamOptions {
@@ -63,7 +64,7 @@ export class WalStreamClient {
         reject(error ?? new Error(`safekeeper ${connection.peer} closed the connection before it answered`));
       connection.onFrame = (type, payload) => {
         if (type === frameRefused) {
-          reject(new WalStreamRefused(parseJsonFrame(payload) as Refusal, connection.peer));
+          reject(new WalStreamRefused(parseRefusal(payload), connection.peer));
           connection.destroy();
         } else if (type === frameWelcome) {
           resolve(new WalStreamClient(connection, options));
@@ -82,7 +83,7 @@ export class WalStreamClient {
     let reason: Error | undefined;
     connection.onFrame = (type, payload) => {
       try {
-        if (type === frameRefused) throw new WalStreamRefused(parseJsonFrame(payload) as Refusal, connection.peer);
+        if (type === frameRefused) throw new WalStreamRefused(parseRefusal(payload), connection.peer);
         const message = decodeReaderMessage(type, payload);
         if (message.kind === 'keepalive') {
           options.onKeepalive(message.commitLsn);
