@@ -1,0 +1,32 @@
+/**
+ * `npm run bench -- NAME [options]`: one measurement, Pagoda against a reference, on this machine. See README.md.
+ * The last line of stdout is the result as JSON.
+ */
+import {commit} from './commit.ts';
+import {coldScan} from './cold-scan.ts';
+import {getPage} from './getpage.ts';
+import {ingest} from './ingest.ts';
+import {redo} from './redo.ts';
+import {say} from './report.ts';
+import {wake} from './wake.ts';
+import {warmRead} from './warm-read.ts';
+
+const benchmarks: Readonly<Record<string, {readonly run: (args: string[]) => Promise<void>; readonly what: string}>> = {
+  redo: {run: redo, what: 'CPU time per WAL record by type, against the startup process of stock Postgres'},
+  ingest: {run: ingest, what: 'CPU time to take WAL in, against a stock physical standby that replays it'},
+  commit: {run: commit, what: 'pgbench -N, against stock with two synchronous standbys'},
+  'warm-read': {run: warmRead, what: 'pgbench -S, against stock'},
+  wake: {run: wake, what: 'suspended endpoint to first row'},
+  getpage: {run: getPage, what: 'pages per second of the page service, against a bare socket'},
+  'cold-scan': {run: coldScan, what: 'sequential scan through a fresh compute, against stock with a dropped cache'},
+};
+
+const [name, ...args] = process.argv.slice(2);
+const benchmark = benchmarks[name ?? ''];
+if (benchmark === undefined) {
+  say(`usage: npm run bench -- NAME [options]${name === undefined ? '' : ` (there is no benchmark ${name})`}\n`);
+  for (const [each, {what}] of Object.entries(benchmarks)) say(`  ${each.padEnd(12)}${what}`);
+  process.exitCode = 2;
+} else {
+  await benchmark.run(args);
+}
