@@ -1,6 +1,6 @@
 /** For tests: a naive model of a timeline, and random histories that drive the model and the real thing alike. */
 import fc from 'fast-check';
-import {SeededRandom} from '#runtime/random.ts';
+import {systemRandom} from '#runtime/random.ts';
 import {systemClock} from '#runtime/clock.ts';
 import {silentLog} from '#runtime/log.ts';
 import {type Lsn, lsn} from '#postgres/lsn.ts';
@@ -19,7 +19,7 @@ export function testContext(
 ): PageserverContext {
   return {
     clock: systemClock,
-    random: new SeededRandom(Math.floor(Math.random() * 1e9)),
+    random: systemRandom,
     store,
     cache: new BlockCache(cacheBytes),
     log: silentLog,
