@@ -51,7 +51,8 @@ export class CheckPoint {
   }
   set nextXid(value: number) {
     this.bytes.writeUInt32LE(value % twoPow32, 24);
-    this.bytes.writeUInt32LE(Math.floor(value / twoPow32), 28);
+    // A corrupt record may hold any 64 bits; rounded to a double they can reach 2^64.
+    this.bytes.writeUInt32LE(Math.floor(value / twoPow32) % twoPow32, 28);
   }
   get nextOid(): number {
     return this.bytes.readUInt32LE(32);
@@ -100,8 +101,9 @@ export class CheckPoint {
     return this.bytes.readUInt32LE(64) + this.bytes.readInt32LE(68) * twoPow32;
   }
   set timeSeconds(value: number) {
-    this.bytes.writeUInt32LE(value % twoPow32, 64);
-    this.bytes.writeInt32LE(Math.floor(value / twoPow32), 68);
+    const high = Math.floor(value / twoPow32);
+    this.bytes.writeUInt32LE(value - high * twoPow32, 64);
+    this.bytes.writeInt32LE(high, 68);
   }
   get oldestCommitTsXid(): number {
     return this.bytes.readUInt32LE(72);

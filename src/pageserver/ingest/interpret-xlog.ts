@@ -20,6 +20,8 @@ const opcode = {
   endOfRecovery: 0x90,
 } as const;
 
+const walLevelMinimal = 0;
+
 export function interpretXlog(record: WalRecord, context: InterpretContext): Effects {
   const {data, checkpoint} = context;
   const {control} = checkpoint;
@@ -94,6 +96,9 @@ function parameterChange(record: WalRecord, context: InterpretContext): Effects 
   const walLevel = data.u32();
   const walLogHints = data.u8() !== 0;
   const trackCommitTimestamp = data.u8() !== 0;
+  // At this level relations made or truncated by a transaction are not logged: what follows cannot be rebuilt from WAL.
+  if (walLevel === walLevelMinimal)
+    return problem('the server was started with wal_level = minimal, whose WAL leaves changes out');
   return effects(() => {
     control.maxConnections = maxConnections;
     control.maxWorkerProcesses = maxWorkerProcesses;

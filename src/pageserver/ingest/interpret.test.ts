@@ -200,6 +200,7 @@ test('what cannot be interpreted is an error that names record, resource manager
     [{rmid: rmgr.transaction, info: 0x30, body: mainDataBody(Buffer.alloc(8))}, /does not say which/],
     [{rmid: rmgr.transaction, info: 0x80, body: mainDataBody(u32s(0, 0, 2, 0xffffffff))}, /too early/],
     [{rmid: rmgr.multiXact, info: 0x20, body: mainDataBody(u32s(1, 1, 0xffffffff))}, /members announced/],
+    [{rmid: rmgr.xlog, info: 0x60, body: mainDataBody(u32s(100, 8, 10, 0, 64, 0, 0))}, /wal_level = minimal/],
     [{rmid: rmgr.relMap, info: 0, body: mainDataBody(u32s(5, 1663, 400))}, /relation map of 400 bytes/],
     [
       {rmid: rmgr.xlog, info: 0, body: mainDataBody(u32s(0, 0, 2, ...Array.from({length: 19}, () => 0)))},

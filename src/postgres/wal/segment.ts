@@ -11,8 +11,8 @@ export const longPageHeaderSize = 40;
 
 export const pageFirstIsContrecord = 0x0001;
 export const pageLongHeader = 0x0002;
-export const pageBackupRemovable = 0x0004;
 export const pageFirstIsOverwriteContrecord = 0x0008;
+/** Those, and BKP_REMOVABLE (4), which nobody needs. */
 export const pageFlagsAll = 0x000f;
 
 /** Number of the segment that holds this position. */
