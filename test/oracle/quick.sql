@@ -17,14 +17,14 @@ create function fill(first int, last int) returns void language sql as $$
          int4range(i % 1000, i % 1000 + 50), repeat('x', i % 90)
   from generate_series(first, last) i
 $$;
-select fill(1, 4000);
+select fill(1, 2500);
 -- one row per transaction, so that every insertion is its own step
-do $$ begin for i in 4001..5000 loop perform fill(i, i); if i % 50 = 0 then commit; end if; end loop; end $$;
+do $$ begin for i in 4001..4500 loop perform fill(i, i); if i % 50 = 0 then commit; end if; end loop; end $$;
 update mix set n = n + 1 where id % 3 = 0;
 update mix set t = t || ' again', p = point(n, id) where id % 5 = 0;
 delete from mix where id % 4 = 1;
 vacuum mix;
-select fill(10001, 13000);
+select fill(10001, 11500);
 update mix set c = 'hot' where id > 10000;
 begin;
 savepoint s;
@@ -38,7 +38,7 @@ select brin_desummarize_range('mix_brin', 0);
 select gin_clean_pending_list('mix_gin');
 delete from mix where id between 2000 and 12000;
 vacuum (freeze) mix;
-select fill(20001, 23000);
+select fill(20001, 21500);
 create sequence numbers;
 select count(nextval('numbers')) from generate_series(1, 500);
 create table toasted (k int primary key, v text);
