@@ -60,7 +60,7 @@ export function roleConfigs(choices: InstallationChoices): RoleConfig[] {
     {
       name: 'pageserver',
       role: 'pageserver',
-      // It asks control what it holds, and control asks it for nothing before there is work.
+      // It asks control what it holds.
       phase: 1,
       config: {
         nodeId: 1,
@@ -74,13 +74,13 @@ export function roleConfigs(choices: InstallationChoices): RoleConfig[] {
         controlUrl,
       } satisfies PageserverConfig,
     },
-    {name: 'control', role: 'control', phase: 1, config: controlConfig(choices)},
+    {name: 'control', role: 'control', phase: 0, config: controlConfig(choices)},
   ];
   if (choices.withProxy)
     roles.push({
       name: 'proxy',
       role: 'proxy',
-      phase: 2,
+      phase: 1,
       config: {
         host: choices.listen,
         port: ports.proxy,

@@ -2,7 +2,7 @@
  * `pagoda up`: the supervisor of an installation on one machine.
  *
  *   lock → leftovers of a killed run ended → ports free? → set-up → keys → configurations
- *        → broker → safekeepers, control and pageserver → proxy → first project → banner
+ *        → broker and control → safekeepers, pageserver and proxy → first project → banner
  *
  * Each role is a process of its own and is started again when it dies. Stopping goes the other way round: proxy and control
  * first (nobody new), then the computes, gracefully, then what they need.

@@ -1,6 +1,5 @@
 /** API v2 over Fastify: the table of routes, with validation, authentication, and errors in Neon's form. */
 import type {TSchema} from 'typebox';
-import {Compile} from 'typebox/compile';
 import {fastify, type FastifyError, type FastifyInstance} from 'fastify';
 import {newUuid} from '#runtime/crypto.ts';
 import {accountRoutes} from '#control/api/account-routes.ts';
@@ -12,6 +11,7 @@ import {ApiError, apiErrors} from '#control/api/errors.ts';
 import {authenticate} from '#control/api/principal.ts';
 import {projectRoutes} from '#control/api/project-routes.ts';
 import type {ApiRoute} from '#control/api/route.ts';
+import {validatorOf} from '#control/api/validation.ts';
 
 export const apiRoutes: readonly ApiRoute[] = [
   ...accountRoutes,
@@ -107,21 +107,6 @@ export function buildApi(context: ApiContext): FastifyInstance {
     void reply.status(known.status).send(errorBody(known, request.id));
   });
   return app;
-}
-
-/** Bodies must be right as they are; query strings are text, in which numbers and flags are converted first. */
-function validatorOf(schema: TSchema, part: string): (value: unknown) => {value: unknown} | {error: Error} {
-  const validator = Compile(schema);
-  return (given) => {
-    const value: unknown = part === 'querystring' ? validator.Convert(given) : given;
-    if (validator.Check(value)) return {value};
-    const [first] = validator.Errors(value);
-    return {
-      error: apiErrors.badRequest(
-        `${part}${first?.instancePath ?? ''} ${first?.message ?? 'is not as the API wants it'}`,
-      ),
-    };
-  };
 }
 
 function asApiError(error: FastifyError, requestId: string): ApiError {

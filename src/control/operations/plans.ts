@@ -319,7 +319,8 @@ function startComputePlan(context: PlanContext): Plan {
   const {store, launcher} = context;
   return {
     kind: 'start_compute',
-    failuresMax: 3,
+    // Three seconds of pauses: storage that comes up at the same time is there by then.
+    failuresMax: 5,
     steps: [
       {
         name: 'start',

@@ -1,7 +1,6 @@
 /** Opens the metadata database and brings its tables to the newest form. */
 import {Kysely, PostgresDialect, SqliteDialect} from 'kysely';
 import {type Migration, Migrator} from 'kysely/migration';
-import pg from 'pg';
 import {dirname, systemDisk} from '#runtime/disk.ts';
 import {openSqlite} from '#runtime/sqlite.ts';
 import {migrations} from '#control/store/migrations.ts';
@@ -10,7 +9,7 @@ import type {Store, Tables} from '#control/store/schema.ts';
 /** `postgres://…` or the path of a SQLite file (made when missing; `:memory:` for tests). Migrations only go forward. */
 export async function openStore(database: string): Promise<Store> {
   const store = new Kysely<Tables>({
-    dialect: /^postgres(ql)?:\/\//.test(database) ? postgres(database) : sqlite(database),
+    dialect: /^postgres(ql)?:\/\//.test(database) ? await postgres(database) : sqlite(database),
   });
   const migrator = new Migrator({
     db: store,
@@ -35,7 +34,9 @@ function sqlite(path: string): SqliteDialect {
   return new SqliteDialect({database: openSqlite(path)});
 }
 
-function postgres(url: string): PostgresDialect {
+async function postgres(url: string): Promise<PostgresDialect> {
+  // Only who uses it loads it.
+  const {default: pg} = await import('pg');
   const int8 = 20;
   const types = {
     getTypeParser: (oid: number, format?: 'text' | 'binary') =>
