@@ -1,5 +1,8 @@
-/** For tests with real sockets: a broker and three safekeepers in this process, in a folder of their own. */
-import {mkdtempSync, rmSync} from 'node:fs';
+/**
+ * For tests with real sockets: a broker and three safekeepers in this process, in a folder of their own. With `processes`, the
+ * safekeepers are processes, and stopping one is kill -9.
+ */
+import {mkdtempSync, rmSync, writeFileSync} from 'node:fs';
 import {tmpdir} from 'node:os';
 import {join} from 'node:path';
 import {runBroker} from '#broker/server.ts';
@@ -9,6 +12,8 @@ import {systemClock} from '#runtime/clock.ts';
 import {requestJson} from '#runtime/http.ts';
 import {silentLog} from '#runtime/log.ts';
 import {newId, systemRandom} from '#runtime/random.ts';
+import {executablePath, spawnProcess} from '#runtime/process.ts';
+import type {SafekeeperConfig} from '#safekeeper/config.ts';
 import {type RunningSafekeeper, runSafekeeper} from '#safekeeper/server.ts';
 import {TokenIssuer, generateKeys} from '#wire/auth.ts';
 import type {Member} from '#wire/safekeeper.ts';
@@ -28,18 +33,25 @@ export class TestCell {
   readonly brokerPort: number;
   readonly #broker: {stop(): Promise<void>};
   readonly #nodes = new Map<number, Node>();
+  readonly #processes: boolean;
 
-  static async create(): Promise<TestCell> {
+  static async create(options: {readonly processes?: boolean} = {}): Promise<TestCell> {
     const dir = mkdtempSync(join(tmpdir(), 'pagoda-cell-'));
     await generateKeys(join(dir, 'keys'));
     const issuer = await TokenIssuer.load(join(dir, 'keys'), 'control', systemClock);
     const broker = await runBroker({host: '127.0.0.1', port: 0, keysDir: join(dir, 'keys')});
-    const cell = new TestCell(dir, issuer, broker);
+    const cell = new TestCell(dir, issuer, broker, options.processes ?? false);
     for (const nodeId of [1, 2, 3]) await cell.startSafekeeper(nodeId);
     return cell;
   }
 
-  private constructor(dir: string, issuer: TokenIssuer, broker: {port: number; stop(): Promise<void>}) {
+  private constructor(
+    dir: string,
+    issuer: TokenIssuer,
+    broker: {port: number; stop(): Promise<void>},
+    processes: boolean,
+  ) {
+    this.#processes = processes;
     this.dir = dir;
     this.issuer = issuer;
     this.brokerPort = broker.port;
@@ -60,19 +72,46 @@ export class TestCell {
 
   async startSafekeeper(nodeId: number): Promise<void> {
     const before = this.#nodes.get(nodeId);
-    const running = await runSafekeeper(
-      {
-        nodeId,
-        dataDir: join(this.dir, `sk${nodeId}`),
-        host: '127.0.0.1',
-        port: before?.port ?? 0,
-        httpPort: before?.httpPort ?? 0,
-        keysDir: this.keysDir,
-        broker: {host: '127.0.0.1', port: this.brokerPort},
-      },
-      {log: silentLog},
-    );
+    const config: SafekeeperConfig = {
+      nodeId,
+      dataDir: join(this.dir, `sk${nodeId}`),
+      host: '127.0.0.1',
+      port: before?.port ?? 0,
+      httpPort: before?.httpPort ?? 0,
+      keysDir: this.keysDir,
+      broker: {host: '127.0.0.1', port: this.brokerPort},
+    };
+    const running = this.#processes
+      ? await this.#spawnSafekeeper(config)
+      : await runSafekeeper(config, {log: silentLog});
     this.#nodes.set(nodeId, {nodeId, running, port: running.port, httpPort: running.httpPort});
+  }
+
+  async #spawnSafekeeper(config: SafekeeperConfig): Promise<RunningSafekeeper> {
+    const path = join(this.dir, `safekeeper-${config.nodeId}.json`);
+    writeFileSync(path, JSON.stringify(config), {mode: 0o600});
+    const errors: string[] = [];
+    let onReady = (_line: string): void => {};
+    const ready = new Promise<string>((resolve) => (onReady = resolve));
+    const child = await spawnProcess({
+      command: executablePath,
+      args: ['--disable-warning=ExperimentalWarning', 'src/cli/main.ts', 'safekeeper', '--config', path],
+      onStdoutLine: (line) => onReady(line),
+      onStderrLine: (line) => errors.push(line),
+    });
+    const dead = child.exited.then(({code}) =>
+      Promise.reject(new Error(`safekeeper exited with ${code}: ${errors.slice(-5).join('\n')}`)),
+    );
+    const {port, httpPort} = JSON.parse(await Promise.race([ready, dead])) as {port: number; httpPort: number};
+    dead.catch(() => {});
+    return {
+      port,
+      httpPort,
+      async stop() {
+        child.kill('SIGKILL');
+        await child.exited;
+      },
+    };
   }
 
   async stopSafekeeper(nodeId: number): Promise<void> {
