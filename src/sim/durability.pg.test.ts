@@ -111,7 +111,7 @@ test('a newer proposer fences the older one, whose commits then wait for ever', 
 test(
   'safekeepers are killed one after the other under load: no commit fails, and all end with the same bytes',
   {timeout: 180_000},
-  async () => {
+  async (t) => {
     const {cluster, startLsn} = await clusterAt();
     await using _ = cluster;
     await using cell = await TestCell.create({processes: true});
