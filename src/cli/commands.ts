@@ -6,7 +6,7 @@ import {printLine, processExists, signalProcess} from '#runtime/process.ts';
 import {processArguments} from '#runtime/process-table.ts';
 import {readSecretFile} from '#runtime/secret-file.ts';
 import {type Arguments, UsageError} from '#cli/arguments.ts';
-import {callApi, ensureFirstProject} from '#cli/first-project.ts';
+import {callApi, findProject} from '#cli/first-project.ts';
 import type {Layout} from '#cli/layout.ts';
 import {roleNames} from '#cli/roles.ts';
 import {tail} from '#cli/role-process.ts';
@@ -87,7 +87,7 @@ export async function status(args: Arguments, layout: Layout): Promise<void> {
     printLine(`API            ${apiUrl}`);
     return;
   }
-  const project = await ensureFirstProject(layout, ports, systemDisk, () => {});
+  const project = await findProject(layout, ports);
   const apiKey = readSecretFile(layout.apiKeyFile).trim();
   if (format === 'json') {
     const value = {

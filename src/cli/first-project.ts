@@ -1,4 +1,5 @@
 /** The project that a new installation starts with, and the banner that tells how to use it. */
+import {systemClock} from '#runtime/clock.ts';
 import type {Disk} from '#runtime/disk.ts';
 import {requestJson} from '#runtime/http.ts';
 import {readSecretFile} from '#runtime/secret-file.ts';
@@ -9,6 +10,9 @@ export interface FirstProject {
   readonly connectionUri: string;
 }
 
+/** After a kill, operations of then may still be finishing: the API says 423. */
+const busyMsMax = 60_000;
+
 /** Calls API v2 as the first user. Throws with the API's own message. */
 export async function callApi(
   layout: Layout,
@@ -17,78 +21,108 @@ export async function callApi(
   path: string,
   body?: unknown,
 ): Promise<Record<string, unknown>> {
-  const {status, json} = await requestJson({
+  const deadline = systemClock.monotonicMs() + busyMsMax;
+  for (;;) {
+    const {status, json} = await callOnce(layout, ports, method, path, body);
+    const answer = (json ?? {}) as Record<string, unknown>;
+    if (status < 300) return answer;
+    if (status !== 423 || systemClock.monotonicMs() > deadline)
+      throw new Error(`${method} ${path}: ${String(answer['message'] ?? `status ${status}`)}`);
+    await systemClock.sleep(200);
+  }
+}
+
+function callOnce(
+  layout: Layout,
+  ports: Ports,
+  method: string,
+  path: string,
+  body: unknown,
+): Promise<{status: number; json: unknown}> {
+  return requestJson({
     method,
     url: `http://127.0.0.1:${ports.api}/api/v2${path}`,
     token: readSecretFile(layout.apiKeyFile).trim(),
     ...(body === undefined ? {} : {body}),
     timeoutMs: 180_000,
   });
-  const answer = (json ?? {}) as Record<string, unknown>;
-  if (status >= 300) throw new Error(`${method} ${path}: ${String(answer['message'] ?? `status ${status}`)}`);
-  return answer;
 }
 
-/** Makes it when there is no project at all; otherwise finds the oldest. Its default endpoint runs afterwards. */
-export async function ensureFirstProject(
+/** A new installation gets a project; later ones are the user's affair, also when the last one was deleted. */
+export async function makeFirstProject(
   layout: Layout,
   ports: Ports,
   disk: Disk,
   report: (line: string) => void,
-): Promise<FirstProject | undefined> {
-  if (!disk.exists(layout.apiKeyFile)) return undefined;
-  const {projects} = (await callApi(layout, ports, 'GET', '/projects?limit=400')) as {
-    projects: {id: string; created_at: string}[];
-  };
-  let projectId = projects.toSorted((a, b) => (a.created_at < b.created_at ? -1 : 1))[0]?.id;
-  if (projectId === undefined) {
+): Promise<void> {
+  const marker = layout.node('first-project-made');
+  if (disk.exists(marker)) return;
+  if ((await listProjects(layout, ports)).length === 0) {
     report('making the first project');
-    const created = (await callApi(layout, ports, 'POST', '/projects', {project: {name: 'first'}})) as {
-      project: {id: string};
-    };
-    projectId = created.project.id;
+    await callApi(layout, ports, 'POST', '/projects', {project: {name: 'first'}});
   }
-  const {branches} = (await callApi(layout, ports, 'GET', `/projects/${projectId}/branches`)) as {
+  disk.writeFileAtomic(marker, Buffer.alloc(0));
+}
+
+interface Target {
+  readonly projectId: string;
+  readonly branchId: string;
+  readonly endpointId: string;
+}
+
+/** The oldest project, its default branch, and that one's endpoint; undefined when there is no such thing. */
+async function findTarget(layout: Layout, ports: Ports): Promise<Target | undefined> {
+  const [project] = (await listProjects(layout, ports)).toSorted((a, b) => (a.created_at < b.created_at ? -1 : 1));
+  if (project === undefined) return undefined;
+  const {branches} = (await callApi(layout, ports, 'GET', `/projects/${project.id}/branches`)) as {
     branches: {id: string; default: boolean}[];
   };
-  const branchId = branches.find((b) => b.default)?.id ?? branches[0]?.id;
-  const {endpoints} = (await callApi(layout, ports, 'GET', `/projects/${projectId}/endpoints`)) as {
+  const branchId = branches.find((b) => b.default)?.id;
+  const {endpoints} = (await callApi(layout, ports, 'GET', `/projects/${project.id}/endpoints`)) as {
     endpoints: {id: string; branch_id: string}[];
   };
-  const endpoint = endpoints.find((e) => e.branch_id === branchId) ?? endpoints[0];
-  if (branchId === undefined || endpoint === undefined) return undefined;
-  await callApi(layout, ports, 'POST', `/projects/${projectId}/endpoints/${endpoint.id}/start`);
-  const {roles} = (await callApi(layout, ports, 'GET', `/projects/${projectId}/branches/${branchId}/roles`)) as {
-    roles: {name: string}[];
-  };
-  const {databases} = (await callApi(
-    layout,
-    ports,
-    'GET',
-    `/projects/${projectId}/branches/${branchId}/databases`,
-  )) as {
+  const endpointId = endpoints.find((e) => e.branch_id === branchId)?.id;
+  return branchId === undefined || endpointId === undefined ? undefined : {projectId: project.id, branchId, endpointId};
+}
+
+async function listProjects(layout: Layout, ports: Ports): Promise<{id: string; created_at: string}[]> {
+  const answer = await callApi(layout, ports, 'GET', '/projects?limit=400');
+  return answer['projects'] as {id: string; created_at: string}[];
+}
+
+/** How to connect to the oldest project. */
+export async function findProject(layout: Layout, ports: Ports): Promise<FirstProject | undefined> {
+  const target = await findTarget(layout, ports);
+  if (target === undefined) return undefined;
+  const branch = `/projects/${target.projectId}/branches/${target.branchId}`;
+  const {databases} = (await callApi(layout, ports, 'GET', `${branch}/databases`)) as {
     databases: {name: string; owner_name: string}[];
   };
-  const database = databases[0];
-  const role = database?.owner_name ?? roles[0]?.name;
-  if (database === undefined || role === undefined) return undefined;
+  const [database] = databases;
+  if (database === undefined) return undefined;
+  const {name, owner_name: role} = database;
   return {
-    projectId,
-    connectionUri: await localConnectionUri(layout, ports, {
-      projectId,
-      branchId,
-      endpointId: endpoint.id,
-      database: database.name,
-      role,
-    }),
+    projectId: target.projectId,
+    connectionUri: await localConnectionUri(layout, ports, {...target, database: name, role}),
   };
+}
+
+/** Its endpoint runs afterwards; if it does not, that is reported: the next connection tries again. */
+export async function startProject(layout: Layout, ports: Ports, report: (line: string) => void): Promise<void> {
+  const target = await findTarget(layout, ports);
+  if (target === undefined) return;
+  try {
+    await callApi(layout, ports, 'POST', `/projects/${target.projectId}/endpoints/${target.endpointId}/start`);
+  } catch (error) {
+    report(`the endpoint ${target.endpointId} does not start: ${(error as Error).message}`);
+  }
 }
 
 /** A string that works on this machine without name resolution of `*.localhost`. */
 async function localConnectionUri(
   layout: Layout,
   ports: Ports,
-  target: {projectId: string; branchId: string; endpointId: string; database: string; role: string},
+  target: Target & {readonly database: string; readonly role: string},
 ): Promise<string> {
   const query = `database_name=${encodeURIComponent(target.database)}&role_name=${encodeURIComponent(target.role)}&branch_id=${target.branchId}&endpoint_id=${target.endpointId}`;
   const {uri} = (await callApi(layout, ports, 'GET', `/projects/${target.projectId}/connection_uri?${query}`)) as {

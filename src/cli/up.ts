@@ -19,7 +19,7 @@ import {sha256} from '#runtime/crypto.ts';
 import {LocalComputeLauncher} from '#control/local-launcher.ts';
 import type {Arguments} from '#cli/arguments.ts';
 import {UsageError} from '#cli/arguments.ts';
-import {banner, ensureFirstProject} from '#cli/first-project.ts';
+import {banner, findProject, makeFirstProject, startProject} from '#cli/first-project.ts';
 import {choosePorts, type Layout, packageRoot, type Ports} from '#cli/layout.ts';
 import {endLeftovers} from '#cli/leftovers.ts';
 import {type InstallationChoices, localComputes, portsInUse, type RoleConfig, roleConfigs} from '#cli/role-configs.ts';
@@ -75,8 +75,9 @@ export async function up(args: Arguments, layout: Layout): Promise<void> {
     disk.writeFileAtomic(layout.supervisorFile, Buffer.from(JSON.stringify(notes)), 0o644);
     await supervisor.start(() => stopping);
     if (stopping) return;
-    const project = await ensureFirstProject(layout, ports, disk, report);
-    if (!stopping) printLine(banner(layout, ports, project));
+    await makeFirstProject(layout, ports, disk, report);
+    await startProject(layout, ports, report);
+    if (!stopping) printLine(banner(layout, ports, await findProject(layout, ports)));
   } catch (error) {
     if (stopping) return;
     stopping = true;
