@@ -1,5 +1,5 @@
 /** The tenants of one pageserver, and the ingest of their timelines: what management, page service and start-up share. */
-import type {Clock} from '#runtime/clock.ts';
+import type {Clock, Timer} from '#runtime/clock.ts';
 import type {Log} from '#runtime/log.ts';
 import type {SafekeeperInfo} from '#wire/broker.ts';
 import type {GenerationValidator} from './generation-validator.ts';
@@ -124,9 +124,25 @@ export class Pageserver {
     this.#ingests.get(`${info.tenantId}/${info.timelineId}`)?.heard(info);
   }
 
-  stop(): void {
+  /** Saves what is in memory, for at most `saveMsMax`: what is not saved is only ingested again. */
+  async stop(saveMsMax: number): Promise<void> {
+    const {clock, log} = this.#parts;
     for (const ingest of this.#ingests.values()) ingest.stop();
     this.#ingests.clear();
+    const saves = [...this.#tenants.values()].flatMap((tenant) =>
+      tenant.timelines().map((timeline) =>
+        timeline.save().catch((error: unknown) =>
+          log.warn('not saved at the stop; the next start ingests it again', {
+            timeline: timeline.timelineId,
+            error: (error as Error).message,
+          }),
+        ),
+      ),
+    );
+    let timer: Timer | undefined;
+    const late = new Promise<void>((resolve) => (timer = clock.setTimer(saveMsMax, resolve)));
+    await Promise.race([Promise.all(saves), late]);
+    timer?.cancel();
     for (const tenant of this.#tenants.values()) for (const timeline of tenant.timelines()) timeline.stop();
     this.#tenants.clear();
   }

@@ -23,6 +23,9 @@ const blockCacheBytesDefault = 256 * 1024 * 1024;
 /** How long the control plane may take to come up before start-up goes on asking in the background. */
 const reAttachRetryMs = 1000;
 
+/** At a stop, for saving what is in memory. */
+const saveMsMax = 5000;
+
 export interface RunningPageserver {
   readonly port: number;
   readonly httpPort: number;
@@ -123,7 +126,7 @@ export async function runPageserver(
       stopped = true;
       broker?.close();
       await Promise.all([pages.close(), http.close()]);
-      pageserver.stop();
+      await pageserver.stop(saveMsMax);
     },
   };
 }

@@ -1,8 +1,8 @@
 /** For tests: a safekeeper that has nothing but the WAL files of a stock server, and serves all of it as committed. */
-import {closeSync, existsSync, openSync, readSync} from 'node:fs';
-import {join} from 'node:path';
 import {type Lsn, parseLsn} from '#postgres/lsn.ts';
 import {segmentFileName, segmentNumber, walSegmentSizeDefault} from '#postgres/wal/segment.ts';
+import {systemClock} from '#runtime/clock.ts';
+import {joinPath, systemDisk} from '#runtime/disk.ts';
 import {type FrameConnection, listenFrames, parseJsonFrame, sendJson} from '#runtime/net.ts';
 import {
   type WalFeedback,
@@ -87,7 +87,7 @@ function stream(
       const frame = encodeReaderMessage({kind: 'keepalive', commitLsn});
       connection.send(frame.type, ...frame.parts);
     }
-    setTimeout(step, at >= commitLsn ? 50 : 0);
+    systemClock.setTimer(at >= commitLsn ? 50 : 0, step);
   };
   connection.onDrain = () => (blocked = false);
   connection.onClose = () => (closed = true);
@@ -95,11 +95,9 @@ function stream(
 }
 
 export function readWal(walDir: string, start: Lsn, length: number): Buffer {
-  const path = join(walDir, segmentFileName(1, segmentNumber(start)));
-  if (!existsSync(path)) throw new Error(`no ${path}`);
+  const file = systemDisk.open(joinPath(walDir, segmentFileName(1, segmentNumber(start))), 'read');
   const bytes = Buffer.alloc(length);
-  const fd = openSync(path, 'r');
-  readSync(fd, bytes, 0, length, start % walSegmentSizeDefault);
-  closeSync(fd);
+  file.read(bytes, start % walSegmentSizeDefault);
+  file.close();
   return bytes;
 }

@@ -543,6 +543,14 @@ export class Timeline implements TimelineReader {
     await this.#uploader.published();
   }
 
+  /** Before the process ends: saves what is open, so that the next one need not ingest it again. Ingest must have stopped. */
+  async save(): Promise<void> {
+    const writer = this.#loadedWriter;
+    if (writer === undefined || this.state.lifecycle !== 'active' || writer.hasUnfinishedWork) return;
+    writer.freeze();
+    await this.#uploader.durable();
+  }
+
   setGeneration(generation: number): void {
     this.state.generation = generation;
     this.#uploader.generationChanged();

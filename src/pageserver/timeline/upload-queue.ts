@@ -48,6 +48,8 @@ export type UploadOutput =
 interface PendingLayer {
   readonly id: number;
   readonly consistentLsn: Lsn;
+  /** Its upload was asked for; not while the queue is stale. */
+  asked: boolean;
   description: LayerDescription | undefined;
 }
 
@@ -56,7 +58,7 @@ interface SentIndex {
   readonly sequence: number;
   readonly consistentLsn: Lsn;
   /** Objects that this index and those before it no longer need. */
-  readonly garbage: readonly string[];
+  readonly garbage: string[];
 }
 
 export class UploadQueue {
@@ -104,6 +106,10 @@ export class UploadQueue {
   get isIdle(): boolean {
     return this.#pending.length === 0 && !this.#dirty && this.#inFlight === undefined && this.#validating === undefined;
   }
+  /** Everything that was frozen is in an uploaded index; its validation may be under way. */
+  get isDurable(): boolean {
+    return this.#pending.length === 0 && !this.#dirty && this.#inFlight === undefined;
+  }
   /** Sequence of the first index that has everything stepped in so far. */
   get coveringSequence(): number {
     return this.#dirty ? this.#sequence + 1 : this.#sequence;
@@ -118,8 +124,13 @@ export class UploadQueue {
           before === undefined || (before.id < input.id && before.consistentLsn <= input.consistentLsn),
           'layers are frozen in order',
         );
-        this.#pending.push({id: input.id, consistentLsn: input.consistentLsn, description: undefined});
-        if (!this.#stale) out.push({kind: 'upload-layer', id: input.id});
+        this.#pending.push({
+          id: input.id,
+          consistentLsn: input.consistentLsn,
+          asked: false,
+          description: undefined,
+        });
+        this.#askForLayers(out);
         break;
       }
       case 'layer-uploaded': {
@@ -141,8 +152,11 @@ export class UploadQueue {
         const sent = this.#inFlight;
         assert(sent !== undefined && sent.sequence === input.sequence, 'the answer is for the index in flight');
         this.#inFlight = undefined;
-        // An older index that still waits for its validation is covered by this one.
-        this.#validating = {...sent, garbage: [...(this.#validating?.garbage ?? []), ...sent.garbage]};
+        // An older index that still waits for its validation is covered by this one, and goes with it.
+        const older = this.#validating;
+        if (older !== undefined)
+          sent.garbage.push(...older.garbage, this.#indexObject(older.generation, older.sequence));
+        this.#validating = sent;
         out.push({kind: 'validate', generation: sent.generation, sequence: sent.sequence});
         break;
       }
@@ -172,8 +186,8 @@ export class UploadQueue {
         if (sent.consistentLsn > this.#publishedLsn) this.#publishedLsn = sent.consistentLsn;
         out.push({kind: 'publish', remoteConsistentLsn: this.#publishedLsn});
         if (sent.garbage.length > 0) out.push({kind: 'delete', objects: sent.garbage});
-        // This index goes when a later one has been validated.
-        this.#garbage.push(this.#indexObject(sent.generation, sent.sequence));
+        // This index goes when a later one has been validated: the one that is on its way already, if there is one.
+        (this.#inFlight?.garbage ?? this.#garbage).push(this.#indexObject(sent.generation, sent.sequence));
         break;
       }
       case 'validate-failed': {
@@ -187,11 +201,8 @@ export class UploadQueue {
         if (input.generation === this.#generation) break;
         this.#generation = input.generation;
         this.#dirty = true;
-        if (this.#stale) {
-          this.#stale = false;
-          for (const layer of this.#pending)
-            if (layer.description === undefined) out.push({kind: 'upload-layer', id: layer.id});
-        }
+        this.#stale = false;
+        this.#askForLayers(out);
         break;
       default:
         unreachable(input);
@@ -208,6 +219,15 @@ export class UploadQueue {
       this.#inFlight === undefined || this.#inFlight.sequence === this.#sequence,
       'one index in flight, the newest (2)',
     );
+  }
+
+  #askForLayers(out: UploadOutput[]): void {
+    if (this.#stale) return;
+    for (const layer of this.#pending) {
+      if (layer.asked) continue;
+      layer.asked = true;
+      out.push({kind: 'upload-layer', id: layer.id});
+    }
   }
 
   #takeUploaded(): void {

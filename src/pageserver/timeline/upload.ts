@@ -22,6 +22,14 @@ const retryDelayMsMax = 10_000;
 /** Building a layer lets other work run after this many bytes. */
 const buildStepBytes = 1024 * 1024;
 
+interface Waiter {
+  readonly done: () => boolean;
+  /** Gives up when the generation turns out stale; else it waits for another attachment. */
+  readonly needsGeneration: boolean;
+  readonly resolve: () => void;
+  readonly reject: (error: Error) => void;
+}
+
 export class Uploader {
   readonly #state: TimelineState;
   readonly #validator: GenerationValidator;
@@ -29,8 +37,7 @@ export class Uploader {
   /** Layers are built and put one after the other: their memory is bounded, and reads switch over in order. */
   #layerWork: Promise<void> = Promise.resolve();
   #stopped = false;
-  #waiters: {readonly done: () => boolean; readonly resolve: () => void; readonly reject: (error: Error) => void}[] =
-    [];
+  #waiters: Waiter[] = [];
   /** Sequence of the last index that is durable. */
   #indexSequence: number;
   #lastFailure: string | undefined;
@@ -80,9 +87,14 @@ export class Uploader {
     return this.#waitFor(() => this.#queue.isIdle);
   }
 
-  /** Resolves when fewer than `count` frozen layers wait. */
+  /** Resolves when everything frozen so far is in an index that is durable: a restart finds it. Rejects like published(). */
+  durable(): Promise<void> {
+    return this.#waitFor(() => this.#queue.isDurable);
+  }
+
+  /** Resolves when fewer than `count` frozen layers wait; rejects on stop(). */
   room(count: number): Promise<void> {
-    return this.#waitFor(() => this.#state.frozen.length < count);
+    return this.#waitFor(() => this.#state.frozen.length < count, false);
   }
 
   /** Nothing new is begun; what is in flight ends on its own. */
@@ -91,9 +103,9 @@ export class Uploader {
     this.#wake();
   }
 
-  #waitFor(done: () => boolean): Promise<void> {
+  #waitFor(done: () => boolean, needsGeneration = true): Promise<void> {
     return new Promise((resolve, reject) => {
-      this.#waiters.push({done, resolve, reject});
+      this.#waiters.push({done, needsGeneration, resolve, reject});
       this.#wake();
     });
   }
@@ -104,7 +116,7 @@ export class Uploader {
     for (const waiter of waiters) {
       if (waiter.done()) waiter.resolve();
       else if (this.#stopped) waiter.reject(new Error(`${this.#state.name}: the timeline is being stopped`));
-      else if (this.#queue.isStale)
+      else if (waiter.needsGeneration && this.#queue.isStale)
         waiter.reject(
           new Error(`${this.#state.name}: generation ${this.#state.generation} is stale; attach the tenant again`),
         );
