@@ -13,6 +13,7 @@
  *   --set NAME=VALUE  a setting of the cluster, for example full_page_writes=on (repeatable)
  *   --keep DIR        leave base/, the stopped cluster and the object store in DIR
  *   --again DIR       no load: compare once more what --keep left
+ *   --prove           then damage the standby's files in every way, and fail unless each damage is reported
  */
 import {execFileSync} from 'node:child_process';
 import {chmodSync, existsSync, mkdirSync, mkdtempSync, readFileSync, rmSync} from 'node:fs';
@@ -21,7 +22,7 @@ import {join} from 'node:path';
 import {parseArgs} from 'node:util';
 import {FolderObjectStore} from '#objectstore/folder-object-store.ts';
 import {endOfCheckpointRecord} from '#pageserver/ingest/import.ts';
-import {parseControlFile} from '#postgres/control-file.ts';
+import {type ControlFile, parseControlFile} from '#postgres/control-file.ts';
 import {formatLsn} from '#postgres/lsn.ts';
 import {rmgrNames} from '#postgres/wal/rmgr.ts';
 import {systemDisk} from '#runtime/disk.ts';
@@ -29,9 +30,10 @@ import {SeededRandom} from '#runtime/random.ts';
 import {PostgresCluster} from './postgres-cluster.ts';
 import {type Comparison, compareAt} from './standby/compare.ts';
 import {fullStandbyLoads, mixedStandbyLoads, prepareBase, quickStandbyLoads, runLoads} from './standby/loads.ts';
+import {damage} from './standby/damage.ts';
 import {Standby} from './standby/standby.ts';
 import {Storage} from './standby/storage.ts';
-import {planWal} from './standby/wal.ts';
+import {type Target, planWal} from './standby/wal.ts';
 
 const {values: options} = parseArgs({
   options: {
@@ -42,6 +44,7 @@ const {values: options} = parseArgs({
     set: {type: 'string', multiple: true, default: []},
     keep: {type: 'string'},
     again: {type: 'string'},
+    prove: {type: 'boolean', default: false},
   },
 });
 
@@ -112,10 +115,12 @@ async function main(): Promise<boolean> {
 
     await using standby = await Standby.start({baseDir: base, baseLsn, walDir, dir: join(dir, 'standby'), settings});
     const all: Comparison[] = [];
+    const compare = (target: Target, control: ControlFile): Promise<Comparison> =>
+      compareAt({timeline: storage.timeline, dataDir: standby.dataDir, target, plan, control});
     for (const target of plan.targets) {
       const control = await standby.advance(target.lsn);
       const replayedAt = Date.now();
-      const result = await compareAt({timeline: storage.timeline, dataDir: standby.dataDir, target, plan, control});
+      const result = await compare(target, control);
       all.push(result);
       const kinds = [...result.pages].map(([kind, count]) => `${kind} ${count}`).join(', ');
       console.log(
@@ -123,7 +128,17 @@ async function main(): Promise<boolean> {
           `${result.equal} equal, ${result.differentPages} different (${kinds}); ${result.forks} sizes, ${result.facts} other facts equal, ` +
           `${result.differentFacts} different; ${result.emptyMaps} empty maps, ${result.inMemory} prepared in memory; ${Date.now() - replayedAt} ms`,
       );
-      for (const message of result.messages) console.log(`  ${message}`);
+      for (const message of result.messages.slice(0, 12)) console.log(`  ${message}`);
+    }
+    if (options.prove) {
+      const end = plan.targets.at(-1)!;
+      const control = await standby.advance(end.lsn);
+      const expected = damage(standby.dataDir);
+      const {messages} = await compare(end, control);
+      const unseen = expected.filter((pattern) => !messages.some((message) => pattern.test(message)));
+      if (unseen.length > 0 || messages.length !== expected.length)
+        throw new Error(`damage not reported: ${unseen.join(', ')}; reported: ${messages.join('\n')}`);
+      console.log(`-- and ${expected.length} damages of the standby's files were all reported`);
     }
     const sum = (value: (c: Comparison) => number): number => all.reduce((total, c) => total + value(c), 0);
     console.log(

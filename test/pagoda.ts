@@ -131,6 +131,20 @@ export class Pagoda {
     this.#supervisor = undefined;
   }
 
+  /** The same in the middle of work: looking for the pids stops this process for a while, and its clients must be busy again. */
+  async crash(): Promise<void> {
+    const pids = this.processes();
+    await sleep(100);
+    for (const pid of pids) {
+      try {
+        process.kill(pid, 'SIGKILL');
+      } catch {
+        // gone by itself
+      }
+    }
+    this.killEverything(); // what was started in between
+  }
+
   /** Pids of all processes of this installation: those that name its directory, and all their descendants. */
   processes(): number[] {
     const all = readdirSync('/proc')

@@ -10,5 +10,8 @@ test('a cluster starts, answers, restarts with other settings and goes away', as
   await cluster.stop('fast');
   cluster.settings['wal_level'] = 'replica';
   await cluster.start();
-  assert.deepEqual(await cluster.query('select count(*)::int as n, current_setting($1) as level from pgbench_accounts', ['wal_level']), [{n: 100000, level: 'replica'}]);
+  assert.deepEqual(
+    await cluster.query('select count(*)::int as n, current_setting($1) as level from pgbench_accounts', ['wal_level']),
+    [{n: 100000, level: 'replica'}],
+  );
 });

@@ -4,7 +4,7 @@
  * directory deleted, started again from storage: pg_dump must say the same and pg_amcheck nothing.
  */
 import {execFileSync} from 'node:child_process';
-import {mkdtempSync, rmSync} from 'node:fs';
+import {mkdtempSync, rmSync, writeFileSync} from 'node:fs';
 import {tmpdir} from 'node:os';
 import {join} from 'node:path';
 import {Pagoda, clientConfig} from './pagoda.ts';
@@ -36,7 +36,7 @@ async function vanilla(suite: Suite): Promise<SuiteResult> {
     superuser: 'pagoda_admin',
   });
   await cluster.query(`create role ${superuser} superuser login password 'x'`);
-  return runSuite({
+  return await runSuite({
     suite,
     server: {host: '127.0.0.1', port: cluster.port, user: superuser},
     dir: join(work, `vanilla-${suite}`),
@@ -48,7 +48,7 @@ async function throughEndpoint(suite: Suite, pagoda: Pagoda, endpointId: string)
   await admin.query(`alter role ${superuser} superuser`);
   await admin.end();
   const server = await superuserServer(pagoda);
-  return runSuite({
+  return await runSuite({
     suite,
     server,
     dir: join(work, `endpoint-${suite}`),
@@ -138,8 +138,10 @@ for (const suite of suites) {
       await pagoda.resume(endpointId);
       const after = dump(pagoda, endpointId);
       const same = comparable(before) === comparable(after);
+      writeFileSync(join(work, 'before.sql'), before);
+      writeFileSync(join(work, 'after.sql'), after);
       console.log(
-        `pg_dump after a start from storage alone: ${same ? 'the same' : 'DIFFERS'} (${before.length} bytes)`,
+        `pg_dump after a start from storage alone: ${same ? 'the same' : `DIFFERS (diff ${work}/before.sql ${work}/after.sql)`} (${before.length} bytes)`,
       );
       const complaints = amcheck(pagoda, endpointId);
       console.log(

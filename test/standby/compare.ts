@@ -21,7 +21,6 @@ import type {Target, WalPlan} from './wal.ts';
 /** Pages per read of the timeline, as many as a compute asks for at most. */
 const batch = 64;
 const pageHeaderBytes = 24;
-const messagesMax = 12;
 const zeroPage = Buffer.alloc(blockSize);
 const forkSuffixes = ['', '_fsm', '_vm', '_init'] as const;
 
@@ -68,7 +67,7 @@ export class Comparison {
   }
 
   #say(message: string): void {
-    if (this.messages.length < messagesMax) this.messages.push(message);
+    if (this.messages.length < 1000) this.messages.push(message);
   }
 }
 

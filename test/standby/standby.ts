@@ -71,7 +71,9 @@ export class Standby {
       settings: {
         ...options.settings,
         hot_standby: 'on',
-        max_standby_archive_delay: 0,
+        // Replay waits for the session's short statements rather than to end it.
+        max_standby_archive_delay: -1,
+        max_standby_streaming_delay: -1,
         recovery_target_timeline: 'current',
         wal_retrieve_retry_interval: '20ms',
         wal_recycle: 'off',
@@ -92,19 +94,24 @@ export class Standby {
     copyWal(this.#walDir, join(this.dataDir, 'pg_wal'), this.#fedLsn, target);
     this.#fedLsn = target;
     const deadline = Date.now() + replayTimeoutMs;
-    for (;;) {
-      if (!this.#cluster.running) throw new Error(`the standby ended:\n${this.#cluster.log.slice(-3000)}`);
-      const {rows} = await this.#client.query<{lsn: string}>('select pg_last_wal_replay_lsn()::text as lsn');
-      const replayed = parseLsn(rows[0]!.lsn);
-      if (replayed === target) break;
-      if (replayed > target || Date.now() > deadline)
-        throw new Error(
-          `the standby has replayed to ${formatLsn(replayed)}, wanted ${formatLsn(target)}:\n${this.#cluster.log.slice(-3000)}`,
-        );
-      await sleep(10);
+    try {
+      for (let replayed = await this.#replayed(); replayed !== target; replayed = await this.#replayed()) {
+        if (replayed > target || Date.now() > deadline) throw new Error(`it has replayed to ${formatLsn(replayed)}`);
+        await sleep(25);
+      }
+      await this.#client.query('checkpoint');
+    } catch (error) {
+      throw new Error(
+        `the standby did not replay to ${formatLsn(target)}: ${(error as Error).message}\n${this.#cluster.log.slice(-3000)}`,
+        {cause: error},
+      );
     }
-    await this.#client.query('checkpoint');
     return parseControlFile(readFileSync(join(this.dataDir, 'global/pg_control')));
+  }
+
+  async #replayed(): Promise<Lsn> {
+    const {rows} = await this.#client.query<{lsn: string}>('select pg_last_wal_replay_lsn()::text as lsn');
+    return parseLsn(rows[0]!.lsn);
   }
 
   async [Symbol.asyncDispose](): Promise<void> {

@@ -57,10 +57,11 @@ for (const disksLost of [false, true]) {
     const load = pgbench(['-c', '4', '-T', '600']).catch(() => {});
     ledger.start(4);
     await sleep(10_000);
-    pagoda.killEverything();
+    await pagoda.crash();
     await ledger.stop();
     await load;
     assert.ok(ledger.acknowledged.size > 100, `only ${ledger.acknowledged.size} commits`);
+    assert.ok(ledger.unknown.size > 0, 'the crash came in the middle of commits');
     if (disksLost)
       for (const d of ['computes', 'pageserver']) rmSync(join(pagoda.dir, d), {recursive: true, force: true});
     const ms = await pagoda.up();
