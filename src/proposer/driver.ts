@@ -72,7 +72,7 @@ export class ProposerDriver {
           timelineId: config.timelineId,
           token: () => this.#token,
           clock,
-          hurry: () => this.#core.phase !== 'elected',
+          hurry: () => !this.#isSynced,
           onConnected: () => {
             this.#troubles.delete(member.nodeId);
             this.#step({kind: 'connected', peer: member.nodeId});
@@ -271,12 +271,14 @@ export class ProposerDriver {
   }
 
   #tick(): void {
-    this.#tickTimer = this.#options.clock.setTimer(this.#core.phase === 'elected' ? tickMs : tickEarlyMs, () =>
-      this.#tick(),
-    );
+    this.#tickTimer = this.#options.clock.setTimer(this.#isSynced ? tickMs : tickEarlyMs, () => this.#tick());
     this.#tickCore();
     for (const link of this.#links.values()) link.checkSilence();
     this.#postgres?.sendStatus(this.#core.commitLsn);
+  }
+
+  get #isSynced(): boolean {
+    return this.#core.phase === 'elected' && this.#core.commitLsn > 0;
   }
 
   #tickCore(): void {

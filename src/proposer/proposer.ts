@@ -3,7 +3,8 @@
  * safekeepers. `step` returns what to do; run.ts (or the simulator) does it in that order.
  *
  *   greeting  ── quorum greeted ──>  voting  ── quorum of votes ──>  elected  ── a higher term is seen ──>  fenced
- *                                      └─ refused: a higher term after a pause ─┘
+ *                 ↑                    └─ refused: a higher term after a pause ─┘
+ *                 └── the donor is gone before a quorum has its WAL ──┘
  *
  * Votes tell each voter's (term of its last WAL, flushLsn). The highest of them is the donor: its WAL holds everything that
  * any earlier proposer committed, so our log is the donor's, and from its flushLsn (`termStartLsn`) on it is ours.
@@ -22,6 +23,8 @@ import type {AcceptorMessage, Membership, ProposerMessage, TermHistory, WalFeedb
 const inFlightBytesMax = 8 * 1024 * 1024;
 /** Not yet durable at a quorum: beyond, the compute's stream is paused; it goes on at half of it. */
 const undurableBytesMax = 16 * 1024 * 1024;
+/** An elected proposer whose donor is gone waits so long for it. */
+const stuckMs = 2000;
 /** WAL kept for a safekeeper that was away for a moment; and at most for one that is slow. */
 const windowBytesMin = 4 * 1024 * 1024;
 const windowBytesMax = 16 * 1024 * 1024;
@@ -138,6 +141,9 @@ export class Proposer {
   #commitLsn: Lsn = invalidLsn;
   #window = new WalWindow(invalidLsn);
   #sourcePaused = false;
+  /** While not synced: what safekeepers have, in sum, and since when it has not grown. */
+  #progress = 0;
+  #progressAtMs: number | undefined;
 
   constructor(options: ProposerOptions) {
     this.#options = options;
@@ -535,12 +541,41 @@ export class Proposer {
       if (this.#campaignAtMs === undefined) this.#campaignAtMs = nowMs + random * 300;
       else if (nowMs >= this.#campaignAtMs) this.#campaign(out);
     } else if (this.#phase === 'elected') {
+      if (this.#isStuck(nowMs)) {
+        this.#startOver(out);
+        return;
+      }
       for (const peer of this.#peers.values()) {
         if (peer.phase !== 'streaming') continue;
         this.#sendAppend(peer, noBytes, true, out);
         this.#pump(peer, out);
       }
     }
+  }
+
+  /** Not synced, and nobody has got further for a while: the only one that had our log's end is gone. */
+  #isStuck(nowMs: number): boolean {
+    if (this.#commitLsn >= this.#termStartLsn) return false;
+    let progress = 0;
+    for (const peer of this.#peers.values()) progress += peer.syncedLsn;
+    if (progress !== this.#progress || this.#progressAtMs === undefined) {
+      this.#progress = progress;
+      this.#progressAtMs = nowMs;
+    }
+    return nowMs - this.#progressAtMs > stuckMs;
+  }
+
+  /** Nothing of this term was committed, so its log may be forgotten: the others elect a new one among themselves. */
+  #startOver(out: ProposerOutput[]): void {
+    this.#phase = 'greeting';
+    this.#progressAtMs = undefined;
+    for (const peer of this.#peers.values()) {
+      this.#stopRecovery(peer, out);
+      if (peer.phase === 'electing' || peer.phase === 'streaming') peer.phase = 'greeted';
+      peer.flushLsn = invalidLsn;
+      peer.syncedLsn = invalidLsn;
+    }
+    this.#campaign(out);
   }
 
   #sendAppend(peer: Peer, bytes: Buffer, wantsReply: boolean, out: ProposerOutput[]): void {

@@ -136,6 +136,8 @@ export class World {
   readonly #blocked = new Set<string>();
   #connections = 0;
   #healed = false;
+  /** Does not come back. */
+  #lost: SimNode | undefined;
   #hash = 0;
   #elections = 0;
   #commits = 0;
@@ -214,11 +216,20 @@ export class World {
     }
     const last = this.#startProposer();
     const deadline = this.#queue.nowMs + livenessMs;
+    // In some runs one safekeeper is gone for good, at any moment of the last election: the others must do without it.
+    const lost = this.#random.float() < 0.4 ? this.#pick(this.#nodes) : undefined;
+    if (lost !== undefined)
+      this.#queue.after(this.#random.float() * 8 * this.#faults.latencyMs, () => {
+        this.#lost = lost;
+        this.#crash(lost, 'lost');
+      });
     const quiet = (): boolean =>
       last.records >= 5 &&
       last.core.commitLsn === last.core.endLsn &&
       this.#nodes.every(
-        (node) => node.acceptor?.commitLsn === last.core.endLsn && node.acceptor.flushLsn === last.core.endLsn,
+        (node) =>
+          node === lost ||
+          (node.acceptor?.commitLsn === last.core.endLsn && node.acceptor.flushLsn === last.core.endLsn),
       );
     while (!quiet()) {
       if (!this.#queue.runNext(deadline))
@@ -229,8 +240,9 @@ export class World {
   }
 
   #finish(): void {
-    const logs = this.#nodes.map((node) => this.#wal(node, timelineStartLsn, node.acceptor!.flushLsn));
-    this.#nodes.forEach((node, i) =>
+    const nodes = this.#nodes.filter((node) => node.acceptor !== undefined);
+    const logs = nodes.map((node) => this.#wal(node, timelineStartLsn, node.acceptor!.flushLsn));
+    nodes.forEach((node, i) =>
       this.#checker.log(node.id, node.acceptor!.state.history, node.acceptor!.flushLsn, logs[i]!),
     );
     if (!logs.every((log) => log.equals(logs[0]!)))
@@ -277,7 +289,7 @@ export class World {
     if (this.#random.float() < this.#faults.powerCut) node.disk.crash();
     const aimed = why !== 'random';
     this.#queue.after(aimed ? 1 + this.#random.float() * 50 : 10 + this.#random.float() * 1500, () => {
-      if (node.acceptor === undefined) this.#startNode(node);
+      if (node.acceptor === undefined && node !== this.#lost) this.#startNode(node);
     });
     if (aimed && !this.#healed && this.#random.float() < 0.5)
       this.#queue.after(this.#random.float() * 60, () => this.#newProposer());
