@@ -21,6 +21,7 @@ import {tmpdir} from 'node:os';
 import {join} from 'node:path';
 import {parseArgs} from 'node:util';
 import {FolderObjectStore} from '#objectstore/folder-object-store.ts';
+import {MemoryObjectStore} from '#objectstore/memory-object-store.ts';
 import {endOfCheckpointRecord} from '#pageserver/ingest/import.ts';
 import {type ControlFile, parseControlFile} from '#postgres/control-file.ts';
 import {formatLsn} from '#postgres/lsn.ts';
@@ -96,7 +97,9 @@ async function main(): Promise<boolean> {
 
   const objects = join(dir, 'objects');
   rmSync(objects, {recursive: true, force: true});
-  const store = new FolderObjectStore({root: objects, disk: systemDisk, random, nowMs: Date.now()});
+  const store = options.quick
+    ? new MemoryObjectStore()
+    : new FolderObjectStore({root: objects, disk: systemDisk, random, nowMs: Date.now()});
   const storage = new Storage({store, random, layerBytes: options.quick ? 1 << 20 : 8 << 20});
   try {
     const imported = await storage.import(base);

@@ -18,6 +18,7 @@ import {
   readFileSync,
   readSync,
   readdirSync,
+  renameSync,
   rmSync,
   writeFileSync,
   writeSync,
@@ -75,7 +76,8 @@ export class Standby {
         max_standby_archive_delay: -1,
         max_standby_streaming_delay: -1,
         recovery_target_timeline: 'current',
-        wal_retrieve_retry_interval: '20ms',
+        wal_retrieve_retry_interval: '50ms',
+        log_min_messages: 'warning',
         wal_recycle: 'off',
         checkpoint_timeout: '1d',
         max_logical_replication_workers: 0,
@@ -131,11 +133,15 @@ function copyWal(fromDir: string, toDir: string, from: Lsn, to: Lsn): void {
     readSync(source, bytes, 0, bytes.length, at % walSegmentSizeDefault);
     closeSync(source);
     const path = join(toDir, name);
-    const target = openSync(path, at % walSegmentSizeDefault === 0 ? 'w' : 'r+', 0o600);
+    const isNew = at % walSegmentSizeDefault === 0;
+    // The standby may look at any moment: a new file appears when it is whole.
+    const written = isNew ? `${path}.new` : path;
+    const target = openSync(written, isNew ? 'w' : 'r+', 0o600);
     ftruncateSync(target, walSegmentSizeDefault);
     writeSync(target, bytes, 0, bytes.length, at % walSegmentSizeDefault);
     closeSync(target);
-    if (runAs.uid !== undefined) chownSync(path, runAs.uid, runAs.gid!);
+    if (runAs.uid !== undefined) chownSync(written, runAs.uid, runAs.gid!);
+    if (isNew) renameSync(written, path);
     at = end;
   }
 }
