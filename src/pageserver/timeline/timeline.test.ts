@@ -29,6 +29,7 @@ type Step =
   | {readonly kind: 'freeze'; readonly branch: number}
   | {readonly kind: 'checkpoint'; readonly branch: number}
   | {readonly kind: 'branch'; readonly from: number; readonly back: number}
+  | {readonly kind: 'read'; readonly branch: number; readonly back: number}
   | {readonly kind: 'restart'};
 
 const branchNumber = fc.integer({min: 0, max: 3});
@@ -46,6 +47,10 @@ const arbitraryStep: fc.Arbitrary<Step> = fc.oneof(
       from: branchNumber,
       back: fc.integer({min: 0, max: 20}),
     }),
+  },
+  {
+    weight: 2,
+    arbitrary: fc.record({kind: fc.constant('read' as const), branch: branchNumber, back: fc.integer({min: 0, max: 10})}),
   },
   {weight: 1, arbitrary: fc.record({kind: fc.constant('restart' as const)})},
 );
@@ -114,14 +119,28 @@ async function createRoot(tenant: Tenant): Promise<Timeline> {
   return timeline;
 }
 
+/** Puts take a while, so that frozen layers pile up. */
+class SlowStore extends MemoryObjectStore {
+  readonly #delayMs: number;
+  constructor(delayMs: number) {
+    super();
+    this.#delayMs = delayMs;
+  }
+  override async put(...args: Parameters<MemoryObjectStore['put']>): Promise<void> {
+    if (this.#delayMs > 0) await new Promise((resolve) => setTimeout(resolve, this.#delayMs));
+    return super.put(...args);
+  }
+}
+
 test('any history reads like the naive model, across branches, freezes, checkpoints and restarts', async () => {
   await fc.assert(
     fc.asyncProperty(
       fc.array(arbitraryStep, {minLength: 1, maxLength: 120}),
       fc.constantFrom(30_000, 100_000, 1 << 20),
       fc.constantFrom(40_000, 1 << 22),
-      async (steps, layerBytes, cacheBytes) => {
-        const store = new MemoryObjectStore();
+      fc.constantFrom(0, 3),
+      async (steps, layerBytes, cacheBytes, delayMs) => {
+        const store = new SlowStore(delayMs);
         let generation = 1;
         const context = (): PageserverContext => testContext(store, {layerBytes}, cacheBytes);
         let tenant = await Tenant.attach(context(), alwaysValid, tenantId, generation);
@@ -155,6 +174,10 @@ test('any history reads like the naive model, across branches, freezes, checkpoi
             const id = String(branches.length).repeat(32);
             await tenant.createBranch(id, parent.id, at);
             branches.push({id, ancestor: {branch: parent, lsn: at}, log: []});
+          } else if (step.kind === 'read') {
+            const branch = branches[step.branch % branches.length]!;
+            const low = branch.ancestor?.lsn ?? importLsn;
+            await compare(tenant.timeline(branch.id), branch, lsn(Math.max(low, tip(branch) - step.back * 8)));
           } else {
             // The process dies: only the object store stays; the safekeepers give WAL again from what it had promised.
             for (const timeline of tenant.timelines()) timeline.stop();
