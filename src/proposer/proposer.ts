@@ -26,7 +26,7 @@ const undurableBytesMax = 16 * 1024 * 1024;
 /** An elected proposer whose donor is gone waits so long for it. */
 const stuckMs = 2000;
 /** WAL kept for a safekeeper that was away for a moment; and at most for one that is slow. */
-const windowBytesMin = 4 * 1024 * 1024;
+const windowBytesMin = 1024 * 1024;
 const windowBytesMax = 16 * 1024 * 1024;
 
 export type ProposerInput =

@@ -49,6 +49,9 @@ test('Postgres commits through three safekeepers; one may die, two may not', {ti
   await cell.stopSafekeeper(3);
   await cluster.query("insert into t select g, repeat('b', 100) from generate_series(2, 20000) g");
 
+  // One record larger than every window on the way.
+  await cluster.query("select length(pg_logical_emit_message(true, 'pagoda', repeat('z', 40000000))::text)");
+
   await cell.stopSafekeeper(2);
   const waiting = cluster.query("insert into t values (30000, 'c')");
   assert.equal(await settles(waiting, 1500), false, 'a commit without a quorum must wait');
