@@ -27,7 +27,9 @@ const lock = JSON.parse(systemDisk.readFile(path).toString('utf8')) as {packages
 
 /** `@oxlint/binding-linux-arm64-musl` → linux, arm64, musl. */
 function platformOf(name: string): {os: string; cpu: string; libc?: 'glibc' | 'musl'} | undefined {
-  const match = /(android|darwin|freebsd|linux|openharmony|win32|wasm32)-?([a-z0-9]*)-?(\w*)$/.exec(name.split('/').at(-1) ?? '');
+  const match = /(android|darwin|freebsd|linux|openharmony|win32|wasm32)-?([a-z0-9]*)-?(\w*)$/.exec(
+    name.split('/').at(-1) ?? '',
+  );
   const [, os, cpu, abi = ''] = match ?? [];
   if (os === undefined || cpu === undefined || cpu === '') return undefined;
   if (os !== 'linux') return {os, cpu};
@@ -54,7 +56,9 @@ for (const entry of Object.values(lock.packages))
   }
 
 if (added.length > 0) {
-  lock.packages = Object.fromEntries(Object.entries(lock.packages).toSorted(([a], [b]) => (a < b ? -1 : a > b ? 1 : 0)));
+  lock.packages = Object.fromEntries(
+    Object.entries(lock.packages).toSorted(([a], [b]) => (a < b ? -1 : a > b ? 1 : 0)),
+  );
   systemDisk.writeFileAtomic(path, Buffer.from(`${JSON.stringify(lock, undefined, 2)}\n`), 0o644);
   // Nothing of this platform changed: what is installed stays, also under those who are using it at this moment.
   if (isInstalled) systemDisk.writeFileAtomic(stamp, systemDisk.readFile(stamp), 0o644);

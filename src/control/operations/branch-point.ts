@@ -23,7 +23,9 @@ export function committedPosition(statuses: readonly (SafekeeperStatus | undefin
     .filter((status) => status.term === term)
     .map((status) => status.flushLsn)
     .sort((a, b) => b - a);
-  const acknowledged = Math.max(committed, flushed[quorum - 1] ?? 0) as Lsn;
+  // Of the quorum that has an acknowledged commit, as many as do not answer may be among the silent ones.
+  const silent = statuses.length - known.length;
+  const acknowledged = Math.max(committed, flushed[quorum - silent - 1] ?? 0) as Lsn;
   return {committed, acknowledged};
 }
 
