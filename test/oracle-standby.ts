@@ -118,12 +118,13 @@ async function main(): Promise<boolean> {
 
     await using standby = await Standby.start({baseDir: base, baseLsn, walDir, dir: join(dir, 'standby'), settings});
     const all: Comparison[] = [];
-    const compare = (target: Target, control: ControlFile): Promise<Comparison> =>
-      compareAt({timeline: storage.timeline, dataDir: standby.dataDir, target, plan, control});
-    for (const target of plan.targets) {
+    const compare = (target: Target, control: ControlFile, timeline = storage.timeline): Promise<Comparison> =>
+      compareAt({timeline, dataDir: standby.dataDir, target, plan, control});
+    for (const [i, target] of plan.targets.entries()) {
       const control = await standby.advance(target.lsn);
       const replayedAt = Date.now();
-      const result = await compare(target, control);
+      const timeline = i % 2 === 1 ? await storage.branch(target.lsn) : storage.timeline;
+      const result = await compare(target, control, timeline);
       all.push(result);
       const kinds = [...result.pages].map(([kind, count]) => `${kind} ${count}`).join(', ');
       console.log(

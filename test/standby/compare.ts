@@ -114,9 +114,10 @@ async function compareRelations(options: CompareOptions, result: Comparison): Pr
     const {spcNode, dbNode, path} = directory;
     const entry = ours.find((d) => d.spcNode === spcNode && d.dbNode === dbNode);
     const files = relationFiles(join(dataDir, path));
-    if (dbNode !== 0 && (entry !== undefined || files.size > 0))
+    const hasVersionFile = existsSync(join(dataDir, path, 'PG_VERSION'));
+    if (dbNode !== 0 && (entry !== undefined || files.size > 0 || hasVersionFile))
       result.fact(
-        entry?.hasVersionFile === existsSync(join(dataDir, path, 'PG_VERSION')),
+        entry?.hasVersionFile === hasVersionFile,
         () => `${path}: ${entry === undefined ? 'missing' : `has PG_VERSION: ${entry.hasVersionFile}`}`,
       );
     const mapFile = join(dataDir, path, 'pg_filenode.map');

@@ -32,6 +32,7 @@ export class Storage {
   readonly #random: Random;
   #tenant: Tenant | undefined;
   #generation = 0;
+  #branches = 0;
 
   constructor(options: StorageOptions) {
     this.#random = options.random;
@@ -114,6 +115,11 @@ export class Storage {
       return writer.finishRecord(record.endLsn, () => timeline.waitForRoom()).then(() => end(record));
     };
     await readWal({walDir, startLsn: from, endLsn: until, random: this.#random, use: take});
+  }
+
+  /** A new branch at an LSN: everything it answers comes from its ancestor. */
+  branch(at: Lsn): Promise<Timeline> {
+    return this.#tenant!.createBranch((++this.#branches).toString(16).padStart(32, 'b'), timelineId, at);
   }
 
   async close(): Promise<void> {
