@@ -4,6 +4,9 @@
  * Requests are 32 bytes, answers a 16-byte header and a payload; src/wire/hydration.ts describes every field. Requests
  * change nothing, so one whose connection broke is simply sent again on a new one.
  *
+ * Pages can be asked for ahead of need (agent_prefetch): the request is sent, the answer is taken from the stream whenever
+ * the next one is read, and kept until somebody wants it. It never gets stale, since the base stands still.
+ *
  * Waiting honours interrupts whenever the caller's state allows it (no held interrupts, no critical section). A request
  * that was left by an error leaves its answer in the stream; the connection is then thrown away before the next one.
  */
@@ -65,6 +68,20 @@ StaticAssertDecl(sizeof(AgentListEntry) == 20, "list entry layout");
 #define ANSWER_OK 0
 #define ANSWER_MISSING 1
 
+/* Pages asked for ahead. The first slots are for ranges, the others for single pages. */
+typedef struct Pending
+{
+	bool		used;
+	bool		arrived;
+	AgentRequest request;
+	int			count;			/* pages that arrived */
+	char	   *pages;
+	int			capacity;		/* of pages */
+} Pending;
+
+#define PENDING_RANGES 2
+#define PENDING_MAX 32
+
 /* What the request is about, for messages. */
 typedef struct Exchange
 {
@@ -72,6 +89,8 @@ typedef struct Exchange
 	AgentResponse response;
 	char	   *buffer;			/* where the payload goes, or NULL: palloc'd */
 	size_t		capacity;		/* of buffer */
+	BlockNumber ahead;			/* with `ahead_count` > 0: pages to ask for behind this request */
+	int			ahead_count;
 	bool		nothrow;
 	instr_time	start;
 	long		broken_since_ms;	/* since start; -1 while the connection works */
@@ -80,14 +99,23 @@ typedef struct Exchange
 } Exchange;
 
 static int	agent_socket = -1;
-static bool agent_busy = false; /* an answer may still be in the stream */
+static bool agent_busy = false; /* an answer that nobody will take may be in the stream */
+static bool agent_spoiled = false;	/* the agent cannot make sense of what comes next */
 static WaitEventSet *agent_waits = NULL;
 static int	agent_socket_event = -1;
 static uint32 agent_last_id = 0;
 static TimestampTz nothrow_failed_at = 0;
+static Pending pending[PENDING_MAX];
+static Pending *wanted = NULL;	/* being taken: not to be given to another request */
 
 static bool run_exchange(Exchange *x);
 static bool try_exchange(Exchange *x, bool *retry);
+static bool receive_answer(Exchange *x, const Pending *awaited);
+static bool receive_pending(Exchange *x, Pending *entry);
+static void send_prefetch(AgentRequest request, BlockNumber block, int count);
+static Pending *find_pending(const AgentRequest *request);
+static Pending *free_pending(int count);
+static int	take_pending(Exchange *x, Pending *entry);
 static bool connect_agent(Exchange *x);
 static void disconnect_agent(void);
 static bool transfer(Exchange *x, char *data, size_t length, bool sending);
@@ -132,13 +160,24 @@ agent_relation_sizes(RelFileNode rnode, BlockNumber *nblocks, bool nothrow)
 }
 
 int
-agent_get_pages(RelFileNode rnode, ForkNumber fork, BlockNumber block, int count, char *pages)
+agent_get_pages(RelFileNode rnode, ForkNumber fork, BlockNumber block, int count, char *pages, BlockNumber ahead, int ahead_count)
 {
 	Exchange	x = {
 		.request = {.op = AGENT_GETPAGES, .fork = fork, .count = count, .spc = rnode.spcNode, .db = rnode.dbNode, .rel = rnode.relNode, .block = block},
 		.buffer = pages,
-		.capacity = (size_t) count * BLCKSZ
+		.capacity = (size_t) count * BLCKSZ,
+		.ahead = ahead,
+		.ahead_count = ahead_count
 	};
+	Pending    *entry = agent_busy || agent_spoiled ? NULL : find_pending(&x.request);
+
+	if (entry != NULL)
+	{
+		int			taken = take_pending(&x, entry);
+
+		if (taken > 0)
+			return taken;
+	}
 
 	metrics_add(METRIC_FETCH_REQUESTS, 1);
 	run_exchange(&x);
@@ -154,6 +193,16 @@ agent_get_pages(RelFileNode rnode, ForkNumber fork, BlockNumber block, int count
 	}
 	metrics_add(METRIC_PAGES_FETCHED, x.response.count);
 	return x.response.count;
+}
+
+/* A hint: does nothing when there is no connection yet, or no room. */
+void
+agent_prefetch(RelFileNode rnode, ForkNumber fork, BlockNumber block, int count)
+{
+	AgentRequest request = {.op = AGENT_GETPAGES, .fork = fork, .spc = rnode.spcNode, .db = rnode.dbNode, .rel = rnode.relNode};
+
+	if (agent_socket >= 0 && !agent_busy && !agent_spoiled)
+		send_prefetch(request, block, count);
 }
 
 AgentListEntry *
@@ -190,6 +239,15 @@ agent_database_exists(Oid db)
 	metrics_add(METRIC_SIZE_REQUESTS, 1);
 	run_exchange(&x);
 	return x.response.status == ANSWER_OK && bytes > 0;
+}
+
+bool
+agent_hinted(RelFileNode rnode, ForkNumber fork, BlockNumber block)
+{
+	AgentRequest request = {.op = AGENT_GETPAGES, .fork = fork, .spc = rnode.spcNode, .db = rnode.dbNode, .rel = rnode.relNode, .block = block};
+	Pending    *entry = find_pending(&request);
+
+	return entry != NULL && entry->request.count == 1;
 }
 
 /*
@@ -240,23 +298,19 @@ run_exchange(Exchange *x)
 static bool
 try_exchange(Exchange *x, bool *retry)
 {
-	if (agent_busy)
+	if (agent_busy || agent_spoiled)
 		disconnect_agent();
 	if (agent_socket < 0 && !connect_agent(x))
 		return false;
 
 	x->request.request_id = ++agent_last_id;
 	agent_busy = true;
-	if (!transfer(x, (char *) &x->request, sizeof(x->request), true) ||
-		!transfer(x, (char *) &x->response, sizeof(x->response), false))
+	if (!transfer(x, (char *) &x->request, sizeof(x->request), true))
 		return false;
-	if (x->response.op != x->request.op || x->response.request_id != x->request.request_id)
-	{
-		snprintf(x->reason, sizeof(x->reason), "the answer belongs to another request (op %u, id %u)",
-				 x->response.op, x->response.request_id);
-		*retry = false;
+	if (x->ahead_count > 0)
+		send_prefetch(x->request, x->ahead, x->ahead_count);
+	if (!receive_answer(x, NULL))
 		return false;
-	}
 
 	if (x->response.status != ANSWER_OK && x->response.status != ANSWER_MISSING)
 	{
@@ -294,6 +348,177 @@ try_exchange(Exchange *x, bool *retry)
 	return true;
 }
 
+/*
+ * Reads answers until the header of this exchange's own one is in x->response, or until `awaited` has arrived (or was
+ * given up). Answers to requests ahead are put aside on the way.
+ */
+static bool
+receive_answer(Exchange *x, const Pending *awaited)
+{
+	for (;;)
+	{
+		Pending    *entry = NULL;
+
+		if (awaited != NULL && (awaited->arrived || !awaited->used))
+			return true;
+		if (!transfer(x, (char *) &x->response, sizeof(x->response), false))
+			return false;
+		if (awaited == NULL && x->response.request_id == x->request.request_id && x->response.op == x->request.op)
+			return true;
+		for (int i = 0; i < PENDING_MAX; i++)
+			if (pending[i].used && !pending[i].arrived && pending[i].request.request_id == x->response.request_id)
+				entry = &pending[i];
+		if (entry == NULL)
+		{
+			snprintf(x->reason, sizeof(x->reason), "the answer belongs to another request (op %u, id %u)",
+					 x->response.op, x->response.request_id);
+			return false;
+		}
+		if (!receive_pending(x, entry))
+			return false;
+	}
+}
+
+static bool
+receive_pending(Exchange *x, Pending *entry)
+{
+	uint32		length = x->response.payload_length;
+
+	if (x->response.status == ANSWER_OK && x->response.count > 0 && x->response.count <= entry->request.count &&
+		length == (uint32) x->response.count * BLCKSZ)
+	{
+		if (!transfer(x, entry->pages, length, false))
+			return false;
+		entry->count = x->response.count;
+		entry->arrived = true;
+		metrics_add(METRIC_PAGES_FETCHED, entry->count);
+		return true;
+	}
+
+	/* Whoever needs the page will ask again, and get the error. */
+	entry->used = false;
+	while (length > 0)
+	{
+		char		text[256];
+		uint32		part = Min(length, sizeof(text));
+
+		if (!transfer(x, text, part, false))
+			return false;
+		length -= part;
+	}
+	return true;
+}
+
+/* Sends a request whose answer nobody waits for. */
+static void
+send_prefetch(AgentRequest request, BlockNumber block, int count)
+{
+	Pending    *entry;
+	ssize_t		sent;
+
+	request.block = block;
+	request.count = count;
+	if (find_pending(&request) != NULL || (entry = free_pending(count)) == NULL)
+		return;
+	request.request_id = ++agent_last_id;
+	sent = send(agent_socket, &request, sizeof(request), MSG_NOSIGNAL | MSG_DONTWAIT);
+	if (sent != sizeof(request))
+	{
+		/* Half a request spoils the stream. */
+		agent_spoiled |= sent > 0;
+		return;
+	}
+	metrics_add(METRIC_FETCH_REQUESTS, 1);
+	if (entry->capacity < count)
+	{
+		entry->capacity = 0;
+		if (entry->pages != NULL)
+			pfree(entry->pages);
+		entry->pages = NULL;
+		entry->pages = MemoryContextAlloc(TopMemoryContext, (Size) count * BLCKSZ);
+		entry->capacity = count;
+	}
+	entry->request = request;
+	entry->arrived = false;
+	entry->used = true;
+}
+
+/* The entry whose range holds the first block of a request. */
+static Pending *
+find_pending(const AgentRequest *request)
+{
+	for (int i = 0; i < PENDING_MAX; i++)
+	{
+		const AgentRequest *asked = &pending[i].request;
+
+		if (pending[i].used && asked->rel == request->rel && asked->fork == request->fork && asked->db == request->db &&
+			asked->spc == request->spc && request->block >= asked->block &&
+			request->block - asked->block < (BlockNumber) (pending[i].arrived ? pending[i].count : asked->count))
+			return &pending[i];
+	}
+	return NULL;
+}
+
+/* A free entry, or the one that arrived longest ago; NULL when all are under way. */
+static Pending *
+free_pending(int count)
+{
+	Pending    *oldest = NULL;
+	int			first = count > 1 ? 0 : PENDING_RANGES;
+	int			last = count > 1 ? PENDING_RANGES : PENDING_MAX;
+
+	for (int i = first; i < last; i++)
+	{
+		if (!pending[i].used)
+			return &pending[i];
+		if (pending[i].arrived && &pending[i] != wanted && (oldest == NULL || pending[i].request.request_id < oldest->request.request_id))
+			oldest = &pending[i];
+	}
+	if (oldest != NULL)
+		oldest->used = false;
+	return oldest;
+}
+
+/* Waits for pages asked for ahead and hands them over. 0 when they have to be asked for again. */
+static int
+take_pending(Exchange *x, Pending *entry)
+{
+	int			skip;
+	int			count;
+
+	INSTR_TIME_SET_CURRENT(x->start);
+	x->broken_since_ms = -1;
+	wanted = entry;
+	if (x->ahead_count > 0)
+		send_prefetch(x->request, x->ahead, x->ahead_count);
+	if (!entry->arrived)
+	{
+		instr_time	now;
+		bool		received;
+
+		agent_busy = true;
+		received = receive_answer(x, entry);
+		if (!received)
+			disconnect_agent();
+		agent_busy = false;
+		if (x->hung)
+			fail_request(x);
+		if (!received || !entry->used)
+			return 0;
+		INSTR_TIME_SET_CURRENT(now);
+		INSTR_TIME_SUBTRACT(now, x->start);
+		metrics_add(METRIC_WAIT_MICROSECONDS, INSTR_TIME_GET_MICROSEC(now));
+	}
+
+	skip = x->request.block - entry->request.block;
+	count = Min(entry->count - skip, x->request.count);
+	entry->used = false;
+	if (skip < 0 || count <= 0)
+		return 0;				/* fewer came than were asked for */
+	memcpy(x->buffer, entry->pages + (Size) skip * BLCKSZ, (Size) count * BLCKSZ);
+	return count;
+}
+
 static bool
 connect_agent(Exchange *x)
 {
@@ -329,6 +554,9 @@ connect_agent(Exchange *x)
 static void
 disconnect_agent(void)
 {
+	for (int i = 0; i < PENDING_MAX; i++)
+		if (!pending[i].arrived)
+			pending[i].used = false;
 	if (agent_waits != NULL)
 	{
 		FreeWaitEventSet(agent_waits);
@@ -341,6 +569,7 @@ disconnect_agent(void)
 		ReleaseExternalFD();
 	}
 	agent_busy = false;
+	agent_spoiled = false;
 }
 
 /* Moves exactly `length` bytes. False when the connection broke or the time is up. */
@@ -431,9 +660,12 @@ take_interrupts(Exchange *x)
 	}
 	CHECK_FOR_INTERRUPTS();
 
-	/* Launchers and background workers are told to stop by this flag alone. */
+	/*
+	 * Launchers and background workers are told to stop by this flag alone. No FATAL: the autovacuum launcher's exit code
+	 * would count as a crash; after an error it looks at the flag.
+	 */
 	if (ShutdownRequestPending && INTERRUPTS_CAN_BE_PROCESSED())
-		ereport(FATAL,
+		ereport(ERROR,
 				(errcode(ERRCODE_ADMIN_SHUTDOWN),
 				 errmsg("terminating while waiting for storage, due to administrator command")));
 }

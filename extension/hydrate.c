@@ -13,10 +13,12 @@
 
 #include "access/genam.h"
 #include "access/htup_details.h"
+#include "access/parallel.h"
 #include "access/table.h"
 #include "access/tableam.h"
 #include "access/xlogutils.h"
 #include "catalog/catalog.h"
+#include "catalog/pg_database.h"
 #include "catalog/pg_tablespace.h"
 #include "common/file_perm.h"
 #include "common/relpath.h"
@@ -30,14 +32,18 @@
 /* Bytes whose presence makes a page not new; written last (store_run). */
 #define HEADER_BYTES SizeOfPageHeaderData
 
+/* A miss this near behind the last fetch belongs to the same sequential read: some blocks in between were local. */
+#define SEQUENTIAL_GAP 8
+
 /* One backend's buffers: fetched pages and their local versions. */
 static char *fetched = NULL;
 static char *present = NULL;
 static int	buffer_pages = 0;
 
-static int	fetch_and_store(RelFileNode rnode, ForkNumber fork, BlockNumber block, int count);
+static int	fetch_and_store(RelFileNode rnode, ForkNumber fork, BlockNumber block, int count, BlockNumber ahead, int ahead_count);
+static int	choose_ahead(BaseRelation *relation, ForkNumber fork, BlockNumber block);
 static bool read_local(SMgrRelation reln, ForkNumber fork, BlockNumber block, char *buffer);
-static int	trim_to_hole(RelFileNode rnode, ForkNumber fork, BlockNumber block, int count);
+static int	hole_blocks(RelFileNode rnode, ForkNumber fork, BlockNumber block, int count);
 static int	choose_count(BaseRelation *relation, ForkNumber fork, BlockNumber block);
 static void store_pages(RelFileNode rnode, ForkNumber fork, BlockNumber block, int count);
 static void store_run(int fd, const char *path, off_t position, char *pages, int count);
@@ -47,6 +53,7 @@ static void create_local_file(RelFileNode rnode, ForkNumber fork, BlockNumber nb
 static void create_segment(const char *path, off_t size, const char *pages, bool rename_into_place);
 static void make_directories(RelFileNode rnode);
 static char *read_init_fork(RelFileNode rnode, BlockNumber nblocks);
+static List *all_databases(void);
 static void hydrate_all_pages(RelFileNode rnode, ForkNumber fork);
 static bool range_is_local(RelFileNode rnode, ForkNumber fork, BlockNumber block, int count);
 static void need_buffers(int pages);
@@ -58,6 +65,7 @@ hydrate_read(SMgrRelation reln, ForkNumber fork, BlockNumber block, char *buffer
 	BaseRelation *relation = base_lookup(rnode);
 	volatile int stored = 0;
 	int			count;
+	int			ahead_count = 0;
 
 	if (relation->nblocks[fork] == BASE_ABSENT || block >= relation->nblocks[fork])
 	{
@@ -72,13 +80,22 @@ hydrate_read(SMgrRelation reln, ForkNumber fork, BlockNumber block, char *buffer
 		return;
 	}
 
-	count = trim_to_hole(rnode, fork, block, choose_count(relation, fork, block));
+	/* PostgreSQL's own hints know better what comes next than we do. */
+	if (agent_hinted(rnode, fork, block))
+		count = 1;
+	else
+	{
+		count = choose_count(relation, fork, block);
+		if (count > 1)
+			count = Max(1, hole_blocks(rnode, fork, block, count));
+		ahead_count = choose_ahead(relation, fork, block + count);
+	}
 	if (!flight_begin(rnode, fork, block, &count) && read_local(reln, fork, block, buffer))
 		return;					/* somebody was fetching it */
 
 	PG_TRY();
 	{
-		stored = fetch_and_store(rnode, fork, block, count);
+		stored = fetch_and_store(rnode, fork, block, count, block + count, ahead_count);
 	}
 	PG_FINALLY();
 	{
@@ -86,11 +103,25 @@ hydrate_read(SMgrRelation reln, ForkNumber fork, BlockNumber block, char *buffer
 	}
 	PG_END_TRY();
 
+	relation->next[fork] = block + stored;
+
 	/* Fetched, unless somebody else was quicker and has changed it since. */
 	if (stored == 0)
 		mdread(reln, fork, block, buffer);
 	else
 		memcpy(buffer, PageIsNew((Page) present) ? fetched : present, BLCKSZ);
+}
+
+bool
+hydrate_prefetch(RelFileNode rnode, ForkNumber fork, BlockNumber block)
+{
+	BaseRelation *relation = base_lookup_known(rnode);
+
+	if (relation == NULL || relation->nblocks[fork] == BASE_ABSENT || block >= relation->nblocks[fork] ||
+		hole_blocks(rnode, fork, block, 1) == 0)
+		return false;
+	agent_prefetch(rnode, fork, block, 1);
+	return true;
 }
 
 bool
@@ -206,6 +237,33 @@ hydrate_all_tablespace_directories(void)
 	table_close(catalog, AccessShareLock);
 }
 
+void
+hydrate_tablespace_files(Oid spc)
+{
+	List	   *databases = all_databases();
+	ListCell   *cell;
+
+	foreach(cell, databases)
+		hydrate_database(spc, lfirst_oid(cell), false);
+	list_free(databases);
+}
+
+int64
+hydrate_missing_tablespace_bytes(Oid spc)
+{
+	List	   *databases;
+	ListCell   *cell;
+	int64		bytes = 0;
+
+	if (spc == GLOBALTABLESPACE_OID)
+		return hydrate_missing_bytes(spc, InvalidOid);
+	databases = all_databases();
+	foreach(cell, databases)
+		bytes += hydrate_missing_bytes(spc, lfirst_oid(cell));
+	list_free(databases);
+	return bytes;
+}
+
 int64
 hydrate_missing_bytes(Oid spc, Oid db)
 {
@@ -291,28 +349,26 @@ read_local(SMgrRelation reln, ForkNumber fork, BlockNumber block, char *buffer)
 }
 
 /*
- * How many of `count` pages from `block` on lie in one hole of the file: the others are local already. Only a hint; a file
- * system without holes says nothing.
+ * How many of `count` blocks from `block` on lie in one hole of the file: those are not local. Only a hint: on a file system
+ * that does not know holes there are none.
  */
 static int
-trim_to_hole(RelFileNode rnode, ForkNumber fork, BlockNumber block, int count)
+hole_blocks(RelFileNode rnode, ForkNumber fork, BlockNumber block, int count)
 {
 	char		path[MAXPGPATH];
 	off_t		position = (off_t) (block % RELSEG_SIZE) * BLCKSZ;
 	off_t		data;
 	int			fd;
 
-	if (count == 1)
-		return 1;
 	segment_path(path, rnode, fork, block);
 	fd = OpenTransientFile(path, O_RDONLY | PG_BINARY);
 	if (fd < 0)
-		return count;
+		return 0;
 	data = lseek(fd, position, SEEK_DATA);
+	if (data < 0 && errno == ENXIO)
+		data = position + (off_t) count * BLCKSZ;	/* no data up to the end of the file */
 	CloseTransientFile(fd);
-	if (data <= position)
-		return count;
-	return Min(count, Max(1, (int) Min((data - position) / BLCKSZ, PAGODA_FETCH_MAX)));
+	return data < position ? 0 : (int) Min((data - position) / BLCKSZ, count);
 }
 
 /*
@@ -321,14 +377,14 @@ trim_to_hole(RelFileNode rnode, ForkNumber fork, BlockNumber block, int count)
  * the local ones as they were before.
  */
 static int
-fetch_and_store(RelFileNode rnode, ForkNumber fork, BlockNumber block, int count)
+fetch_and_store(RelFileNode rnode, ForkNumber fork, BlockNumber block, int count, BlockNumber ahead, int ahead_count)
 {
 	LWLock	   *lock = base_block_lock(rnode, fork, block);
 	BaseRelation *relation;
 	int			arrived;
 
 	need_buffers(count);
-	arrived = agent_get_pages(rnode, fork, block, count, fetched);
+	arrived = agent_get_pages(rnode, fork, block, count, fetched, ahead, ahead_count);
 
 	LWLockAcquire(lock, LW_EXCLUSIVE);
 	relation = base_lookup_known(rnode);
@@ -343,23 +399,43 @@ fetch_and_store(RelFileNode rnode, ForkNumber fork, BlockNumber block, int count
 }
 
 /*
+ * A reader at full speed asks for the next range before it has the present one. Not in parallel queries, whose workers read
+ * each other's next ranges.
+ */
+static int
+choose_ahead(BaseRelation *relation, ForkNumber fork, BlockNumber block)
+{
+	int			count;
+
+	if (relation->window[fork] < pagoda_readahead_max || pagoda_readahead_max == 1 ||
+		block >= relation->nblocks[fork] || IsParallelWorker() || ParallelContextActive())
+		return 0;
+	count = Min(pagoda_readahead_max, (int) (PAGODA_LOCK_SPAN - block % PAGODA_LOCK_SPAN));
+	count = Min((BlockNumber) count, relation->nblocks[fork] - block);
+	return hole_blocks(relation->rnode, fork, block, count);
+}
+
+/*
  * One page for a random miss, four times as many for each further miss near the end of the last fetch. The range stays
  * within one block lock.
  */
 static int
 choose_count(BaseRelation *relation, ForkNumber fork, BlockNumber block)
 {
+	BlockNumber gap = SEQUENTIAL_GAP;
 	int			window = 1;
 	int			count;
 
+	/* Parallel workers skip what the others read. */
+	if (IsParallelWorker() || ParallelContextActive())
+		gap = PAGODA_LOCK_SPAN;
 	if (relation->next[fork] != InvalidBlockNumber &&
-		block >= relation->next[fork] && block - relation->next[fork] < PAGODA_LOCK_SPAN)
+		block >= relation->next[fork] && block - relation->next[fork] < gap)
 		window = Min(Max(relation->window[fork], 1) * 4, pagoda_readahead_max);
 
 	count = Min(window, (int) (PAGODA_LOCK_SPAN - block % PAGODA_LOCK_SPAN));
 	count = Min((BlockNumber) count, relation->nblocks[fork] - block);
 	relation->window[fork] = window;
-	relation->next[fork] = block + count;
 	return count;
 }
 
@@ -546,8 +622,23 @@ read_init_fork(RelFileNode rnode, BlockNumber nblocks)
 	char	   *pages = palloc0(Max((Size) nblocks, 1) * BLCKSZ);
 
 	for (BlockNumber block = 0; block < nblocks;)
-		block += agent_get_pages(rnode, INIT_FORKNUM, block, Min(nblocks - block, PAGODA_FETCH_MAX), pages + (Size) block * BLCKSZ);
+		block += agent_get_pages(rnode, INIT_FORKNUM, block, Min(nblocks - block, PAGODA_FETCH_MAX), pages + (Size) block * BLCKSZ, 0, 0);
 	return pages;
+}
+
+static List *
+all_databases(void)
+{
+	Relation	catalog = table_open(DatabaseRelationId, AccessShareLock);
+	SysScanDesc scan = systable_beginscan(catalog, InvalidOid, false, NULL, 0, NULL);
+	HeapTuple	tuple;
+	List	   *databases = NIL;
+
+	while (HeapTupleIsValid(tuple = systable_getnext(scan)))
+		databases = lappend_oid(databases, ((Form_pg_database) GETSTRUCT(tuple))->oid);
+	systable_endscan(scan);
+	table_close(catalog, AccessShareLock);
+	return databases;
 }
 
 /* Fetches what is not local yet of a fork whose file exists. */
@@ -563,7 +654,7 @@ hydrate_all_pages(RelFileNode rnode, ForkNumber fork)
 
 		CHECK_FOR_INTERRUPTS();
 		if (!range_is_local(rnode, fork, block, count))
-			(void) fetch_and_store(rnode, fork, block, count);
+			(void) fetch_and_store(rnode, fork, block, count, 0, 0);
 	}
 }
 

@@ -65,10 +65,19 @@ typedef struct AgentListEntry
 /* Sizes of all forks of a relation in the base. With `nothrow`, false when the agent cannot be asked. */
 extern bool agent_relation_sizes(RelFileNode rnode, BlockNumber *nblocks, bool nothrow);
 
-/* Fetches up to `count` base pages; answers how many came. Cancellable. */
-extern int	agent_get_pages(RelFileNode rnode, ForkNumber fork, BlockNumber block, int count, char *pages);
+/*
+ * Fetches up to `count` base pages; answers how many came. Cancellable. With `ahead_count`, the pages from `ahead` on are
+ * asked for at once, without waiting for them.
+ */
+extern int	agent_get_pages(RelFileNode rnode, ForkNumber fork, BlockNumber block, int count, char *pages, BlockNumber ahead, int ahead_count);
 
-/* All forks of the relations of a database (0 = any) in a tablespace (0 = any); palloc'd. */
+/* Asks for pages that will be needed soon. */
+extern void agent_prefetch(RelFileNode rnode, ForkNumber fork, BlockNumber block, int count);
+
+/* Was this single block asked for? */
+extern bool agent_hinted(RelFileNode rnode, ForkNumber fork, BlockNumber block);
+
+/* All forks of the relations of a database (0: the shared ones) in a tablespace (0 = any); palloc'd. */
 extern AgentListEntry *agent_list(Oid spc, Oid db, int *count);
 
 /* Does the base have this database? */
@@ -128,15 +137,22 @@ extern bool hydrate_fork(RelFileNode rnode, ForkNumber fork);
 /* Reads a block, fetching it (and read-ahead) when it is not local. */
 extern void hydrate_read(SMgrRelation reln, ForkNumber fork, BlockNumber block, char *buffer);
 
-/* Every file with (`pages`) or without its pages: what is about to be read past the storage manager. */
+/* A hint that the block will be read. True when it was asked for; false when it is local. */
+extern bool hydrate_prefetch(RelFileNode rnode, ForkNumber fork, BlockNumber block);
+
+/* Every file with (`pages`) or without its pages: what is about to be read past the storage manager. spc 0: any. */
 extern void hydrate_database(Oid spc, Oid db, bool pages);
+
+/* Every file of a tablespace, without its pages. */
+extern void hydrate_tablespace_files(Oid spc);
 
 /* Directories of a tablespace that exists in the base but not yet here. */
 extern void hydrate_tablespace_directory(Oid spc);
 extern void hydrate_all_tablespace_directories(void);
 
-/* Bytes of base forks that have no local file yet; 0 = any tablespace / database. */
+/* Bytes of base forks that have no local file yet; spc 0: in any tablespace. */
 extern int64 hydrate_missing_bytes(Oid spc, Oid db);
+extern int64 hydrate_missing_tablespace_bytes(Oid spc);
 
 /* Bytes of one fork, local or not. */
 extern int64 hydrate_fork_bytes(RelFileNode rnode, BackendId backend, ForkNumber fork);

@@ -158,7 +158,7 @@ tablespace_size_oid(PG_FUNCTION_ARGS)
 	local = server_tablespace_size_oid(fcinfo);
 	if (fcinfo->isnull)
 		return local;
-	PG_RETURN_INT64(DatumGetInt64(local) + hydrate_missing_bytes(PG_GETARG_OID(0), InvalidOid));
+	PG_RETURN_INT64(DatumGetInt64(local) + hydrate_missing_tablespace_bytes(PG_GETARG_OID(0)));
 }
 
 static Datum
@@ -171,7 +171,7 @@ tablespace_size_name(PG_FUNCTION_ARGS)
 	if (fcinfo->isnull)
 		return local;
 	PG_RETURN_INT64(DatumGetInt64(local) +
-					hydrate_missing_bytes(get_tablespace_oid(NameStr(*PG_GETARG_NAME(0)), false), InvalidOid));
+					hydrate_missing_tablespace_bytes(get_tablespace_oid(NameStr(*PG_GETARG_NAME(0)), false)));
 }
 
 static Datum

@@ -161,11 +161,13 @@ pagoda_extend(SMgrRelation reln, ForkNumber fork, BlockNumber block, char *buffe
 		keeper_note_write(reln->smgr_rnode.node, fork, block, buffer);
 }
 
-/* A hint to the kernel. For a block that is not local yet it reads a hole, which costs nothing. */
+/* A hint: to the agent for a block that is not local, else to the kernel. */
 static bool
 pagoda_prefetch(SMgrRelation reln, ForkNumber fork, BlockNumber block)
 {
 	make_local(reln, fork);
+	if (!SmgrIsTemp(reln) && hydrate_prefetch(reln->smgr_rnode.node, fork, block))
+		return true;
 	return mdprefetch(reln, fork, block);
 }
 

@@ -155,7 +155,7 @@ before_drop_tablespace(const DropTableSpaceStmt *statement)
 	if (!OidIsValid(spc) || spc == DEFAULTTABLESPACE_OID || spc == GLOBALTABLESPACE_OID)
 		return;
 	hydrate_tablespace_directory(spc);
-	hydrate_database(spc, InvalidOid, false);
+	hydrate_tablespace_files(spc);
 }
 
 /*

@@ -22,7 +22,9 @@ export const postgresUser =
 let serial = 0;
 
 export function buildExtension(): void {
-  const make = spawnSync('make', ['-C', path.join(repository, 'extension'), `BUILD=${buildDirectory}`], {encoding: 'utf8'});
+  const make = spawnSync('make', ['-C', path.join(repository, 'extension'), `BUILD=${buildDirectory}`], {
+    encoding: 'utf8',
+  });
   if (make.status !== 0) throw new Error(`the extension does not compile:\n${make.stdout}\n${make.stderr}`);
 }
 
@@ -64,9 +66,17 @@ export class Cluster {
       fsync: 'off',
       ...options.settings,
     };
-    const args = ['-D', this.directory, ...Object.entries(settings).flatMap(([name, value]) => ['-c', `${name}=${value}`])];
+    const args = [
+      '-D',
+      this.directory,
+      ...Object.entries(settings).flatMap(([name, value]) => ['-c', `${name}=${value}`]),
+    ];
     const log = fs.openSync(`${this.directory}.log`, 'a');
-    const child = spawn(path.join(binaries, 'postgres'), args, {stdio: ['ignore', log, log], cwd: '/', ...postgresUser});
+    const child = spawn(path.join(binaries, 'postgres'), args, {
+      stdio: ['ignore', log, log],
+      cwd: '/',
+      ...postgresUser,
+    });
     fs.closeSync(log);
     this.#postmaster = child;
     this.#exited = new Promise((done) => child.once('exit', () => done()));
@@ -83,10 +93,18 @@ export class Cluster {
       } catch (error) {
         const gone = this.#postmaster?.exitCode !== null;
         if (gone || Date.now() > deadline)
-          throw new Error(`Postgres in ${this.directory} is not ready: ${(error as Error).message}\n${this.log.slice(-3000)}`);
+          throw new Error(
+            `Postgres in ${this.directory} is not ready: ${(error as Error).message}\n${this.log.slice(-3000)}`,
+          );
         await sleep(30);
       }
     }
+  }
+
+  /** CPU seconds of all processes of this server that have ended so far. */
+  get cpuSeconds(): number {
+    const fields = fs.readFileSync(`/proc/${this.#postmaster!.pid}/stat`, 'latin1').split(') ')[1]!.split(' ');
+    return (Number(fields[13]) + Number(fields[14])) / 100;
   }
 
   /** Of a stopped cluster. */
@@ -144,9 +162,11 @@ export class Cluster {
 
 /** Rows of the last statement of `sql`. */
 export async function rows(client: pg.Client, sql: string): Promise<string[]> {
-  const result = (await client.query({text: sql, rowMode: 'array', types: {getTypeParser: () => (text: string) => text}})) as
-    | pg.QueryArrayResult
-    | pg.QueryArrayResult[];
+  const result = (await client.query({
+    text: sql,
+    rowMode: 'array',
+    types: {getTypeParser: () => (text: string) => text},
+  })) as pg.QueryArrayResult | pg.QueryArrayResult[];
   const last = Array.isArray(result) ? result.at(-1)! : result;
   return last.rows.map((row) => row.map((value: unknown) => String(value ?? '')).join('|'));
 }
@@ -261,13 +281,17 @@ export function freshDirectory(name: string): string {
 }
 
 function own(target: string): void {
-  if (postgresUser) spawnSync("chown", ["-R", `${postgresUser.uid}:${postgresUser.gid}`, target]);
+  if (postgresUser) spawnSync('chown', ['-R', `${postgresUser.uid}:${postgresUser.gid}`, target]);
 }
 
 /** Never spawnSync: the fake agent answers in this process. */
 function run(name: string, args: readonly string[]): Promise<string> {
   return new Promise((done, fail) => {
-    const child = spawn(path.join(binaries, name), args, {stdio: ['ignore', 'pipe', 'pipe'], cwd: '/', ...postgresUser});
+    const child = spawn(path.join(binaries, name), args, {
+      stdio: ['ignore', 'pipe', 'pipe'],
+      cwd: '/',
+      ...postgresUser,
+    });
     const out: Buffer[] = [];
     const errors: Buffer[] = [];
     child.stdout.on('data', (chunk: Buffer) => out.push(chunk));

@@ -15,7 +15,9 @@ before(async () => {
   await base.query('create table ledger (id int primary key)');
   await base.stop();
   compute = await Compute.on(base);
-  await compute.start({settings: {synchronous_standby_names: 'pagoda', synchronous_commit: 'on', wal_sender_timeout: '5s'}});
+  await compute.start({
+    settings: {synchronous_standby_names: 'pagoda', synchronous_commit: 'on', wal_sender_timeout: '5s'},
+  });
 });
 
 after(async () => {
@@ -25,7 +27,18 @@ after(async () => {
 
 /** pg_receivewal stands for the proposer: acknowledges what it has flushed. */
 function startStandby(): ChildProcess {
-  const args = ['-h', '127.0.0.1', '-p', String(compute.port), '-U', 'postgres', '-D', freshDirectory('wal'), '--synchronous', '--no-loop'];
+  const args = [
+    '-h',
+    '127.0.0.1',
+    '-p',
+    String(compute.port),
+    '-U',
+    'postgres',
+    '-D',
+    freshDirectory('wal'),
+    '--synchronous',
+    '--no-loop',
+  ];
   return spawn(path.join(binaries, 'pg_receivewal'), args, {
     stdio: 'ignore',
     env: {...process.env, PGAPPNAME: 'pagoda'},
@@ -65,14 +78,19 @@ const weakenings: readonly (readonly [name: string, before: readonly string[]])[
 for (const [i, [name, statements]] of weakenings.entries()) {
   test(`no acknowledgement without the standby: ${name}`, async () => {
     let standby = startStandby();
-    await compute.query([`do $$ begin if not exists (select from pg_roles where rolname = 'weak') then create role weak superuser login; end if; end $$`,
-      `create or replace function weak_insert(n int) returns void language plpgsql set synchronous_commit = off as $$ begin insert into ledger values (n); end $$`]);
+    await compute.query([
+      `do $$ begin if not exists (select from pg_roles where rolname = 'weak') then create role weak superuser login; end if; end $$`,
+      `create or replace function weak_insert(n int) returns void language plpgsql set synchronous_commit = off as $$ begin insert into ledger values (n); end $$`,
+    ]);
     const setup = await compute.connect();
     if (name.startsWith('ALTER')) await rows(setup, statements[0]!);
     await setup.end();
     await stopped(standby);
 
-    const client = await compute.connect('postgres', {user: 'weak', ...(name === 'PGOPTIONS' ? {options: '-c synchronous_commit=off'} : {})});
+    const client = await compute.connect('postgres', {
+      user: 'weak',
+      ...(name === 'PGOPTIONS' ? {options: '-c synchronous_commit=off'} : {}),
+    });
     if (!name.startsWith('ALTER') && name !== 'function SET') for (const sql of statements) await rows(client, sql);
     if (['SET', 'SET LOCAL in a transaction', 'ALTER ROLE', 'ALTER DATABASE', 'PGOPTIONS'].includes(name))
       assert.deepEqual(await rows(client, 'show synchronous_commit'), ['off'], 'the user sees what was set');
@@ -90,7 +108,11 @@ for (const [i, [name, statements]] of weakenings.entries()) {
 }
 
 test('a cancel during the wait warns, and the wait goes on; PREPARE and COMMIT PREPARED too', async () => {
-  const statements = [`insert into ledger values (100)`, `begin; insert into ledger values (101); prepare transaction 'p'`, `commit prepared 'p'`];
+  const statements = [
+    `insert into ledger values (100)`,
+    `begin; insert into ledger values (101); prepare transaction 'p'`,
+    `commit prepared 'p'`,
+  ];
   for (const sql of statements) {
     const client = await compute.connect();
     const warnings: string[] = [];

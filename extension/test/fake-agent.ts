@@ -2,7 +2,14 @@
 import * as fs from 'node:fs';
 import * as net from 'node:net';
 import * as path from 'node:path';
-import {type ForkNumber, type RelTag, blockSize, defaultTablespace, globalTablespace, relSegmentBlocks} from '#postgres/relation.ts';
+import {
+  type ForkNumber,
+  type RelTag,
+  blockSize,
+  defaultTablespace,
+  globalTablespace,
+  relSegmentBlocks,
+} from '#postgres/relation.ts';
 import {type HydrationListEntry, HydrationSession, type HydrationSource} from '#wire/hydration.ts';
 
 const suffixes = ['', '_fsm', '_vm', '_init'] as const;
@@ -106,7 +113,7 @@ export class FakeAgent implements HydrationSource {
     await this.#pause(undefined);
     const entries: HydrationListEntry[] = [];
     for (const {folder, spc, db} of this.#folders()) {
-      if ((spcNode !== 0 && spc !== spcNode) || (dbNode !== 0 && db !== dbNode)) continue;
+      if ((spcNode !== 0 && spc !== spcNode) || db !== dbNode) continue;
       for (const name of fs.readdirSync(folder)) {
         const match = /^(\d+)(_fsm|_vm|_init)?$/.exec(name);
         if (!match) continue;
@@ -159,7 +166,8 @@ export class FakeAgent implements HydrationSource {
   #folders(): {folder: string; spc: number; db: number}[] {
     const found = [{folder: path.join(this.#directory, 'global'), spc: globalTablespace, db: 0}];
     const add = (folder: string, spc: number): void => {
-      for (const db of fs.readdirSync(folder)) if (/^\d+$/.test(db)) found.push({folder: path.join(folder, db), spc, db: Number(db)});
+      for (const db of fs.readdirSync(folder))
+        if (/^\d+$/.test(db)) found.push({folder: path.join(folder, db), spc, db: Number(db)});
     };
     add(path.join(this.#directory, 'base'), defaultTablespace);
     for (const spc of fs.readdirSync(path.join(this.#directory, 'pg_tblspc'))) {

@@ -22,12 +22,18 @@ before(async () => {
     'vacuum analyze',
   ]);
   await base.query('create database template_for_copies');
-  await base.query(['create table t as select g as id from generate_series(1, 50000) g', 'create index on t (id)'], 'template_for_copies');
+  await base.query(
+    ['create table t as select g as id from generate_series(1, 50000) g', 'create index on t (id)'],
+    'template_for_copies',
+  );
 });
 
 after(() => base.discard());
 
-async function withCompute(work: (compute: Compute) => Promise<void>, settings: Record<string, string> = {}): Promise<void> {
+async function withCompute(
+  work: (compute: Compute) => Promise<void>,
+  settings: Record<string, string> = {},
+): Promise<void> {
   await base.stop();
   const compute = await Compute.on(base);
   try {
@@ -49,7 +55,18 @@ async function crash(compute: Compute): Promise<void> {
 }
 
 async function amcheck(compute: Compute, database = 'postgres'): Promise<void> {
-  await runTool('pg_amcheck', ['-h', '127.0.0.1', '-p', String(compute.port), '-U', 'postgres', '--install-missing', '--heapallindexed', '-d', database]);
+  await runTool('pg_amcheck', [
+    '-h',
+    '127.0.0.1',
+    '-p',
+    String(compute.port),
+    '-U',
+    'postgres',
+    '--install-missing',
+    '--heapallindexed',
+    '-d',
+    database,
+  ]);
 }
 
 for (const checkpointed of [false, true]) {
@@ -66,7 +83,10 @@ for (const checkpointed of [false, true]) {
       const [large] = await compute.query(`select pg_relation_size('facts') / 8192`);
       assert.ok(Number(large) > Number(small));
       assert.deepEqual(await compute.query('select count(*), max(id) from facts'), ['200000|450000']);
-      assert.deepEqual(await compute.query('set enable_seqscan = off; select count(*) from facts where id between 100001 and 300000'), ['0']);
+      assert.deepEqual(
+        await compute.query('set enable_seqscan = off; select count(*) from facts where id between 100001 and 300000'),
+        ['0'],
+      );
       await amcheck(compute);
     }));
 }
@@ -98,7 +118,12 @@ test('a dropped relation does not exist again after crash, checkpoint and a walk
 
 test('relations made and dropped here leave no guard', () =>
   withCompute(async (compute) => {
-    await compute.query(Array.from({length: 20}, (_, i) => [`create table n${i} (id serial primary key, v text)`, `drop table n${i}`]).flat());
+    await compute.query(
+      Array.from({length: 20}, (_, i) => [
+        `create table n${i} (id serial primary key, v text)`,
+        `drop table n${i}`,
+      ]).flat(),
+    );
     assert.equal(compute.metrics.guardRecords, 0);
   }));
 
@@ -107,7 +132,9 @@ test('unlogged relations: empty at start, emptied by a crash, usable in between'
     assert.deepEqual(await compute.query('select count(*) from scratch'), ['0']);
     await compute.query(`insert into scratch select g, 'w' from generate_series(1, 500) g`);
     await compute.query('checkpoint');
-    assert.deepEqual(await compute.query('set enable_seqscan = off; select count(*) from scratch where id < 100'), ['99']);
+    assert.deepEqual(await compute.query('set enable_seqscan = off; select count(*) from scratch where id < 100'), [
+      '99',
+    ]);
     await crash(compute);
     assert.deepEqual(await compute.query('select count(*) from scratch'), ['0']);
     await compute.query(`insert into scratch values (1, 'again')`);
@@ -162,13 +189,38 @@ test('a database moves to another tablespace and back; nothing of its old place 
     const admin = await compute.connect('template1');
     await rows(admin, `create tablespace elsewhere location ''`);
     await rows(admin, 'alter database template_for_copies set tablespace elsewhere');
-    await compute.query(['delete from t where id > 100', 'vacuum t', 'create table more as select generate_series(1, 5) as id'], 'template_for_copies');
+    await compute.query(
+      ['delete from t where id > 100', 'vacuum t', 'create table more as select generate_series(1, 5) as id'],
+      'template_for_copies',
+    );
     await rows(admin, 'alter database template_for_copies set tablespace pg_default');
-    assert.deepEqual(await compute.query('select count(*), (select sum(id) from more) from t', 'template_for_copies'), ['100|15']);
+    assert.deepEqual(await compute.query('select count(*), (select sum(id) from more) from t', 'template_for_copies'), [
+      '100|15',
+    ]);
     await compute.query('insert into t select generate_series(1000, 40000)', 'template_for_copies');
     await crash(compute);
     assert.deepEqual(await compute.query('select count(*) from t', 'template_for_copies'), ['39101']);
     await amcheck(compute, 'template_for_copies');
-    await rows(await compute.connect('template1'), 'drop tablespace elsewhere');
+    await rows(admin, 'drop tablespace elsewhere');
+    await admin.end();
     await assert.rejects(compute.query('create table nowhere (id int) tablespace elsewhere'), /does not exist/);
   }));
+
+test('a tablespace whose relations are in storage only cannot be dropped; it can when they are gone', async () => {
+  await base.stop();
+  await base.start({settings: {allow_in_place_tablespaces: 'on'}});
+  await base.query(`create tablespace far location ''`);
+  await base.query(
+    ['create table in_far (id int) tablespace far', 'insert into in_far select generate_series(1, 100)'],
+    'template_for_copies',
+  );
+  await withCompute(async (compute) => {
+    await assert.rejects(compute.query('drop tablespace far'), /tablespace "far" is not empty/);
+    assert.deepEqual(await compute.query('select count(*) from in_far', 'template_for_copies'), ['100']);
+    await compute.query('create table more (id int) tablespace far');
+    await compute.query('drop table more');
+    await compute.query('drop table in_far', 'template_for_copies');
+    await compute.query('drop tablespace far');
+    assert.deepEqual(await compute.query(`select count(*) from pg_tablespace where spcname = 'far'`), ['0']);
+  });
+});

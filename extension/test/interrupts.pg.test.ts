@@ -19,7 +19,10 @@ before(async () => {
 
 after(() => base.discard());
 
-async function withCompute(work: (compute: Compute) => Promise<void>, settings: Record<string, string> = {}): Promise<void> {
+async function withCompute(
+  work: (compute: Compute) => Promise<void>,
+  settings: Record<string, string> = {},
+): Promise<void> {
   const compute = await Compute.on(base);
   try {
     await compute.start({settings});
@@ -46,10 +49,16 @@ test('cancel, statement_timeout and terminate end a wait for storage that hangs'
     assert.ok(performance.now() - started < 2000);
 
     started = performance.now();
-    await assert.rejects(rows(client, `set statement_timeout = '300ms'; select count(*) from facts`), /statement timeout/);
+    await assert.rejects(
+      rows(client, `set statement_timeout = '300ms'; select count(*) from facts`),
+      /statement timeout/,
+    );
     assert.ok(performance.now() - started < 2000);
 
-    const ended = assert.rejects(rows(client, 'reset statement_timeout; select count(*) from facts'), /terminating connection|terminated unexpectedly/);
+    const ended = assert.rejects(
+      rows(client, 'reset statement_timeout; select count(*) from facts'),
+      /terminating connection|terminated unexpectedly/,
+    );
     await sleep(200);
     process.kill(Number(pid), 'SIGTERM');
     await ended;
@@ -90,7 +99,10 @@ test('an agent that restarts is waited for; one that stays away is named in the 
 
       await compute.agent.close();
       const started = performance.now();
-      const error = (await rows(client, 'select * from pg_largeobject_metadata, pg_foreign_server, pg_subscription_rel').catch((e: unknown) => e)) as Error & {
+      const error = (await rows(
+        client,
+        'select * from pg_largeobject_metadata, pg_foreign_server, pg_subscription_rel',
+      ).catch((e: unknown) => e)) as Error & {
         detail?: string;
         hint?: string;
         code?: string;

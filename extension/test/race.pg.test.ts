@@ -11,7 +11,19 @@ before(async () => {
   buildExtension();
   base = await Cluster.initialise();
   await base.start();
-  await runTool('pgbench', ['-h', '127.0.0.1', '-p', String(base.port), '-U', 'postgres', '-i', '-q', '-s', String(scale), 'postgres']);
+  await runTool('pgbench', [
+    '-h',
+    '127.0.0.1',
+    '-p',
+    String(base.port),
+    '-U',
+    'postgres',
+    '-i',
+    '-q',
+    '-s',
+    String(scale),
+    'postgres',
+  ]);
   await base.stop();
 });
 
@@ -36,7 +48,21 @@ for (const kill of [false, true]) {
       compute.agent.delayMs = 4;
       let running = true;
       const writers = async (): Promise<void> => {
-        const args = ['-h', '127.0.0.1', '-p', String(compute.port), '-U', 'postgres', '-n', '-N', '-c', '8', '-T', String(seconds), 'postgres'];
+        const args = [
+          '-h',
+          '127.0.0.1',
+          '-p',
+          String(compute.port),
+          '-U',
+          'postgres',
+          '-n',
+          '-N',
+          '-c',
+          '8',
+          '-T',
+          String(seconds),
+          'postgres',
+        ];
         const out = await runTool('pgbench', args).catch((error: Error) => {
           if (!kill) throw error;
           return '';
@@ -58,7 +84,10 @@ for (const kill of [false, true]) {
           await sleep((seconds * 1000) / 4);
           const client = await compute.connect().catch(() => undefined);
           if (!client) continue;
-          const pids = await rows(client, `select pid from pg_stat_activity where backend_type = 'client backend' and pid <> pg_backend_pid()`).catch(() => []);
+          const pids = await rows(
+            client,
+            `select pid from pg_stat_activity where backend_type = 'client backend' and pid <> pg_backend_pid()`,
+          ).catch(() => []);
           const pid = pids[i % Math.max(pids.length, 1)];
           if (pid !== undefined) process.kill(Number(pid), 'SIGKILL');
           await sleep(200);
@@ -72,10 +101,23 @@ for (const kill of [false, true]) {
       await Promise.all(scanners);
       compute.agent.delayMs = 0;
       assert.deepEqual(
-        await compute.query('select count(*), sum(abalance) - (select sum(delta) from pgbench_history) from pgbench_accounts'),
+        await compute.query(
+          'select count(*), sum(abalance) - (select sum(delta) from pgbench_history) from pgbench_accounts',
+        ),
         [`${scale * 100_000}|0`],
       );
-      await runTool('pg_amcheck', ['-h', '127.0.0.1', '-p', String(compute.port), '-U', 'postgres', '--install-missing', '--heapallindexed', '-d', 'postgres']);
+      await runTool('pg_amcheck', [
+        '-h',
+        '127.0.0.1',
+        '-p',
+        String(compute.port),
+        '-U',
+        'postgres',
+        '--install-missing',
+        '--heapallindexed',
+        '-d',
+        'postgres',
+      ]);
       const {pagesFetched, pagesStored, pagesLate} = compute.metrics;
       console.log({transactions, pagesFetched, pagesStored, pagesLate});
       assert.ok(transactions > 100);

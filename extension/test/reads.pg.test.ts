@@ -61,16 +61,32 @@ test('a compute answers like the stock cluster; sizes too, before anything was r
   try {
     assert.deepEqual(compute.relationFiles(), [], 'no relation file before the first connection');
     await compute.start();
-    assert.ok(compute.metrics.pagesFetched > 50 && compute.metrics.pagesFetched < 250, `first query: ${compute.metrics.pagesFetched} pages`);
+    assert.ok(
+      compute.metrics.pagesFetched > 50 && compute.metrics.pagesFetched < 250,
+      `first query: ${compute.metrics.pagesFetched} pages`,
+    );
     assert.deepEqual(await compute.query(sizes), stock.at(-1));
     const [now] = await compute.query(`select pg_database_size('postgres') || '|' || pg_database_size('other')`);
     // pg_internal.init is written anew, and not yet for the database nobody connected to.
     for (const [i, bytes] of now!.split('|').entries())
-      assert.ok(Math.abs(Number(bytes) - Number(databases!.split('|')[i])) < 400_000, `database sizes ${now} instead of ${databases}`);
-    assert.equal((await compute.query('select pg_tablespace_size(oid) > 40000 from pg_tablespace where spcname = \'elsewhere\''))[0], 't');
-    assert.match((await compute.query('select pg_tablespace_location(oid) from pg_tablespace where spcname = \'elsewhere\''))[0]!, /^pg_tblspc\/\d+$/);
+      assert.ok(
+        Math.abs(Number(bytes) - Number(databases!.split('|')[i])) < 400_000,
+        `database sizes ${now} instead of ${databases}`,
+      );
+    assert.equal(
+      (await compute.query("select pg_tablespace_size(oid) > 40000 from pg_tablespace where spcname = 'elsewhere'"))[0],
+      't',
+    );
+    assert.match(
+      (await compute.query("select pg_tablespace_location(oid) from pg_tablespace where spcname = 'elsewhere'"))[0]!,
+      /^pg_tblspc\/\d+$/,
+    );
     for (const [i, sql] of queries.entries()) assert.deepEqual(await compute.query(sql), stock[i], sql);
-    assert.deepEqual(await compute.query('select count(*) from scratch'), ['0'], 'unlogged data does not outlive its compute');
+    assert.deepEqual(
+      await compute.query('select count(*) from scratch'),
+      ['0'],
+      'unlogged data does not outlive its compute',
+    );
     assert.deepEqual(await compute.query('select sum(id) from only_here', 'other'), ['55']);
     const emptied = dump.replace(/(COPY public\.scratch [^;]*;\n)(?:.*\n)*?\\\.\n/, '$1\\.\n');
     assert.notEqual(emptied, dump);
@@ -80,7 +96,17 @@ test('a compute answers like the stock cluster; sizes too, before anything was r
     const {pagesFetched} = compute.metrics;
     await compute.query(queries[0]!);
     assert.equal(compute.metrics.pagesFetched, pagesFetched);
-    await runTool('pg_amcheck', ['-h', '127.0.0.1', '-p', String(compute.port), '-U', 'postgres', '-a', '--install-missing', '--heapallindexed']);
+    await runTool('pg_amcheck', [
+      '-h',
+      '127.0.0.1',
+      '-p',
+      String(compute.port),
+      '-U',
+      'postgres',
+      '-a',
+      '--install-missing',
+      '--heapallindexed',
+    ]);
   } finally {
     await compute.discard();
     await base.start({settings: {allow_in_place_tablespaces: 'on'}});
@@ -133,7 +159,9 @@ test('the library refuses to be without an agent, and a server of another versio
   }
   await base.stop();
   try {
-    await base.start({settings: {shared_preload_libraries: library, 'pagoda.disabled': 'on', allow_in_place_tablespaces: 'on'}});
+    await base.start({
+      settings: {shared_preload_libraries: library, 'pagoda.disabled': 'on', allow_in_place_tablespaces: 'on'},
+    });
     assert.deepEqual(await base.query('select count(*) from scratch'), ['100']);
   } finally {
     await base.stop();
@@ -143,7 +171,16 @@ test('the library refuses to be without an agent, and a server of another versio
 
 /** pg_dump, without the random key that it puts into each run. */
 async function dumpOf(cluster: Cluster, more: string[] = []): Promise<string> {
-  const dump = await runTool('pg_dump', ['-h', '127.0.0.1', '-p', String(cluster.port), '-U', 'postgres', ...more, 'postgres']);
+  const dump = await runTool('pg_dump', [
+    '-h',
+    '127.0.0.1',
+    '-p',
+    String(cluster.port),
+    '-U',
+    'postgres',
+    ...more,
+    'postgres',
+  ]);
   return dump.replace(/^\\(un)?restrict .*$/gm, '');
 }
 
@@ -151,5 +188,7 @@ function sameDump(actual: string, expected: string): void {
   if (actual === expected) return;
   const lines = expected.split('\n');
   const at = actual.split('\n').findIndex((line, i) => line !== lines[i]);
-  assert.fail(`pg_dump differs in line ${at + 1}: ${actual.split('\n')[at]?.slice(0, 200)} instead of ${lines[at]?.slice(0, 200)}`);
+  assert.fail(
+    `pg_dump differs in line ${at + 1}: ${actual.split('\n')[at]?.slice(0, 200)} instead of ${lines[at]?.slice(0, 200)}`,
+  );
 }

@@ -1,9 +1,9 @@
 /**
  * How fast pages arrive, and what hydration costs once they are here, against the same binaries without the extension in the same run.
  *
- *     sh scripts/node extension/test/speed.ts [seconds per pgbench run]
+ *     sh scripts/node extension/test/speed.ts [seconds per pgbench run] [warm]
  */
-import {Cluster, Compute, buildExtension, runTool} from './cluster.ts';
+import {Cluster, Compute, buildExtension, runTool, sleep} from './cluster.ts';
 
 const seconds = Number(process.argv[2] ?? 8);
 buildExtension();
@@ -22,13 +22,17 @@ for (const [pages, delayMs] of [
   [16, 0],
   [64, 0],
   [64, 1],
+  [64, 10],
 ] as const) {
+  if (process.argv[3] === 'warm') break;
   const compute = await Compute.on(base);
   await compute.start({settings: {'pagoda.readahead_max': String(pages)}});
   compute.agent.delayMs = delayMs;
   const cold = await timed(() => compute.query(scan));
   const warm = await timed(() => compute.query(scan));
-  console.log(`  fetch size ${pages}, ${delayMs} ms delay: cold ${rate(cold)}, then local ${rate(warm)}; ${compute.metrics.fetchRequests} requests`);
+  console.log(
+    `  fetch size ${pages}, ${delayMs} ms delay: cold ${rate(cold)}, then local ${rate(warm)}; ${compute.metrics.fetchRequests} requests`,
+  );
   await compute.discard();
 }
 
@@ -38,13 +42,21 @@ const stock = await base.copy();
 await stock.start({settings: {full_page_writes: 'off'}});
 await compute.start();
 for (const cluster of [stock, compute])
-  await cluster.query([scan, 'select count(*) from pgbench_branches, pgbench_tellers', 'set enable_seqscan = off', 'select count(aid) from pgbench_accounts where aid > 0']);
-for (const mode of ['-S', '-N'])
+  await cluster.query([
+    scan,
+    'select count(*) from pgbench_branches, pgbench_tellers',
+    'set enable_seqscan = off',
+    'select count(aid) from pgbench_accounts where aid > 0',
+  ]);
+for (const mode of ['-S', '-N'] as const)
   for (let round = 0; round < 3; round++) {
     const before = compute.metrics.pagesFetched;
     const theirs = await pgbench(stock, mode);
     const ours = await pgbench(compute, mode);
-    console.log(`  ${mode}: ${Math.round(theirs)} / ${Math.round(ours)} = ${(ours / theirs).toFixed(2)}, ${compute.metrics.pagesFetched - before} pages fetched`);
+    console.log(
+      `  ${mode}: ${Math.round(theirs.tps)} / ${Math.round(ours.tps)} = ${(ours.tps / theirs.tps).toFixed(2)}; CPU µs per transaction ` +
+        `${theirs.cpu.toFixed(1)} / ${ours.cpu.toFixed(1)} = ${(ours.cpu / theirs.cpu).toFixed(2)}; ${compute.metrics.pagesFetched - before} pages fetched`,
+    );
   }
 await compute.discard();
 await stock.discard();
@@ -64,7 +76,20 @@ function rate(duration: number): string {
   return `${Math.round(megabytes / duration)} MB/s`;
 }
 
-async function pgbench(cluster: Cluster, mode: string): Promise<number> {
-  const out = await runTool('pgbench', [...connection(cluster), '-n', mode, '-c', '4', '-T', String(seconds), 'postgres']);
-  return Number(/tps = ([\d.]+)/.exec(out)![1]);
+/** CPU time is steadier than the rate when the machine does other things. */
+async function pgbench(cluster: Cluster, mode: string): Promise<{tps: number; cpu: number}> {
+  const before = cluster.cpuSeconds;
+  const out = await runTool('pgbench', [
+    ...connection(cluster),
+    '-n',
+    mode,
+    '-c',
+    '4',
+    '-T',
+    String(seconds),
+    'postgres',
+  ]);
+  await sleep(500); // until the postmaster has noticed the end of the sessions
+  const transactions = Number(/processed: (\d+)/.exec(out)![1]);
+  return {tps: Number(/tps = ([\d.]+)/.exec(out)![1]), cpu: ((cluster.cpuSeconds - before) * 1e6) / transactions};
 }

@@ -41,8 +41,12 @@ test('the next compute goes on where this one stopped', async () => {
     await rows(client, `select nextval('unlogged_numbers')`);
     await rows(client, 'insert into rows_with_serial (v) select generate_series(1, 45)');
     await client.end();
-    const free = await compute.query(`select 'facts', sum(avail) from pg_freespace('facts') union all select 'fresh', sum(avail) from pg_freespace('fresh')`);
-    const sizes = await compute.query(`select pg_relation_size('facts'), pg_relation_size('facts', 'fsm'), pg_relation_size('fresh', 'fsm')`);
+    const free = await compute.query(
+      `select 'facts', sum(avail) from pg_freespace('facts') union all select 'fresh', sum(avail) from pg_freespace('fresh')`,
+    );
+    const sizes = await compute.query(
+      `select pg_relation_size('facts'), pg_relation_size('facts', 'fsm'), pg_relation_size('fresh', 'fsm')`,
+    );
     assert.ok(Number(free[0]!.split('|')[1]) > 1_000_000);
     await compute.stop('fast');
     assert.match(compute.log, /pagoda saved \d+ free-space pages and [4-9] sequences before stopping/);
@@ -50,11 +54,23 @@ test('the next compute goes on where this one stopped', async () => {
 
     recovered = await compute.recovered(base);
     assert.deepEqual(
-      await recovered.query(`select 'facts', sum(avail) from pg_freespace('facts') union all select 'fresh', sum(avail) from pg_freespace('fresh')`),
+      await recovered.query(
+        `select 'facts', sum(avail) from pg_freespace('facts') union all select 'fresh', sum(avail) from pg_freespace('fresh')`,
+      ),
       free,
     );
-    assert.deepEqual(await recovered.query(`select pg_relation_size('facts'), pg_relation_size('facts', 'fsm'), pg_relation_size('fresh', 'fsm')`), sizes);
-    assert.deepEqual(await recovered.query(`select nextval('plain'), nextval('down'), nextval('idle'), nextval('rows_with_serial_id_seq')`), ['8|-15|2|46']);
+    assert.deepEqual(
+      await recovered.query(
+        `select pg_relation_size('facts'), pg_relation_size('facts', 'fsm'), pg_relation_size('fresh', 'fsm')`,
+      ),
+      sizes,
+    );
+    assert.deepEqual(
+      await recovered.query(
+        `select nextval('plain'), nextval('down'), nextval('idle'), nextval('rows_with_serial_id_seq')`,
+      ),
+      ['8|-15|2|46'],
+    );
     assert.deepEqual(await recovered.query(`select nextval('cached')`), ['21']);
     // No value twice when the next compute crashes: the first nextval after the stop was logged.
     assert.deepEqual(await recovered.query(`select nextval('plain')`), ['9']);

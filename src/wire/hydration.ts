@@ -3,8 +3,8 @@
  * the compute's start LSN X, the "base". The agent knows X and speaks to the pageserver; the extension knows neither.
  *
  * A unix stream socket, one connection per backend, no handshake. All integers are little-endian. Requests are answered in
- * any order, but a backend sends one at a time. A request changes nothing and may be repeated on a new connection. A
- * backend that gives up (cancel, timeout) closes the connection without reading the answer.
+ * any order; a backend waits for one, and may have asked for up to 32 ranges of pages ahead of need. A request changes
+ * nothing and may be repeated on a new connection. A backend that gives up (cancel, timeout) closes the connection.
  *
  * Request, 32 bytes:
  *
@@ -26,8 +26,8 @@
  * | 1  | NBLOCKS of rel with fork 255: all four forks     | payload 4 × u32 by fork number, 0xFFFFFFFF = no such fork;    |
  * |    |                                                  | status 1 when there is none                                   |
  * | 2  | GETPAGES (rel, fork, block, count 1…64)          | payload count × 8192; count may be smaller at the fork's end  |
- * | 3  | LISTDB (db, spc); 0 means any database, any      | payload entries of 20 bytes: u32 spc, u32 db, u32 rel,        |
- * |    | tablespace                                       | u8 fork, 3 zero, u32 blocks: every fork of every relation     |
+ * | 3  | LISTDB (db, spc); spc 0 means any tablespace,    | payload entries of 20 bytes: u32 spc, u32 db, u32 rel,        |
+ * |    | db 0 the shared relations                        | u8 fork, 3 zero, u32 blocks: every fork of every relation     |
  * | 4  | DBSIZE (db), over all tablespaces                | payload u64 bytes; status 1 or 0 bytes: no such database      |
  *
  * The extension sends op 1 with fork 255 only.
@@ -47,8 +47,8 @@ const requestBytes = 32;
 const responseBytes = 16;
 const listEntryBytes = 20;
 const noSuchFork = 0xffffffff;
-/** A connection that does not read its answers is cut off: backends ask one thing at a time. */
-const unansweredMax = 16;
+/** A backend asks for one thing, and for up to 32 ranges of pages ahead of need. Who asks for more is cut off. */
+const unansweredMax = 64;
 
 export interface HydrationRequest {
   readonly op: number;
@@ -82,7 +82,7 @@ export interface HydrationSource {
   relSize(rel: RelTag): Promise<number | undefined>;
   /** Pages from `block` on, at least one, at most `count`; fewer at the end of the fork. */
   getPages(rel: RelTag, block: number, count: number): Promise<readonly Buffer[]>;
-  /** 0 stands for any tablespace, any database. */
+  /** Every fork of a database (0: the shared relations) in a tablespace (0: in any). */
   listDb(spcNode: number, dbNode: number): Promise<readonly HydrationListEntry[]>;
   /** Bytes of all relations of a database; 0 or undefined when storage has no such database. */
   dbSize(dbNode: number): Promise<number | undefined>;
