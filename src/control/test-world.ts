@@ -47,6 +47,8 @@ export class FakeWorld implements StorageClients {
   /** Makes every call whose name is in here fail. */
   readonly broken = new Set<string>();
   startDelayMs = 0;
+  /** Something that happens between a decision to attach and its arrival. */
+  beforeAttach: ((tenantId: string) => Promise<void>) | undefined;
 
   #maybeFail(call: string): void {
     if (this.broken.has(call)) throw new Error(`${call} is broken`);
@@ -56,6 +58,9 @@ export class FakeWorld implements StorageClients {
     return {
       attachTenant: async (tenantId, generation) => {
         this.#maybeFail('attachTenant');
+        await this.beforeAttach?.(tenantId);
+        const held = this.tenants.get(tenantId) ?? 0;
+        if (generation < held) throw new Error(`attached with generation ${held}; ${generation} is older`);
         this.tenants.set(tenantId, generation);
       },
       deleteTenant: async (tenantId) => void this.tenants.delete(tenantId),

@@ -71,6 +71,25 @@ async function whereIs(store: Store, branchId: string | null): Promise<Where> {
   };
 }
 
+const attachAttemptsMax = 5;
+
+/**
+ * The pageserver holds the tenant under its present generation. A pageserver that re-attaches at the same moment raises the
+ * generation between our reading and our asking; then the newer one is asked for.
+ */
+async function attach(store: Store, storage: StorageClients, branchId: string | null): Promise<void> {
+  for (let attempt = 1; ; attempt++) {
+    const {project, pageserverId, generation} = await whereIs(store, branchId);
+    try {
+      await storage.pageserver(pageserverId).attachTenant(project.tenant_id, generation);
+      return;
+    } catch (error) {
+      const now = await whereIs(store, branchId);
+      if (now.generation === generation || attempt === attachAttemptsMax) throw error;
+    }
+  }
+}
+
 /** Safekeepers hold the branch's WAL from `state.lsn` on; then the pageserver is told where to get it. */
 function safekeeperSteps({store, storage}: PlanContext): Step[] {
   const nodes = (where: Where): StorageClients['safekeepers'] =>
@@ -126,8 +145,7 @@ function createRootPlan(context: PlanContext): Plan {
       {
         name: 'attach',
         async effect({operation}) {
-          const where = await whereIs(store, operation.branch_id);
-          await storage.pageserver(where.pageserverId).attachTenant(where.project.tenant_id, where.generation);
+          await attach(store, storage, operation.branch_id);
           return undefined;
         },
       },
@@ -489,12 +507,12 @@ async function stopComputes({store, launcher}: PlanContext, branchIds: readonly 
   for (const {id} of endpoints) await launcher.stop(id);
 }
 
-async function deleteTimelines({storage}: PlanContext, where: Where): Promise<void> {
+async function deleteTimelines({store, storage}: PlanContext, where: Where): Promise<void> {
   const {tenant_id: tenantId} = where.project;
   const {timeline_id: timelineId} = where.branch;
   const pageserver = storage.pageserver(where.pageserverId);
   // "Not found" must mean that the timeline is gone, not that the pageserver has just started and holds nothing yet.
-  await pageserver.attachTenant(tenantId, where.generation);
+  await attach(store, storage, where.branch.id);
   await pageserver.deleteTimeline(tenantId, timelineId);
   await Promise.all(where.safekeepers.map((nodeId) => storage.safekeeper(nodeId).deleteTimeline(tenantId, timelineId)));
 }
