@@ -20,8 +20,10 @@ class Pages {
   readonly #base: string;
   readonly #forks = new Map<number, {readonly file: number | undefined; readonly pages: (Buffer | undefined)[]}>();
 
+  /** Only one at a time: it takes over the memory of the one before. */
   constructor(base: string) {
     this.#base = base;
+    pagesTaken = 0;
   }
 
   get(block: BlockRef): Buffer {
@@ -44,8 +46,20 @@ class Pages {
   }
 }
 
+// Stock's shared buffers exist before replay begins, and so do ours: the same pages in every round.
+const slabPages = 128;
+const slabs: Buffer[] = [];
+let pagesTaken = 0;
+
+function takePage(): Buffer {
+  const slab = Math.floor(pagesTaken / slabPages);
+  if (slabs[slab] === undefined) slabs.push(Buffer.alloc(slabPages * pageBytes));
+  const at = (pagesTaken++ % slabPages) * pageBytes;
+  return slabs[slab]!.subarray(at, at + pageBytes);
+}
+
 function read(file: number | undefined, block: number): Buffer {
-  const page = Buffer.allocUnsafeSlow(pageBytes);
+  const page = takePage();
   if (file === undefined || readSync(file, page, 0, pageBytes, block * pageBytes) !== pageBytes) page.fill(0);
   return page;
 }
