@@ -201,8 +201,7 @@ test('a database moves to another tablespace and back; nothing of its old place 
     await crash(compute);
     assert.deepEqual(await compute.query('select count(*) from t', 'template_for_copies'), ['39101']);
     await amcheck(compute, 'template_for_copies');
-    await rows(admin, 'drop tablespace elsewhere');
-    await admin.end();
+    await compute.query('drop tablespace elsewhere', 'template1');
     await assert.rejects(compute.query('create table nowhere (id int) tablespace elsewhere'), /does not exist/);
   }));
 
