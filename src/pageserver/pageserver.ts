@@ -11,6 +11,9 @@ import {Tenant} from './timeline/tenant.ts';
 import {TimelineError} from './timeline/timeline-reader.ts';
 import type {Timeline} from './timeline/timeline.ts';
 
+/** Timelines that ask a safekeeper for the first time at once, after an attachment. */
+const firstWordsMax = 64;
+
 export interface PageserverParts {
   readonly context: PageserverContext;
   readonly validator: GenerationValidator;
@@ -25,6 +28,7 @@ export class Pageserver {
   readonly #tenants = new Map<string, Tenant>();
   /** Attachments that are being loaded. */
   readonly #attaching = new Map<string, Promise<Tenant>>();
+  readonly #firstWords = {free: firstWordsMax};
   readonly #ingests = new Map<string, TimelineIngest>();
 
   constructor(parts: PageserverParts) {
@@ -157,6 +161,7 @@ export class Pageserver {
       clock,
       log: log.with({tenant: timeline.tenantId, timeline: timeline.timelineId}),
       metrics: context.metrics,
+      firstWords: this.#firstWords,
     });
     this.#ingests.set(id, ingest);
     if (timeline.state.safekeepers.length > 0) ingest.setSafekeepers(timeline.state.safekeepers);

@@ -36,6 +36,8 @@ export interface IngestOptions {
   readonly clock: Clock;
   readonly log: Log;
   readonly metrics: PageserverMetrics;
+  /** Shared by all timelines: how many may be asking a safekeeper for the first time at once. Thousands attach together. */
+  readonly firstWords: {free: number};
 }
 
 interface Candidate extends SafekeeperAddress {
@@ -53,6 +55,8 @@ const silenceMsMax = 10_000;
 const stallMsMax = 3000;
 /** Caught up and published for so long: let the connection go. A new word of the broker brings it back. */
 const idleMs = 60_000;
+/** The same for a connection that never had any WAL for us. */
+const idleMsUnused = 3000;
 const retryMsFirst = 200;
 const retryMsMax = 10_000;
 /** Other work gets a turn after this many bytes of WAL. */
@@ -63,7 +67,8 @@ const badWalMax = 3;
 export class TimelineIngest {
   readonly #options: IngestOptions;
   readonly #candidates = new Map<number, Candidate>();
-  readonly #record = new WalRecord();
+  /** Made when the first WAL comes: a branch that rests costs no record. */
+  #record: WalRecord | undefined;
   #stopped = false;
   #timer: Timer | undefined;
 
@@ -74,6 +79,9 @@ export class TimelineIngest {
   #heardAtMs = 0;
   #walAtMs = 0;
   #wanted = false;
+  #hadWal = false;
+  /** One of firstWords is taken. */
+  #waitsForWord = false;
 
   readonly #queue: Buffer[] = [];
   #queueBytes = 0;
@@ -88,7 +96,6 @@ export class TimelineIngest {
       this.#wanted = true;
       this.#wake();
     };
-    this.#timer = options.clock.setTimer(tickMs, () => this.#tick());
   }
 
   /** The newest commit LSN that anybody has told of. */
@@ -134,10 +141,19 @@ export class TimelineIngest {
     this.#candidates.set(nodeId, {nodeId, host, port, commitLsn, retryAtMs: 0, failures: 0});
   }
 
+  /** Runs while there is a stream or one is wanted. */
+  #arm(): void {
+    if (this.#stopped || this.#timer !== undefined) return;
+    this.#timer = this.#options.clock.setTimer(tickMs, () => {
+      this.#timer = undefined;
+      this.#tick();
+      if (this.#stream !== undefined || this.#wanted || this.#connecting) this.#arm();
+    });
+  }
+
   #tick(): void {
     if (this.#stopped) return;
     const {clock, timeline} = this.#options;
-    this.#timer = clock.setTimer(tickMs, () => this.#tick());
     const now = clock.monotonicMs();
     const {lastRecordLsn} = timeline;
     const known = this.knownCommitLsn;
@@ -152,7 +168,7 @@ export class TimelineIngest {
     else if (behind && known > (this.#streaming?.commitLsn ?? 0) && now - this.#walAtMs > stallMsMax)
       this.#fail('another safekeeper has more');
     else if (
-      now - this.#walAtMs > idleMs &&
+      now - this.#walAtMs > (this.#hadWal ? idleMs : idleMsUnused) &&
       known <= lastRecordLsn &&
       timeline.remoteConsistentLsn >= timeline.state.lastRecordLsn
     )
@@ -161,7 +177,12 @@ export class TimelineIngest {
 
   #wake(): void {
     if (this.#stopped || this.#stream !== undefined || this.#connecting || this.#pumping) return;
-    if (this.#options.timeline.state.ingestError !== undefined) return;
+    if (this.#options.timeline.state.ingestError !== undefined) {
+      this.#wanted = false;
+      return;
+    }
+    this.#wanted = true;
+    this.#arm();
     void this.#connect();
   }
 
@@ -183,8 +204,11 @@ export class TimelineIngest {
   async #connect(): Promise<void> {
     const {timeline, token, clock, log} = this.#options;
     const candidate = this.#choose();
-    if (candidate === undefined) return; // the next tick tries again
+    // In both cases the next tick tries again.
+    if (candidate === undefined || this.#options.firstWords.free <= 0) return;
     this.#connecting = true;
+    this.#options.firstWords.free--;
+    this.#waitsForWord = true;
     this.#streaming = candidate;
     try {
       await this.#prepare();
@@ -222,6 +246,8 @@ export class TimelineIngest {
       }
       this.#stream = stream;
       this.#wanted = false;
+      this.#hadWal = false;
+      this.#arm();
       this.#heardAtMs = this.#walAtMs = clock.monotonicMs();
       log.debug('streaming WAL', {safekeeper: candidate.nodeId, from: formatLsn(startLsn)});
       this.#sendFeedback();
@@ -251,7 +277,13 @@ export class TimelineIngest {
     return writer;
   }
 
+  #gotWord(): void {
+    if (this.#waitsForWord) this.#options.firstWords.free++;
+    this.#waitsForWord = false;
+  }
+
   #onWord(candidate: Candidate, commitLsn: Lsn): void {
+    this.#gotWord();
     this.#heardAtMs = this.#options.clock.monotonicMs();
     if (commitLsn > candidate.commitLsn) candidate.commitLsn = commitLsn;
     candidate.failures = 0;
@@ -260,6 +292,7 @@ export class TimelineIngest {
   #onWal(candidate: Candidate, bytes: Buffer, commitLsn: Lsn): void {
     this.#onWord(candidate, commitLsn);
     this.#walAtMs = this.#heardAtMs;
+    this.#hadWal = true;
     this.#queue.push(bytes);
     this.#queueBytes += bytes.length;
     if (this.#queueBytes > queueBytesMax && !this.#paused) {
@@ -275,14 +308,15 @@ export class TimelineIngest {
     this.#pumping = true;
     try {
       const writer = await this.#prepare();
+      const record = (this.#record ??= new WalRecord());
       let turn = 0;
       for (let chunk = this.#queue.shift(); chunk !== undefined && !this.#stopped; chunk = this.#queue.shift()) {
         const reader = this.#reader;
         if (reader === undefined) break;
         this.#queueBytes -= chunk.length;
         reader.push(chunk);
-        while (!this.#stopped && reader.next(this.#record)) {
-          const busy = this.#ingest(writer, this.#record);
+        while (!this.#stopped && reader.next(record)) {
+          const busy = this.#ingest(writer, record);
           if (busy !== undefined) await busy;
         }
         this.#options.metrics.ingestedBytes.inc(chunk.length);
@@ -402,6 +436,7 @@ export class TimelineIngest {
   }
 
   #backOff(candidate: Candidate, error: Error): void {
+    this.#gotWord();
     if (this.#stopped) return;
     candidate.failures++;
     const delay = Math.min(retryMsFirst * 2 ** (candidate.failures - 1), retryMsMax);
@@ -409,6 +444,7 @@ export class TimelineIngest {
     // What it said it had is no reason to prefer it any more.
     candidate.commitLsn = invalidLsn;
     this.#wanted = true;
+    this.#arm();
     this.#options.log.warn('safekeeper not usable now', {
       safekeeper: candidate.nodeId,
       at: formatLsn(this.#options.timeline.lastRecordLsn),
@@ -419,6 +455,8 @@ export class TimelineIngest {
   /** Lets go of the stream. Chunks not yet decoded are asked for again. */
   #close(): void {
     const stream = this.#stream;
+    this.#gotWord();
+    this.#record = undefined;
     this.#stream = undefined;
     this.#streaming = undefined;
     this.#reader = undefined;
