@@ -26,6 +26,7 @@ const statusOf: Readonly<Record<PageErrorCode, number>> = {
   corrupt: 500,
   unavailable: 503,
   disconnected: 503,
+  conflict: 409,
 };
 
 export function managementRoutes(pageserver: Pageserver, metricsText: () => string): Route[] {

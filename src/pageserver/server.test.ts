@@ -157,7 +157,7 @@ test('management: generations, creation, bad imports, deletion, metrics', async 
   assert.equal((await call('POST', `${path}/timeline/${firstTimeline}/checkpoint`, undefined, own)).status, 403);
 
   assert.equal((await call('PUT', path, {generation: 2})).status, 200);
-  assert.equal((await call('PUT', path, {generation: 1})).status, 400);
+  assert.equal((await call('PUT', path, {generation: 1})).status, 409);
   assert.equal((await call('PUT', path, {generation: 'x'})).status, 400);
   assert.equal((await call('GET', `/v1/tenant/${'e'.repeat(32)}/timeline/${child}`)).status, 404);
   assert.equal((await call('GET', `/v1/tenant/nonsense/timeline/${child}`)).status, 400);
@@ -178,7 +178,7 @@ test('management: generations, creation, bad imports, deletion, metrics', async 
   assert.equal(info['ancestorLsn'], '0/2000');
   assert.equal(info['lastRecordLsn'], '0/2000');
   assert.equal(info['logicalSizeBytes'], 81_920);
-  assert.equal((await call('DELETE', `${path}/timeline/${firstTimeline}`)).status, 400); // it has a child
+  assert.equal((await call('DELETE', `${path}/timeline/${firstTimeline}`)).status, 409); // it has a child
   assert.equal((await call('PUT', `${path}/timeline/${child}/safekeepers`, {safekeepers: [{nodeId: 1}]})).status, 400);
   assert.equal((await call('DELETE', `${path}/timeline/${child}`)).status, 200);
   assert.equal((await call('GET', `${path}/timeline/${child}`)).status, 404);

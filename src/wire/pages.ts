@@ -49,6 +49,7 @@ export const pageFrame = {
  * beyond-end: the first block lies at or behind the relation's end. lsn-timeout: ingest did not reach the LSN in time.
  * below-horizon: history at that LSN is no longer kept. redo-failed: a WAL record of this page cannot be applied.
  * corrupt: stored bytes fail their checksum. unavailable: the object store or the service cannot answer now; retry.
+ * conflict: what is asked contradicts what is there (management only).
  * disconnected is never sent: the client reports it for requests that lost their connection.
  */
 export const pageErrorCodes = [
@@ -62,6 +63,7 @@ export const pageErrorCodes = [
   'corrupt',
   'unavailable',
   'disconnected',
+  'conflict',
 ] as const;
 export type PageErrorCode = (typeof pageErrorCodes)[number];
 

@@ -10,7 +10,7 @@
 import {assert} from '#runtime/assert.ts';
 import type {Lsn} from '#postgres/lsn.ts';
 import {type KeyPrefix, comparePrefixes, samePrefix} from '#pageserver/timeline/key.ts';
-import {type Value, valueHeaderBytes} from '#pageserver/timeline/value.ts';
+import type {Value} from '#pageserver/timeline/value.ts';
 
 const chunkBytesFirst = 16 * 1024;
 const chunkBytesMax = 1024 * 1024;
@@ -302,11 +302,6 @@ export class MemoryLayer {
     this.#lengthOf = grow(this.#lengthOf, new Uint32Array(size));
     this.#meta = grow(this.#meta, new Uint32Array(size));
   }
-}
-
-/** Bytes the value of an entry takes in a data block. */
-export function entryBytes(entry: LayerEntry): number {
-  return valueHeaderBytes + entry.length;
 }
 
 function grow<T extends Uint32Array | Int32Array | Float64Array>(from: T, to: T): T {

@@ -280,18 +280,20 @@ export function tryScanKeys(state: TimelineState, pass: ReadPass, range: KeyRang
   return complete ? [...found.values()].sort(compareKeys) : undefined;
 }
 
-/** All metadata keys of a range that exist at `at`, with their bytes. */
+/** All metadata keys of a range (and, when given, with `wanted`) that exist at `at`, with their bytes. */
 export function tryBlobs(
   state: TimelineState,
   pass: ReadPass,
   range: KeyRange,
   at: Lsn,
+  wanted?: (key: Key) => boolean,
 ): {key: Key; bytes: Buffer}[] | undefined {
   const keys = tryScanKeys(state, pass, range, at);
   if (keys === undefined) return undefined;
   const out: {key: Key; bytes: Buffer}[] = [];
   let missing = false;
   for (const key of keys) {
+    if (wanted !== undefined && !wanted(key)) continue;
     const bytes = tryBlob(state, pass, key, at);
     if (bytes === undefined) missing = true;
     else if (bytes !== null) out.push({key, bytes});

@@ -37,7 +37,7 @@ export class Tenant {
   }
 
   /**
-   * Loads every timeline of the tenant from the object store. TimelineError 'bad-request' when the store holds an index of a
+   * Loads every timeline of the tenant from the object store. TimelineError 'conflict' when the store holds an index of a
    * higher generation: this attachment is not the latest.
    */
   static async attach(
@@ -93,7 +93,7 @@ export class Tenant {
   setGeneration(generation: number): void {
     if (generation < this.#generation)
       throw new TimelineError(
-        'bad-request',
+        'conflict',
         `tenant ${this.tenantId} is attached with generation ${this.#generation}; ${generation} is older`,
       );
     this.#generation = generation;
@@ -175,7 +175,7 @@ export class Tenant {
   }
 
   /**
-   * Deletes a timeline with all its objects; TimelineError 'bad-request' while it has children. Interrupted, it is resumed by
+   * Deletes a timeline with all its objects; TimelineError 'conflict' while it has children. Interrupted, it is resumed by
    * the next call or attachment: the index says `deleting` before the first object goes.
    */
   async deleteTimeline(timelineId: string): Promise<void> {
@@ -183,7 +183,7 @@ export class Tenant {
     if (timeline !== undefined) {
       if (timeline.children.size > 0)
         throw new TimelineError(
-          'bad-request',
+          'conflict',
           `${timeline.state.name} has ${timeline.children.size} child timelines; delete them first`,
         );
       timeline.state.lifecycle = 'deleting';
@@ -233,7 +233,7 @@ async function loadIndexes(
     if (at === undefined) continue;
     if (at.generation > generation)
       throw new TimelineError(
-        'bad-request',
+        'conflict',
         `tenant ${tenantId} cannot be attached with generation ${generation}: timeline ${timelineId} has an index of generation ${at.generation}`,
       );
     const best = newest.get(timelineId);

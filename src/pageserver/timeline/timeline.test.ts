@@ -50,7 +50,11 @@ const arbitraryStep: fc.Arbitrary<Step> = fc.oneof(
   },
   {
     weight: 2,
-    arbitrary: fc.record({kind: fc.constant('read' as const), branch: branchNumber, back: fc.integer({min: 0, max: 10})}),
+    arbitrary: fc.record({
+      kind: fc.constant('read' as const),
+      branch: branchNumber,
+      back: fc.integer({min: 0, max: 10}),
+    }),
   },
   {weight: 1, arbitrary: fc.record({kind: fc.constant('restart' as const)})},
 );

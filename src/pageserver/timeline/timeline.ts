@@ -314,10 +314,10 @@ export class Timeline implements TimelineReader {
   async listRelations(spcNode: number, dbNode: number, at: Lsn): Promise<RelListEntry[]> {
     this.#checkReadable(at);
     const range = spcNode === 0 ? rangeOf(keyKind.relSize) : rangeOf(keyKind.relSize, spcNode, dbNode);
-    const blobs = await read(this.state, (pass) => tryBlobs(this.state, pass, range, at));
-    return blobs
-      .map(({key, bytes}) => ({rel: relOf(key), blocks: decodeSize(bytes).blocks}))
-      .filter(({rel}) => rel.dbNode === dbNode);
+    const blobs = await read(this.state, (pass) =>
+      tryBlobs(this.state, pass, range, at, (key) => key.prefix.b === dbNode),
+    );
+    return blobs.map(({key, bytes}) => ({rel: relOf(key), blocks: decodeSize(bytes).blocks}));
   }
 
   /** Bytes of all forks of a database, in every tablespace. */

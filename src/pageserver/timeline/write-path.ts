@@ -11,7 +11,7 @@ import {type ForkNumber, type RelTag, blockSize} from '#postgres/relation.ts';
 import {type SlruKind, slruKinds} from '#postgres/slru.ts';
 import {type IngestSink, type IngestState, relationMissing, relationNotLoaded} from '../ingest/sink.ts';
 import {MemoryLayer} from '../layers/memory-layer.ts';
-import {CommitTail, decodeCommitChunk, runningMaxAfter} from './commit-times.ts';
+import {CommitTail, commitsPerChunk, decodeCommitChunk, runningMaxAfter} from './commit-times.ts';
 import {
   type Key,
   type KeyPrefix,
@@ -294,7 +294,7 @@ export class TimelineWriter implements IngestSink, IngestState {
   commitTime(unixMicroseconds: number, lsn: Lsn): void {
     const {commits} = this.#memory;
     commits.add(Math.round(unixMicroseconds), lsn);
-    if (commits.count >= 256) this.#putCommitChunk(lsn);
+    if (commits.count >= commitsPerChunk) this.#putCommitChunk(lsn);
   }
 
   // ---- record boundaries
