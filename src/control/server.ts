@@ -7,6 +7,7 @@ import {createLog} from '#runtime/log.ts';
 import {systemRandom} from '#runtime/random.ts';
 import {readSecretFile} from '#runtime/secret-file.ts';
 import {ApiContext} from '#control/api/context.ts';
+import {startBranchExpiry} from '#control/api/branch-expiry.ts';
 import {buildApi} from '#control/api/server.ts';
 import {InitdbBootstrap} from '#control/bootstrap.ts';
 import type {ControlConfig} from '#control/config.ts';
@@ -16,6 +17,7 @@ import {authenticateInternal, internalRoutes} from '#control/internal.ts';
 import {LocalComputeLauncher} from '#control/local-launcher.ts';
 import {makePlans} from '#control/operations/plans.ts';
 import {OperationRunner} from '#control/operations/runner.ts';
+import {schemaDumper} from '#control/schema-dump.ts';
 import {PasswordVault} from '#control/scram.ts';
 import {HttpStorageClients} from '#control/storage-client.ts';
 import {openStore} from '#control/store/open.ts';
@@ -53,6 +55,7 @@ export async function runControl(config: ControlConfig): Promise<RunningControl>
     storage,
     launcher,
     bootstrap,
+    vault,
     clock,
     log,
     mintComputeToken,
@@ -70,15 +73,30 @@ export async function runControl(config: ControlConfig): Promise<RunningControl>
     authenticate: authenticateInternal(verifier),
     log,
   });
-  const api = buildApi(new ApiContext({store, runner, endpoints, storage, vault, clock, random, log, config}));
+  const dumpSchema = schemaDumper(config.computes);
+  const context = new ApiContext({
+    store,
+    runner,
+    endpoints,
+    storage,
+    vault,
+    dumpSchema,
+    clock,
+    random,
+    log,
+    config,
+  });
+  const api = buildApi(context);
   await api.listen({host: config.apiHost, port: config.apiPort});
   const bound = api.server.address();
   const apiPort = typeof bound === 'object' && bound !== null ? bound.port : config.apiPort;
+  const expiry = startBranchExpiry(context);
   log.info('serving', {api: `${config.apiHost}:${apiPort}`, internal: internal.port});
   return {
     apiPort,
     internalPort: internal.port,
     async stop() {
+      await expiry.stop();
       await api.close();
       await internal.close();
       await runner.stop();

@@ -1,4 +1,5 @@
 /** For tests: a control plane over an in-memory database, with storage and computes that only remember what was asked of them. */
+import {PermanentError} from '#control/operations/plan.ts';
 import type {FastifyInstance} from 'fastify';
 import {type Clock, systemClock} from '#runtime/clock.ts';
 import {silentLog} from '#runtime/log.ts';
@@ -60,7 +61,7 @@ export class FakeWorld implements StorageClients {
         this.#maybeFail('attachTenant');
         await this.beforeAttach?.(tenantId);
         const held = this.tenants.get(tenantId) ?? 0;
-        if (generation < held) throw new Error(`attached with generation ${held}; ${generation} is older`);
+        if (generation < held) throw new PermanentError(`attached with generation ${held}; ${generation} is older`);
         this.tenants.set(tenantId, generation);
       },
       deleteTenant: async (tenantId) => void this.tenants.delete(tenantId),
@@ -157,6 +158,7 @@ const bootstrap: Bootstrap = {
 export interface TestControl {
   readonly store: Store;
   readonly app: FastifyInstance;
+  readonly context: ApiContext;
   readonly runner: OperationRunner;
   readonly endpoints: Endpoints;
   /** Of the first user. */
@@ -208,11 +210,13 @@ export async function startControl(
       });
     });
   }
+  const vault = new PasswordVault(Buffer.alloc(32, 7));
   const plans = makePlans({
     store,
     storage: world,
     launcher: world.launcher,
     bootstrap,
+    vault,
     clock,
     log: silentLog,
     mintComputeToken: async (tenant, timeline) => `token for ${tenant}/${timeline}`,
@@ -233,7 +237,8 @@ export async function startControl(
     runner,
     endpoints,
     storage: world,
-    vault: new PasswordVault(Buffer.alloc(32, 7)),
+    vault,
+    dumpSchema: async ({user, database}) => `-- schema of ${database} as ${user}\n`,
     clock,
     random,
     log: silentLog,
@@ -244,6 +249,7 @@ export async function startControl(
   return {
     store,
     app,
+    context,
     runner,
     endpoints,
     key,

@@ -10,13 +10,19 @@ import type {Principal} from '#control/api/principal.ts';
 import {type ApiRoute, route} from '#control/api/route.ts';
 import {branchListQuery, createBranchBody, updateBranchBody} from '#control/api/schemas.ts';
 import {Views} from '#control/api/views.ts';
+import {copyCatalog} from '#control/catalog-copy.ts';
 import {newBranchId} from '#control/ids.ts';
 import {parseLsn} from '#control/lsn.ts';
 import {readCommittedPosition} from '#control/operations/branch-point.ts';
-import {forgetBranch} from '#control/operations/plans.ts';
+import {forgetBranch} from '#control/store/forget.ts';
 import type {OperationDraft} from '#control/operations/runner.ts';
-import {nextDatabaseId} from '#control/api/catalog.ts';
-import type {BranchTable, EndpointTable, ProjectTable, StoreTransaction} from '#control/store/schema.ts';
+import type {
+  BranchTable,
+  EndpointTable,
+  OperationTable,
+  ProjectTable,
+  StoreTransaction,
+} from '#control/store/schema.ts';
 
 const listLimitDefault = 10_000;
 
@@ -118,33 +124,7 @@ export const branchRoutes: readonly ApiRoute[] = [
     handler: async (context, {params, principal}) => {
       const project = await context.project(principal, params.project_id);
       const branch = await context.branch(project, params.branch_id);
-      if (branch.is_default === 1)
-        throw apiErrors.unprocessable('the default branch cannot be deleted; make another one the default first');
-      if (branch.protected === 1) throw apiErrors.unprocessable(`branch ${branch.name} is protected`);
-      const endpoints = await context.store
-        .selectFrom('endpoints')
-        .select('id')
-        .where('branch_id', '=', branch.id)
-        .where('deleted_at', 'is', null)
-        .execute();
-      const locks = [branchLock(branch.id), ...endpoints.map((e) => endpointLock(e.id))];
-      const {operations} = await context.mutate(project.id, locks, async (trx, nowMs) => {
-        const child = await trx
-          .selectFrom('branches')
-          .select('name')
-          .where('parent_id', '=', branch.id)
-          .where('deleted_at', 'is', null)
-          .executeTakeFirst();
-        if (child)
-          throw apiErrors.unprocessable(`branch ${branch.name} has child branches (${child.name}); delete them first`);
-        await forgetBranch(trx, branch.id, nowMs);
-        return {
-          operations: [
-            {projectId: project.id, branchId: branch.id, action: 'delete_timeline', kind: 'delete_branch', locks},
-          ],
-          result: undefined,
-        };
-      });
+      const operations = await deleteBranch(context, project, branch);
       const views = new Views(context.config);
       return {body: {branch: views.branch(branch), operations: operations.map((o) => views.operation(o))}};
     },
@@ -175,6 +155,42 @@ export const branchRoutes: readonly ApiRoute[] = [
     },
   }),
 ];
+
+/** Throws ApiError when it may not go: the default branch, a protected one, one with children, one that is busy. */
+export async function deleteBranch(
+  context: ApiContext,
+  project: ProjectTable,
+  branch: BranchTable,
+): Promise<OperationTable[]> {
+  if (branch.is_default === 1)
+    throw apiErrors.unprocessable('the default branch cannot be deleted; make another one the default first');
+  if (branch.protected === 1) throw apiErrors.unprocessable(`branch ${branch.name} is protected`);
+  const endpoints = await context.store
+    .selectFrom('endpoints')
+    .select('id')
+    .where('branch_id', '=', branch.id)
+    .where('deleted_at', 'is', null)
+    .execute();
+  const locks = [branchLock(branch.id), ...endpoints.map((e) => endpointLock(e.id))];
+  const {operations} = await context.mutate(project.id, locks, async (trx, nowMs) => {
+    const child = await trx
+      .selectFrom('branches')
+      .select('name')
+      .where('parent_id', '=', branch.id)
+      .where('deleted_at', 'is', null)
+      .executeTakeFirst();
+    if (child)
+      throw apiErrors.unprocessable(`branch ${branch.name} has child branches (${child.name}); delete them first`);
+    await forgetBranch(trx, branch.id, nowMs);
+    return {
+      operations: [
+        {projectId: project.id, branchId: branch.id, action: 'delete_timeline', kind: 'delete_branch', locks},
+      ],
+      result: undefined,
+    };
+  });
+  return operations;
+}
 
 async function liveBranches(context: ApiContext, project: ProjectTable): Promise<BranchTable[]> {
   return context.store
@@ -207,7 +223,7 @@ async function logicalSizes(
   );
 }
 
-async function checkBranchName(trx: StoreTransaction, projectId: string, name: string): Promise<void> {
+export async function checkBranchName(trx: StoreTransaction, projectId: string, name: string): Promise<void> {
   const taken = await trx
     .selectFrom('branches')
     .select('id')
@@ -278,6 +294,15 @@ async function createBranch(
     parent.state === 'ready' ? [] : [branchLock(parent.id)],
     async (trx, nowMs) => {
       await checkBranchName(trx, project.id, name);
+      const parentNow = await trx
+        .selectFrom('branches')
+        .select('timeline_id')
+        .where('id', '=', parent.id)
+        .where('deleted_at', 'is', null)
+        .where('state', '!=', 'resetting')
+        .executeTakeFirst();
+      // Restored or deleted since it was read: what was checked was about another timeline.
+      if (parentNow?.timeline_id !== parent.timeline_id) throw apiErrors.locked('restore');
       // The parent's catalog of now; a branch of the past gets what is missing when its compute starts.
       const isApplied =
         parent.catalog_applied === parent.catalog_version && point.lsn === undefined && point.timestamp === undefined;
@@ -306,7 +331,7 @@ async function createBranch(
         deleted_at: null,
       };
       await trx.insertInto('branches').values(branch).execute();
-      await copyCatalog(context, trx, parent.id, branchId, nowMs);
+      await copyCatalog(trx, context.vault, parent.id, branchId, nowMs);
       const rows: EndpointTable[] = [];
       for (const endpoint of body?.endpoints ?? [])
         rows.push(newEndpointRow(context, project, branchId, endpoint, 'init', nowMs));
@@ -377,7 +402,7 @@ async function createBranch(
 }
 
 /** What the user asked for, judged by what is known now, so that a wrong LSN is an answer and not a failed operation. */
-async function checkBranchPoint(
+export async function checkBranchPoint(
   context: ApiContext,
   project: ProjectTable,
   parent: BranchTable,
@@ -405,41 +430,4 @@ async function checkBranchPoint(
   if (lsn > position.acknowledged)
     throw apiErrors.badRequest(`parent_lsn ${wanted.parent_lsn} lies beyond the end of branch ${parent.name}`);
   return {lsn};
-}
-
-/** Roles (with the same passwords) and databases of the parent. */
-async function copyCatalog(
-  context: ApiContext,
-  trx: StoreTransaction,
-  from: string,
-  to: string,
-  nowMs: number,
-): Promise<void> {
-  const roles = await trx.selectFrom('roles').selectAll().where('branch_id', '=', from).execute();
-  for (const role of roles) {
-    const password = revealPassword(context, role);
-    await trx
-      .insertInto('roles')
-      .values({
-        ...role,
-        branch_id: to,
-        password_sealed: password === undefined ? null : context.vault.seal(password, to, role.name),
-        created_at: nowMs,
-        updated_at: nowMs,
-      })
-      .execute();
-  }
-  let id = await nextDatabaseId(trx);
-  const databases = await trx.selectFrom('databases').selectAll().where('branch_id', '=', from).orderBy('id').execute();
-  for (const database of databases)
-    await trx
-      .insertInto('databases')
-      .values({...database, id: id++, branch_id: to, created_at: nowMs, updated_at: nowMs})
-      .execute();
-  const dropped = await trx.selectFrom('dropped_objects').selectAll().where('branch_id', '=', from).execute();
-  for (const object of dropped)
-    await trx
-      .insertInto('dropped_objects')
-      .values({...object, branch_id: to})
-      .execute();
 }

@@ -7,10 +7,10 @@ import {
   checkRoleName,
   forgetDropped,
   newPassword,
-  nextDatabaseId,
   noteDropped,
   revealPassword,
 } from '#control/api/catalog.ts';
+import {nextDatabaseId} from '#control/catalog-copy.ts';
 import type {ApiContext} from '#control/api/context.ts';
 import {apiErrors} from '#control/api/errors.ts';
 import type {Principal} from '#control/api/principal.ts';

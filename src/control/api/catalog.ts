@@ -128,11 +128,3 @@ export async function forgetDropped(
     .where('name', '=', name)
     .execute();
 }
-
-export async function nextDatabaseId(trx: StoreTransaction): Promise<number> {
-  const last = await trx
-    .selectFrom('databases')
-    .select((e) => e.fn.max('id').as('id'))
-    .executeTakeFirst();
-  return Number(last?.id ?? 0) + 1;
-}

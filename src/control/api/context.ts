@@ -7,6 +7,7 @@ import type {Principal} from '#control/api/principal.ts';
 import type {ControlConfig} from '#control/config.ts';
 import type {Endpoints} from '#control/endpoints.ts';
 import type {OperationDraft, OperationRunner} from '#control/operations/runner.ts';
+import type {DumpSchema} from '#control/schema-dump.ts';
 import type {PasswordVault} from '#control/scram.ts';
 import type {StorageClients} from '#control/storage-client.ts';
 import type {
@@ -27,6 +28,7 @@ export interface ApiOptions {
   readonly endpoints: Endpoints;
   readonly storage: StorageClients;
   readonly vault: PasswordVault;
+  readonly dumpSchema: DumpSchema;
   readonly clock: Clock;
   readonly random: Random;
   readonly log: Log;
@@ -40,6 +42,7 @@ export class ApiContext {
   readonly endpoints: Endpoints;
   readonly storage: StorageClients;
   readonly vault: PasswordVault;
+  readonly dumpSchema: DumpSchema;
   readonly clock: Clock;
   readonly random: Random;
   readonly log: Log;
@@ -52,6 +55,7 @@ export class ApiContext {
     this.endpoints = options.endpoints;
     this.storage = options.storage;
     this.vault = options.vault;
+    this.dumpSchema = options.dumpSchema;
     this.clock = options.clock;
     this.random = options.random;
     this.log = options.log;

@@ -112,6 +112,8 @@ test('every response is as the specification wants it', async () => {
   await conform('POST', `${branch}/set_as_default`);
   await conform('POST', `${project}/branches/${made.branch.id}/set_as_default`);
   await conform('GET', `${branch}/endpoints`);
+  await conform('POST', `${branch}/restore`, {source_branch_id: made.branch.id, preserve_under_name: 'before'});
+  await conform('GET', `${branch}/schema?db_name=neondb`);
 
   await conform('GET', `${branch}/roles`);
   await conform('POST', `${branch}/roles`, {role: {name: 'alice'}});

@@ -1,7 +1,8 @@
 /** /projects */
 import {newId} from '#runtime/random.ts';
 import {apiErrors} from '#control/api/errors.ts';
-import {checkDatabaseName, checkRoleName, newPassword, nextDatabaseId} from '#control/api/catalog.ts';
+import {checkDatabaseName, checkRoleName, newPassword} from '#control/api/catalog.ts';
+import {nextDatabaseId} from '#control/catalog-copy.ts';
 import {type ApiContext, branchLock, endpointLock, projectLock} from '#control/api/context.ts';
 import {cutPage} from '#control/api/pages.ts';
 import type {Principal} from '#control/api/principal.ts';
@@ -10,7 +11,7 @@ import {createProjectBody, listQuery, updateProjectBody} from '#control/api/sche
 import {Views} from '#control/api/views.ts';
 import {newSystemId} from '#control/bootstrap.ts';
 import {newBranchId, newEndpointId, newProjectId} from '#control/ids.ts';
-import {forgetProject} from '#control/operations/plans.ts';
+import {forgetProject} from '#control/store/forget.ts';
 import type {ProjectTable} from '#control/store/schema.ts';
 
 /** What is installed; more majors follow. */

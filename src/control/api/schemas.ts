@@ -181,6 +181,23 @@ export const createApiKeyBody = Type.Object(
   open,
 );
 
+export const restoreBranchBody = Type.Object(
+  {
+    source_branch_id: Type.String({maxLength: 60}),
+    source_lsn: optional(lsnText),
+    source_timestamp: optional(timestampText),
+    preserve_under_name: optional(displayName),
+  },
+  open,
+);
+
+export const schemaQuery = Type.Object({
+  db_name: identifier,
+  lsn: optional(lsnText),
+  timestamp: optional(timestampText),
+  format: optional(Type.String({maxLength: 20})),
+});
+
 export const connectionUriQuery = Type.Object({
   database_name: identifier,
   role_name: identifier,

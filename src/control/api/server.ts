@@ -10,13 +10,17 @@ import {endpointRoutes} from '#control/api/endpoint-routes.ts';
 import {ApiError, apiErrors} from '#control/api/errors.ts';
 import {authenticate} from '#control/api/principal.ts';
 import {projectRoutes} from '#control/api/project-routes.ts';
+import {restoreRoutes} from '#control/api/restore-routes.ts';
 import type {ApiRoute} from '#control/api/route.ts';
+import {schemaRoutes} from '#control/api/schema-routes.ts';
 import {validatorOf} from '#control/api/validation.ts';
 
 export const apiRoutes: readonly ApiRoute[] = [
   ...accountRoutes,
   ...projectRoutes,
   ...branchRoutes,
+  ...restoreRoutes,
+  ...schemaRoutes,
   ...endpointRoutes,
   ...catalogRoutes,
 ];

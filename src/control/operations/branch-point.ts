@@ -1,6 +1,8 @@
 /** Where a branch's committed WAL ends, as a quorum of its safekeepers knows it. */
 import type {Clock} from '#runtime/clock.ts';
 import type {Lsn} from '#control/lsn.ts';
+import type {PlanContext, Where} from '#control/operations/plan-context.ts';
+import {PermanentError, type StepContext} from '#control/operations/plan.ts';
 import type {SafekeeperStatus, StorageClients} from '#control/storage-client.ts';
 
 /** `committed` is known to be; up to `acknowledged` the quorum has it on disk, and commits follow within a heartbeat. */
@@ -80,4 +82,42 @@ export async function waitForNow(options: {
       );
     await clock.sleep(pollMs);
   }
+}
+
+/** The LSN at which a branch of `parent` begins: `lsn` or `timestamp` (ISO) of the state when asked for, else now. */
+export async function chooseBranchPoint(
+  {storage, clock, log}: Pick<PlanContext, 'storage' | 'clock' | 'log'>,
+  parent: Where,
+  state: StepContext['state'],
+): Promise<Lsn> {
+  const {tenant_id: tenantId} = parent.project;
+  const {timeline_id: timelineId} = parent.branch;
+  const position = await readCommittedPosition(storage, parent.safekeepers, tenantId, timelineId);
+  if (typeof state['lsn'] === 'number') {
+    if (state['lsn'] > position.acknowledged) throw new PermanentError('the parent branch has not reached this LSN');
+    return waitForNow({
+      storage,
+      clock,
+      position: {committed: state['lsn'] as Lsn, acknowledged: state['lsn'] as Lsn},
+      pageserverId: parent.pageserverId,
+      tenantId,
+      timelineId,
+    });
+  }
+  const now = await waitForNow({storage, clock, position, pageserverId: parent.pageserverId, tenantId, timelineId});
+  if (typeof state['timestamp'] !== 'string') return now;
+  const answer = await storage.pageserver(parent.pageserverId).lsnByTimestamp(tenantId, timelineId, state['timestamp']);
+  log.info('branch point by timestamp', {
+    tenant: tenantId,
+    timeline: timelineId,
+    timestamp: state['timestamp'],
+    kind: answer.kind,
+  });
+  // Nothing was committed after that time: the newest state is the state of then.
+  if (answer.kind === 'future' || answer.kind === 'nodata') return now;
+  if (answer.kind === 'past')
+    throw new PermanentError(
+      'the timestamp lies before the beginning of the parent branch, or before its history window',
+    );
+  return answer.lsn ?? now;
 }

@@ -110,6 +110,55 @@ const scenarios: readonly Scenario[] = [
     },
   },
   {
+    name: 'restore branch from itself, old state kept',
+    prepare: async (control) => {
+      await makeProject(control);
+      const {id, branch} = await projectOf(control);
+      await call(control, 'POST', `/projects/${id}/branches`, {branch: {name: 'child', parent_id: branch}});
+    },
+    act: async (control) => {
+      const {id, branch} = await projectOf(control);
+      return call(control, 'POST', `/projects/${id}/branches/${branch}/restore`, {
+        source_branch_id: branch,
+        source_lsn: '0/1500000',
+        preserve_under_name: 'before',
+      });
+    },
+  },
+  {
+    name: 'reset branch to its parent, old state dropped',
+    prepare: async (control) => {
+      await makeProject(control);
+      await call(control, 'POST', `/projects/${(await projectOf(control)).id}/branches`, {
+        branch: {name: 'b'},
+        endpoints: [{type: 'read_write'}],
+      });
+    },
+    act: async (control) => {
+      const child = await control.store
+        .selectFrom('branches')
+        .selectAll()
+        .where('name', '=', 'b')
+        .executeTakeFirstOrThrow();
+      return call(control, 'POST', `/projects/${child.project_id}/branches/${child.id}/restore`, {
+        source_branch_id: child.parent_id,
+      });
+    },
+  },
+  {
+    name: 'delete project with a restored branch',
+    prepare: async (control) => {
+      await makeProject(control);
+      const {id, branch} = await projectOf(control);
+      await call(control, 'POST', `/projects/${id}/branches/${branch}/restore`, {
+        source_branch_id: branch,
+        source_lsn: '0/1500000',
+        preserve_under_name: 'before',
+      });
+    },
+    act: async (control) => call(control, 'DELETE', `/projects/${(await projectOf(control)).id}`),
+  },
+  {
     name: 'delete project',
     prepare: makeProject,
     act: async (control) => call(control, 'DELETE', `/projects/${(await projectOf(control)).id}`),

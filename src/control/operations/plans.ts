@@ -1,35 +1,27 @@
 /** The plans: each kind of operation step by step. See plan.ts for the rules. */
-import type {Clock} from '#runtime/clock.ts';
-import type {Log} from '#runtime/log.ts';
-import type {Bootstrap} from '#control/bootstrap.ts';
-import type {ComputeLauncher, ComputeSpec} from '#control/launcher.ts';
+import type {ComputeSpec} from '#control/launcher.ts';
 import {alignDown, type Lsn} from '#control/lsn.ts';
-import {readCommittedPosition, waitForNow} from '#control/operations/branch-point.ts';
-import {PermanentError, type Plan, SkippedError, type Step, type StepContext} from '#control/operations/plan.ts';
-import type {StorageClients} from '#control/storage-client.ts';
-import type {BranchTable, EndpointTable, ProjectTable, Store, StoreTransaction} from '#control/store/schema.ts';
-
-export interface PlanContext {
-  readonly store: Store;
-  readonly storage: StorageClients;
-  readonly launcher: ComputeLauncher;
-  readonly bootstrap: Bootstrap;
-  readonly clock: Clock;
-  readonly log: Log;
-  /** A token for one compute: pageserver, safekeepers, and control for the next token. */
-  readonly mintComputeToken: (tenantId: string, timelineId: string) => Promise<string>;
-  readonly tokenRefreshUrl: string;
-}
-
-/** PG_VERSION_NUM of a major version's first release: what storage compares majors by. */
-function pgVersionNumber(major: number): number {
-  return major * 10_000;
-}
+import {chooseBranchPoint} from '#control/operations/branch-point.ts';
+import {
+  attach,
+  deleteTimelines,
+  pgVersionNumber,
+  type PlanContext,
+  setIdle,
+  stopComputes,
+  whereIs,
+} from '#control/operations/plan-context.ts';
+import {PermanentError, type Plan, SkippedError, type Step} from '#control/operations/plan.ts';
+import {safekeeperEffects} from '#control/operations/safekeeper-effects.ts';
+import {restoreBranchPlan} from '#control/operations/restore-plan.ts';
+import {forgetBranch, forgetProject} from '#control/store/forget.ts';
+import type {EndpointTable, Store, StoreTransaction} from '#control/store/schema.ts';
 
 export function makePlans(context: PlanContext): Plan[] {
   return [
     createRootPlan(context),
     createBranchPlan(context),
+    restoreBranchPlan(context),
     startComputePlan(context),
     suspendComputePlan(context),
     applyConfigPlan(context),
@@ -38,89 +30,21 @@ export function makePlans(context: PlanContext): Plan[] {
   ];
 }
 
-interface Where {
-  readonly project: ProjectTable;
-  readonly branch: BranchTable;
-  readonly pageserverId: number;
-  readonly generation: number;
-  readonly safekeepers: readonly number[];
-}
-
-async function whereIs(store: Store, branchId: string | null): Promise<Where> {
-  const branch = await store
-    .selectFrom('branches')
-    .selectAll()
-    .where('id', '=', branchId ?? '')
-    .executeTakeFirstOrThrow();
-  const project = await store
-    .selectFrom('projects')
-    .selectAll()
-    .where('id', '=', branch.project_id)
-    .executeTakeFirstOrThrow();
-  const attachment = await store
-    .selectFrom('attachments')
-    .selectAll()
-    .where('tenant_id', '=', project.tenant_id)
-    .executeTakeFirstOrThrow();
-  return {
-    project,
-    branch,
-    pageserverId: attachment.pageserver_id,
-    generation: attachment.generation,
-    safekeepers: JSON.parse(branch.safekeepers) as number[],
-  };
-}
-
-const attachAttemptsMax = 5;
-
-/**
- * The pageserver holds the tenant under its present generation. A pageserver that re-attaches at the same moment raises the
- * generation between our reading and our asking; then the newer one is asked for.
- */
-async function attach(store: Store, storage: StorageClients, branchId: string | null): Promise<void> {
-  for (let attempt = 1; ; attempt++) {
-    const {project, pageserverId, generation} = await whereIs(store, branchId);
-    try {
-      await storage.pageserver(pageserverId).attachTenant(project.tenant_id, generation);
-      return;
-    } catch (error) {
-      const now = await whereIs(store, branchId);
-      if (now.generation === generation || attempt === attachAttemptsMax) throw error;
-    }
-  }
-}
-
 /** Safekeepers hold the branch's WAL from `state.lsn` on; then the pageserver is told where to get it. */
-function safekeeperSteps({store, storage}: PlanContext): Step[] {
-  const nodes = (where: Where): StorageClients['safekeepers'] =>
-    storage.safekeepers.filter((node) => where.safekeepers.includes(node.nodeId));
+function safekeeperSteps(context: PlanContext): Step[] {
+  const safekeepers = safekeeperEffects(context);
   return [
     {
       name: 'create-safekeeper-timelines',
       async effect({operation, state}) {
-        const where = await whereIs(store, operation.branch_id);
-        await Promise.all(
-          where.safekeepers.map((nodeId) =>
-            storage.safekeeper(nodeId).createTimeline({
-              tenantId: where.project.tenant_id,
-              timelineId: where.branch.timeline_id,
-              systemId: where.project.system_id,
-              pgVersion: pgVersionNumber(where.project.pg_version),
-              startLsn: state['lsn'] as Lsn,
-              members: nodes(where),
-            }),
-          ),
-        );
+        await safekeepers.createTimelines(operation.branch_id, state['lsn'] as Lsn);
         return undefined;
       },
     },
     {
       name: 'tell-pageserver',
       async effect({operation}) {
-        const where = await whereIs(store, operation.branch_id);
-        await storage
-          .pageserver(where.pageserverId)
-          .setSafekeepers(where.project.tenant_id, where.branch.timeline_id, nodes(where));
+        await safekeepers.tellPageserver(operation.branch_id);
         return undefined;
       },
       async record(trx, {operation, nowMs}) {
@@ -178,7 +102,7 @@ function createRootPlan(context: PlanContext): Plan {
 
 /** State in: `lsn?` (asked for) or `timestamp?` (ISO), neither = now. */
 function createBranchPlan(context: PlanContext): Plan {
-  const {store, storage, clock} = context;
+  const {store, storage} = context;
   return {
     kind: 'create_branch',
     steps: [
@@ -218,41 +142,6 @@ function createBranchPlan(context: PlanContext): Plan {
       await forgetBranch(trx, operation.branch_id!, nowMs);
     },
   };
-
-  async function chooseBranchPoint({log}: PlanContext, parent: Where, state: StepContext['state']): Promise<Lsn> {
-    const {tenant_id: tenantId} = parent.project;
-    const {timeline_id: timelineId} = parent.branch;
-    const position = await readCommittedPosition(storage, parent.safekeepers, tenantId, timelineId);
-    if (typeof state['lsn'] === 'number') {
-      if (state['lsn'] > position.acknowledged) throw new PermanentError('the parent branch has not reached this LSN');
-      return waitForNow({
-        storage,
-        clock,
-        position: {committed: state['lsn'] as Lsn, acknowledged: state['lsn'] as Lsn},
-        pageserverId: parent.pageserverId,
-        tenantId,
-        timelineId,
-      });
-    }
-    const now = await waitForNow({storage, clock, position, pageserverId: parent.pageserverId, tenantId, timelineId});
-    if (typeof state['timestamp'] !== 'string') return now;
-    const answer = await storage
-      .pageserver(parent.pageserverId)
-      .lsnByTimestamp(tenantId, timelineId, state['timestamp']);
-    log.info('branch point by timestamp', {
-      tenant: tenantId,
-      timeline: timelineId,
-      timestamp: state['timestamp'],
-      kind: answer.kind,
-    });
-    // Nothing was committed after that time: the newest state is the state of then.
-    if (answer.kind === 'future' || answer.kind === 'nodata') return now;
-    if (answer.kind === 'past')
-      throw new PermanentError(
-        'the timestamp lies before the beginning of the parent branch, or before its history window',
-      );
-    return answer.lsn ?? now;
-  }
 }
 
 /** What the compute of an endpoint shall run, with the catalog version that it brings the branch to. */
@@ -445,17 +334,21 @@ function deleteBranchPlan(context: PlanContext): Plan {
 
 function deleteProjectPlan(context: PlanContext): Plan {
   const {store, storage} = context;
-  const branchIds = async (projectId: string): Promise<string[]> =>
-    // Children before parents: a timeline with children cannot go.
-    (
-      await store
-        .selectFrom('branches')
-        .select('id')
-        .where('project_id', '=', projectId)
-        .orderBy('created_at', 'desc')
-        .orderBy('id')
-        .execute()
-    ).map((b) => b.id);
+  /** Children before parents: a timeline with children cannot go. */
+  const branchIds = async (projectId: string): Promise<string[]> => {
+    const branches = await store
+      .selectFrom('branches')
+      .select(['id', 'parent_id'])
+      .where('project_id', '=', projectId)
+      .orderBy('id')
+      .execute();
+    const parents = new Map(branches.map((b) => [b.id, b.parent_id]));
+    const depth = (id: string): number => {
+      const parent = parents.get(id);
+      return parent == null ? 0 : 1 + depth(parent);
+    };
+    return branches.map((b) => b.id).toSorted((a, b) => depth(b) - depth(a));
+  };
   return {
     kind: 'delete_project',
     steps: [
@@ -500,62 +393,4 @@ function deleteProjectPlan(context: PlanContext): Plan {
       },
     ],
   };
-}
-
-async function stopComputes({store, launcher}: PlanContext, branchIds: readonly string[]): Promise<void> {
-  const endpoints = await store.selectFrom('endpoints').select('id').where('branch_id', 'in', branchIds).execute();
-  for (const {id} of endpoints) await launcher.stop(id);
-}
-
-async function deleteTimelines({store, storage}: PlanContext, where: Where): Promise<void> {
-  const {tenant_id: tenantId} = where.project;
-  const {timeline_id: timelineId} = where.branch;
-  const pageserver = storage.pageserver(where.pageserverId);
-  // "Not found" must mean that the timeline is gone, not that the pageserver has just started and holds nothing yet.
-  await attach(store, storage, where.branch.id);
-  await pageserver.deleteTimeline(tenantId, timelineId);
-  await Promise.all(where.safekeepers.map((nodeId) => storage.safekeeper(nodeId).deleteTimeline(tenantId, timelineId)));
-}
-
-async function setIdle(trx: StoreTransaction, endpointId: string, nowMs: number): Promise<void> {
-  await trx
-    .updateTable('endpoints')
-    .set({current_state: 'idle', pending_state: null, suspended_at: nowMs, updated_at: nowMs})
-    .where('id', '=', endpointId)
-    .execute();
-}
-
-/** The project and everything in it disappear from the API. */
-export async function forgetProject(trx: StoreTransaction, projectId: string, nowMs: number): Promise<void> {
-  await trx.updateTable('projects').set({deleted_at: nowMs, updated_at: nowMs}).where('id', '=', projectId).execute();
-  await trx
-    .updateTable('branches')
-    .set({deleted_at: nowMs})
-    .where('project_id', '=', projectId)
-    .where('deleted_at', 'is', null)
-    .execute();
-  await trx
-    .updateTable('endpoints')
-    .set({deleted_at: nowMs})
-    .where('project_id', '=', projectId)
-    .where('deleted_at', 'is', null)
-    .execute();
-  // Nothing of it may be opened with a project's key any more.
-  await trx
-    .updateTable('api_keys')
-    .set({revoked_at: nowMs})
-    .where('project_id', '=', projectId)
-    .where('revoked_at', 'is', null)
-    .execute();
-}
-
-/** The branch and what hangs on it disappear from the API; ids stay used. */
-export async function forgetBranch(trx: StoreTransaction, branchId: string, nowMs: number): Promise<void> {
-  await trx.updateTable('branches').set({deleted_at: nowMs, updated_at: nowMs}).where('id', '=', branchId).execute();
-  await trx
-    .updateTable('endpoints')
-    .set({deleted_at: nowMs, updated_at: nowMs})
-    .where('branch_id', '=', branchId)
-    .where('deleted_at', 'is', null)
-    .execute();
 }

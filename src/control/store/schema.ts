@@ -73,19 +73,20 @@ export interface BranchTable {
   readonly id: string;
   readonly project_id: string;
   name: string;
-  readonly timeline_id: string;
+  /** Its own; changes only when the branch is restored (operations/restore-plan.ts). */
+  timeline_id: string;
   parent_id: string | null;
   /** Where it forked; null until the operation that makes it has decided. */
   parent_lsn: number | null;
   parent_timestamp: number | null;
-  state: 'init' | 'ready' | 'archived';
+  state: 'init' | 'resetting' | 'ready' | 'archived';
   pending_state: string | null;
   is_default: number;
   protected: number;
   readonly init_source: 'parent-data' | 'schema-only';
   readonly creation_source: string;
   /** JSON: node ids of its safekeepers. */
-  readonly safekeepers: string;
+  safekeepers: string;
   /** Counts changes of roles and databases; what a compute has applied to the branch follows it. */
   catalog_version: number;
   catalog_applied: number;

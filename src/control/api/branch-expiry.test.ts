@@ -1,0 +1,43 @@
+import {strict as assert} from 'node:assert';
+import {test} from 'node:test';
+import {systemClock} from '#runtime/clock.ts';
+import {call, FakeWorld, startControl} from '#control/test-world.ts';
+import {sweepExpiredBranches} from './branch-expiry.ts';
+
+test('a branch goes when its time has come, not before; one with children waits for them', async () => {
+  let nowMs = systemClock.nowMs();
+  const clock = {...systemClock, nowMs: () => nowMs};
+  const world = new FakeWorld();
+  const control = await startControl(world, {clock});
+  const made = (await call(control, 'POST', '/projects', {project: {}})).json as unknown as {project: {id: string}};
+  const path = `/projects/${made.project.id}/branches`;
+  const add = async (name: string, inMs: number | undefined, parent?: string): Promise<string> => {
+    nowMs++;
+    const expiresAt = inMs === undefined ? {} : {expires_at: new Date(nowMs + inMs).toISOString()};
+    const branch = {name, ...expiresAt, ...(parent === undefined ? {} : {parent_id: parent})};
+    const {status, json} = await call(control, 'POST', path, {branch, endpoints: [{type: 'read_write'}]});
+    assert.equal(status, 201);
+    return (json as unknown as {branch: {id: string}}).branch.id;
+  };
+  await add('soon', 60_000);
+  const parent = await add('parent', 60_000);
+  await add('child', 300_000, parent);
+  await add('never', undefined);
+  const names = async (): Promise<string[]> =>
+    ((await call(control, 'GET', path)).json as unknown as {branches: {name: string}[]}).branches
+      .map((b) => b.name)
+      .toSorted();
+  const refused = new Map<string, number>();
+  await sweepExpiredBranches(control.context, refused);
+  assert.deepEqual(await names(), ['child', 'main', 'never', 'parent', 'soon']);
+  nowMs += 61_000;
+  await sweepExpiredBranches(control.context, refused);
+  assert.deepEqual(await names(), ['child', 'main', 'never', 'parent']);
+  nowMs += 300_000;
+  await sweepExpiredBranches(control.context, refused);
+  await sweepExpiredBranches(control.context, refused);
+  assert.deepEqual(await names(), ['main', 'never'], 'the child first, then its parent');
+  assert.equal(world.timelines.size, 2);
+  assert.equal(world.computes.size, 2);
+  await control.stop();
+});

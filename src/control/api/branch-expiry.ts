@@ -1,0 +1,62 @@
+/** Branches whose time has come are deleted, by the same rules as by hand. One that cannot go yet is tried again. */
+import type {Timer} from '#runtime/clock.ts';
+import {deleteBranch} from '#control/api/branch-routes.ts';
+import type {ApiContext} from '#control/api/context.ts';
+
+const sweepEveryMs = 2_000;
+/** After a refusal (it has children, an operation runs) the next try waits this long. */
+const refusedMs = 60_000;
+
+export function startBranchExpiry(context: ApiContext): {stop(): Promise<void>} {
+  const {clock, log} = context;
+  const refusedUntil = new Map<string, number>();
+  let stopped = false;
+  let timer: Timer | undefined;
+  let sweeping = Promise.resolve();
+  const again = (): void => {
+    if (!stopped)
+      timer = clock.setTimer(sweepEveryMs, () => {
+        sweeping = sweepExpiredBranches(context, refusedUntil)
+          .catch((error: unknown) => log.error('expired branches could not be looked for', {error}))
+          .then(again);
+      });
+  };
+  again();
+  return {
+    async stop() {
+      stopped = true;
+      timer?.cancel();
+      await sweeping;
+    },
+  };
+}
+
+/** `refusedUntil`: branch id → when it may be tried again, ms. */
+export async function sweepExpiredBranches(context: ApiContext, refusedUntil: Map<string, number>): Promise<void> {
+  const {store, clock, log} = context;
+  const nowMs = clock.nowMs();
+  const expired = await store
+    .selectFrom('branches')
+    .selectAll()
+    .where('expires_at', '<=', nowMs)
+    .where('deleted_at', 'is', null)
+    // Children before parents.
+    .orderBy('created_at', 'desc')
+    .execute();
+  for (const branch of expired) {
+    if ((refusedUntil.get(branch.id) ?? 0) > nowMs) continue;
+    const project = await store
+      .selectFrom('projects')
+      .selectAll()
+      .where('id', '=', branch.project_id)
+      .executeTakeFirstOrThrow();
+    try {
+      await deleteBranch(context, project, branch);
+      refusedUntil.delete(branch.id);
+      log.info('branch expired', {project: project.id, branch: branch.id});
+    } catch (error) {
+      refusedUntil.set(branch.id, nowMs + refusedMs);
+      log.warn('an expired branch cannot be deleted yet', {project: project.id, branch: branch.id, error});
+    }
+  }
+}

@@ -1,0 +1,101 @@
+/** What plans work with, and the effects that several of them have. */
+import type {Clock} from '#runtime/clock.ts';
+import type {Log} from '#runtime/log.ts';
+import type {Bootstrap} from '#control/bootstrap.ts';
+import type {ComputeLauncher} from '#control/launcher.ts';
+import type {PasswordVault} from '#control/scram.ts';
+import type {StorageClients} from '#control/storage-client.ts';
+import type {BranchTable, ProjectTable, Store, StoreTransaction} from '#control/store/schema.ts';
+
+export interface PlanContext {
+  readonly store: Store;
+  readonly storage: StorageClients;
+  readonly launcher: ComputeLauncher;
+  readonly bootstrap: Bootstrap;
+  readonly vault: PasswordVault;
+  readonly clock: Clock;
+  readonly log: Log;
+  /** A token for one compute: pageserver, safekeepers, and control for the next token. */
+  readonly mintComputeToken: (tenantId: string, timelineId: string) => Promise<string>;
+  readonly tokenRefreshUrl: string;
+}
+
+/** PG_VERSION_NUM of a major version's first release: what storage compares majors by. */
+export function pgVersionNumber(major: number): number {
+  return major * 10_000;
+}
+
+export interface Where {
+  readonly project: ProjectTable;
+  readonly branch: BranchTable;
+  readonly pageserverId: number;
+  readonly generation: number;
+  readonly safekeepers: readonly number[];
+}
+
+export async function whereIs(store: Store, branchId: string | null): Promise<Where> {
+  const branch = await store
+    .selectFrom('branches')
+    .selectAll()
+    .where('id', '=', branchId ?? '')
+    .executeTakeFirstOrThrow();
+  const project = await store
+    .selectFrom('projects')
+    .selectAll()
+    .where('id', '=', branch.project_id)
+    .executeTakeFirstOrThrow();
+  const attachment = await store
+    .selectFrom('attachments')
+    .selectAll()
+    .where('tenant_id', '=', project.tenant_id)
+    .executeTakeFirstOrThrow();
+  return {
+    project,
+    branch,
+    pageserverId: attachment.pageserver_id,
+    generation: attachment.generation,
+    safekeepers: JSON.parse(branch.safekeepers) as number[],
+  };
+}
+
+const attachAttemptsMax = 5;
+
+/**
+ * The pageserver holds the tenant under its present generation. A pageserver that re-attaches at the same moment raises the
+ * generation between our reading and our asking; then the newer one is asked for.
+ */
+export async function attach(store: Store, storage: StorageClients, branchId: string | null): Promise<void> {
+  for (let attempt = 1; ; attempt++) {
+    const {project, pageserverId, generation} = await whereIs(store, branchId);
+    try {
+      await storage.pageserver(pageserverId).attachTenant(project.tenant_id, generation);
+      return;
+    } catch (error) {
+      const now = await whereIs(store, branchId);
+      if (now.generation === generation || attempt === attachAttemptsMax) throw error;
+    }
+  }
+}
+
+export async function stopComputes({store, launcher}: PlanContext, branchIds: readonly string[]): Promise<void> {
+  const endpoints = await store.selectFrom('endpoints').select('id').where('branch_id', 'in', branchIds).execute();
+  for (const {id} of endpoints) await launcher.stop(id);
+}
+
+export async function deleteTimelines({store, storage}: PlanContext, where: Where): Promise<void> {
+  const {tenant_id: tenantId} = where.project;
+  const {timeline_id: timelineId} = where.branch;
+  const pageserver = storage.pageserver(where.pageserverId);
+  // "Not found" must mean that the timeline is gone, not that the pageserver has just started and holds nothing yet.
+  await attach(store, storage, where.branch.id);
+  await pageserver.deleteTimeline(tenantId, timelineId);
+  await Promise.all(where.safekeepers.map((nodeId) => storage.safekeeper(nodeId).deleteTimeline(tenantId, timelineId)));
+}
+
+export async function setIdle(trx: StoreTransaction, endpointId: string, nowMs: number): Promise<void> {
+  await trx
+    .updateTable('endpoints')
+    .set({current_state: 'idle', pending_state: null, suspended_at: nowMs, updated_at: nowMs})
+    .where('id', '=', endpointId)
+    .execute();
+}

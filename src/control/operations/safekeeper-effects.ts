@@ -1,0 +1,39 @@
+/** What every new timeline needs of the safekeepers, whichever plan makes it. */
+import type {Lsn} from '#control/lsn.ts';
+import {pgVersionNumber, type PlanContext, type Where, whereIs} from '#control/operations/plan-context.ts';
+import type {StorageClients} from '#control/storage-client.ts';
+
+export interface SafekeeperEffects {
+  /** They hold the branch's WAL from this LSN on. */
+  createTimelines(branchId: string | null, startLsn: Lsn): Promise<void>;
+  /** The pageserver knows where the branch's WAL is. */
+  tellPageserver(branchId: string | null): Promise<void>;
+}
+
+export function safekeeperEffects({store, storage}: PlanContext): SafekeeperEffects {
+  const nodes = (where: Where): StorageClients['safekeepers'] =>
+    storage.safekeepers.filter((node) => where.safekeepers.includes(node.nodeId));
+  return {
+    async createTimelines(branchId, startLsn) {
+      const where = await whereIs(store, branchId);
+      await Promise.all(
+        where.safekeepers.map((nodeId) =>
+          storage.safekeeper(nodeId).createTimeline({
+            tenantId: where.project.tenant_id,
+            timelineId: where.branch.timeline_id,
+            systemId: where.project.system_id,
+            pgVersion: pgVersionNumber(where.project.pg_version),
+            startLsn,
+            members: nodes(where),
+          }),
+        ),
+      );
+    },
+    async tellPageserver(branchId) {
+      const where = await whereIs(store, branchId);
+      await storage
+        .pageserver(where.pageserverId)
+        .setSafekeepers(where.project.tenant_id, where.branch.timeline_id, nodes(where));
+    },
+  };
+}
