@@ -297,7 +297,11 @@ export class Pagoda {
   }
 
   /** postgresql.conf settings for the endpoint's next start; it is left suspended. */
-  async configure(endpointId: string, settings: Record<string, string>, projectId = this.status.projectId): Promise<void> {
+  async configure(
+    endpointId: string,
+    settings: Record<string, string>,
+    projectId = this.status.projectId,
+  ): Promise<void> {
     await this.api('PATCH', `/projects/${projectId}/endpoints/${endpointId}`, {
       endpoint: {settings: {pg_settings: settings}},
     });

@@ -30,9 +30,21 @@ export type Suite = 'regress' | 'isolation';
 /** Compiles the C helpers of the suite (regress.so, refint.so, autoinc.so) against the installed headers. */
 function buildLibraries(source: string, to: string): void {
   mkdirSync(to, {recursive: true});
-  const includes = ['-I', execFileSync(join(postgresBinDir, 'pg_config'), ['--includedir-server'], {encoding: 'utf8'}).trim()];
+  const includes = [
+    '-I',
+    execFileSync(join(postgresBinDir, 'pg_config'), ['--includedir-server'], {encoding: 'utf8'}).trim(),
+  ];
   const compile = (file: string, name: string): void => {
-    execFileSync('gcc', ['-shared', '-fPIC', '-O1', '-w', ...includes, '-o', join(to, `${name}.so`), join(source, file)]);
+    execFileSync('gcc', [
+      '-shared',
+      '-fPIC',
+      '-O1',
+      '-w',
+      ...includes,
+      '-o',
+      join(to, `${name}.so`),
+      join(source, file),
+    ]);
   };
   compile('src/test/regress/regress.c', 'regress');
   compile('contrib/spi/refint.c', 'refint');
@@ -40,7 +52,13 @@ function buildLibraries(source: string, to: string): void {
 }
 
 /** `dir` is emptied; results stay there. */
-export async function runSuite(options: {suite: Suite; server: Server; dir: string; schedule?: readonly string[]; onLine?: (line: string) => void}): Promise<SuiteResult> {
+export async function runSuite(options: {
+  suite: Suite;
+  server: Server;
+  dir: string;
+  schedule?: readonly string[];
+  onLine?: (line: string) => void;
+}): Promise<SuiteResult> {
   const {suite, server, dir} = options;
   const source = postgresSource();
   const input = join(source, 'src/test', suite);
@@ -50,11 +68,14 @@ export async function runSuite(options: {suite: Suite; server: Server; dir: stri
   cpSync(input, join(dir, 'input'), {recursive: true});
   if (suite === 'regress') buildLibraries(source, join(dir, 'lib'));
   mkdirSync(join(dir, 'output'));
-  for (const d of ['results', 'testtablespace', 'sql', 'expected']) mkdirSync(join(dir, 'output', d), {recursive: true});
+  for (const d of ['results', 'testtablespace', 'sql', 'expected'])
+    mkdirSync(join(dir, 'output', d), {recursive: true});
   chmodSync(dir, 0o755);
   if (runAs.uid !== undefined) execFileSync('chown', ['-R', `${runAs.uid}:${runAs.gid}`, dir]);
   const program = suite === 'regress' ? 'regress/pg_regress' : 'isolation/pg_isolation_regress';
-  const tests = options.schedule ? [...options.schedule] : [`--schedule=${join(dir, 'input', suite === 'regress' ? 'parallel_schedule' : 'isolation_schedule')}`];
+  const tests = options.schedule
+    ? [...options.schedule]
+    : [`--schedule=${join(dir, 'input', suite === 'regress' ? 'parallel_schedule' : 'isolation_schedule')}`];
   const args = [
     `--inputdir=${join(dir, 'input')}`,
     `--outputdir=${join(dir, 'output')}`,
@@ -66,11 +87,20 @@ export async function runSuite(options: {suite: Suite; server: Server; dir: stri
     '--max-concurrent-tests=20',
     ...tests,
   ];
-  const env: Record<string, string | undefined> = {...process.env, PGPASSWORD: server.password ?? '', PGSSLMODE: 'prefer'};
+  const env: Record<string, string | undefined> = {
+    ...process.env,
+    PGPASSWORD: server.password ?? '',
+    PGSSLMODE: 'prefer',
+  };
   if (server.options !== undefined) env['PGOPTIONS'] = server.options;
   const lines: string[] = [];
   await new Promise<void>((resolve, reject) => {
-    const child = spawn(join(pgxs, program), args, {cwd: suite === 'isolation' ? join(pgxs, 'isolation') : join(dir, 'output'), env, stdio: ['ignore', 'pipe', 'pipe'], ...runAs});
+    const child = spawn(join(pgxs, program), args, {
+      cwd: suite === 'isolation' ? join(pgxs, 'isolation') : join(dir, 'output'),
+      env,
+      stdio: ['ignore', 'pipe', 'pipe'],
+      ...runAs,
+    });
     let partial = ''; // a test's name and its verdict come in separate writes
     const take = (chunk: Buffer): void => {
       const pieces = (partial + chunk.toString()).split('\n');
