@@ -20,6 +20,10 @@ export const postgresUser =
     : undefined;
 
 let serial = 0;
+const running = new Set<ChildProcess>();
+process.once('exit', () => {
+  for (const child of running) child.kill('SIGQUIT');
+});
 
 export function buildExtension(): void {
   const make = spawnSync('make', ['-C', path.join(repository, 'extension'), `BUILD=${buildDirectory}`], {
@@ -78,6 +82,10 @@ export class Cluster {
       ...postgresUser,
     });
     fs.closeSync(log);
+    // A test that fails before it stops its servers must neither hang nor leave them behind.
+    child.unref();
+    running.add(child);
+    child.once('exit', () => running.delete(child));
     this.#postmaster = child;
     this.#exited = new Promise((done) => child.once('exit', () => done()));
     await this.untilReady();
