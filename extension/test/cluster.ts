@@ -128,6 +128,7 @@ export class Cluster {
     const child = this.#postmaster;
     if (child === undefined) return;
     this.#postmaster = undefined;
+    child.ref();
     child.kill(mode === 'fast' ? 'SIGINT' : 'SIGQUIT');
     await this.#exited;
   }
