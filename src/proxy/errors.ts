@@ -33,6 +33,12 @@ export const proxyErrors = {
     new ProxyError('08004', `the host name says endpoint ${a}, the options say ${b}`),
   badEndpoint: (id: string) =>
     new ProxyError('08004', `endpoint id ${JSON.stringify(id)} may hold only letters, digits and "-"`),
+  pointInTime: () =>
+    new ProxyError(
+      '0A000',
+      'connections to a point in the past are not available',
+      'Make a branch of that point and connect to it: neon branches create --parent <LSN or timestamp>',
+    ),
   unknownEndpoint: (id: string) =>
     new ProxyError(
       '08004',

@@ -19,6 +19,8 @@ export function routeOf(
 ): Route {
   const tokens = splitOptions(options ?? '');
   const named = tokens.map((t) => /^(?:endpoint|project)=(.*)$/.exec(t)?.[1]).filter((v) => v !== undefined);
+  // Answering from the present would be a wrong answer.
+  if (tokens.some((t) => /^neon_(lsn|timestamp):/.test(t))) throw proxyErrors.pointInTime();
   const kept = tokens.filter((t) => !/^(endpoint|project)=/.test(t) && !/^neon_\w+:/.test(t));
   const fromOptions = named.length === 1 ? named[0] : undefined;
   const fromHost = endpointOfHost(serverName, domains);
