@@ -15,7 +15,12 @@ export class HydrationServer {
     this.#counted = counted;
   }
 
-  static async start(options: {path: string; pages: HydrationSource; log: Log; metrics: Metrics}): Promise<HydrationServer> {
+  static async start(options: {
+    path: string;
+    pages: HydrationSource;
+    log: Log;
+    metrics: Metrics;
+  }): Promise<HydrationServer> {
     const counted = new CountedSource(options.pages, options.metrics);
     const listener = await listenSockets({path: options.path}, (socket) => serveBackend(socket, counted, options.log));
     return new HydrationServer(listener, counted);
@@ -60,8 +65,14 @@ class CountedSource implements HydrationSource {
   constructor(source: HydrationSource, metrics: Metrics) {
     this.#source = source;
     this.#pages = metrics.counter('pagoda_compute_pages_fetched_total', 'Pages that Postgres asked storage for.');
-    this.#sizes = metrics.counter('pagoda_compute_size_requests_total', 'Relation sizes that Postgres asked storage for.');
-    this.#seconds = metrics.histogram('pagoda_compute_fetch_seconds', 'From a request on the hydration socket to its answer.');
+    this.#sizes = metrics.counter(
+      'pagoda_compute_size_requests_total',
+      'Relation sizes that Postgres asked storage for.',
+    );
+    this.#seconds = metrics.histogram(
+      'pagoda_compute_fetch_seconds',
+      'From a request on the hydration socket to its answer.',
+    );
     this.#pagesAtStart = this.#pages.value();
   }
 

@@ -53,7 +53,8 @@ export function defaultSettings(): Record<string, string> {
     max_prepared_transactions: '64',
     max_wal_size: '1GB',
     checkpoint_timeout: '10min',
-    effective_io_concurrency: '0',
+    // The extension turns prefetch hints into fetches that run ahead of the reader.
+    effective_io_concurrency: '16',
     log_line_prefix: '%m [%p] %q%u@%d ',
     log_checkpoints: 'off',
     timezone: 'UTC',
@@ -89,6 +90,7 @@ export const hostBasedAuthentication = `# Written by the compute agent at every 
 local all all trust
 local replication ${adminRole} trust
 host all ${adminRole} all reject
+# Physical replication would copy relation files that are not there; logical replication connects to a database.
+host replication all all reject
 host all all 127.0.0.1/32 scram-sha-256
-host replication all 127.0.0.1/32 scram-sha-256
 `;

@@ -20,10 +20,6 @@ export interface RelTag {
 
 const forkSuffix = ['', '_fsm', '_vm', '_init'] as const;
 
-export function forkName(n: ForkNumber): string {
-  return ['main', 'fsm', 'vm', 'init'][n]!;
-}
-
 /** `spc/db/rel_fork`: for errors and logs. */
 export function formatRel(rel: RelTag): string {
   return `${rel.spcNode}/${rel.dbNode}/${rel.relNode}${forkSuffix[rel.fork]}`;

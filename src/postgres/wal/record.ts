@@ -9,10 +9,6 @@ export const recordHeaderSize = 24;
 /** XLR_MAX_BLOCK_ID + 1. */
 export const blocksMax = 33;
 
-/** High 4 bits of xl_info belong to the resource manager; these two are the WAL layer's. */
-export const xlrSpecialRelUpdate = 0x01;
-export const xlrCheckConsistency = 0x02;
-
 export const bkpImageHasHole = 0x01;
 export const bkpImageApply = 0x02;
 export const bkpImageCompressPglz = 0x04;
