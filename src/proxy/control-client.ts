@@ -20,6 +20,8 @@ export interface ComputeAddress {
 
 const wakeMsMax = 60_000;
 const accessFreshMs = 5_000;
+/** With an older answer at hand nobody waits longer than this for a control plane that does not answer. */
+const accessPatienceMs = 1_500;
 /** When the control plane is away, an older answer serves connections to what runs. */
 const accessStaleMsMax = 3_600_000;
 const entriesMax = 10_000;
@@ -27,6 +29,8 @@ const entriesMax = 10_000;
 interface Kept<T> {
   readonly value: T;
   readonly atMs: number;
+  /** When it was last asked for again, in vain. */
+  readonly triedAtMs: number;
 }
 
 export class ControlClient {
@@ -47,14 +51,20 @@ export class ControlClient {
     const key = JSON.stringify([endpoint ?? '', role]);
     const kept = this.#access.get(key);
     const now = this.#clock.monotonicMs();
-    if (kept && now - kept.atMs < accessFreshMs) return kept.value;
+    if (kept && now - Math.max(kept.atMs, kept.triedAtMs) < accessFreshMs) return kept.value;
+    const mayServe = kept !== undefined && now - kept.atMs < accessStaleMsMax;
     const query = new URLSearchParams({role, ...(endpoint === undefined ? {} : {endpoint})});
     let answer: {status: number; json: unknown};
     try {
-      answer = await this.#ask('GET', `/internal/v1/endpoint_access?${query.toString()}`, 10_000);
+      answer = await this.#ask(
+        'GET',
+        `/internal/v1/endpoint_access?${query.toString()}`,
+        mayServe ? accessPatienceMs : 10_000,
+      );
     } catch {
-      if (kept && now - kept.atMs < accessStaleMsMax) return kept.value;
-      throw proxyErrors.control();
+      if (!mayServe) throw proxyErrors.control();
+      keep(this.#access, key, {...kept, triedAtMs: this.#clock.monotonicMs()});
+      return kept.value;
     }
     if (answer.status === 404) {
       this.#access.delete(key);
@@ -67,7 +77,7 @@ export class ControlClient {
       verifier: json.scramVerifier === undefined ? undefined : parseVerifier(json.scramVerifier),
       allowedIps: json.allowedIps ?? [],
     };
-    keep(this.#access, key, {value: access, atMs: now});
+    keep(this.#access, key, {value: access, atMs: now, triedAtMs: now});
     return access;
   }
 

@@ -41,6 +41,7 @@ export class SqlPool {
       session.close();
     });
     const entry = {session, expiry};
+    session.rest();
     list.push(entry);
   }
 

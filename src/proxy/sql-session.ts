@@ -38,6 +38,7 @@ export class SqlSession {
   readonly #session: ComputeSession;
   readonly #reader: ByteReader;
   #broken = false;
+  #resting = false;
 
   constructor(session: ComputeSession) {
     this.#session = session;
@@ -46,11 +47,24 @@ export class SqlSession {
   }
 
   get usable(): boolean {
-    return !this.#broken;
+    return !this.#broken && this.#reader.waiting === 0;
+  }
+
+  /**
+   * Nobody uses it until the next query. A compute that is suspended meanwhile says so and closes; a paused socket would
+   * tell only the next user. Whatever arrives unasked ends the session.
+   */
+  rest(): void {
+    this.#resting = true;
+    const end = (): void => {
+      if (this.#resting) this.close();
+    };
+    this.#reader.peek().then(end, end);
   }
 
   /** Throws SqlError (usable again), ResultTooLarge or a connection error (not usable). */
   async query(text: string, parameters: readonly (string | null)[], bytesMax: number): Promise<SqlResult> {
+    this.#resting = false;
     this.#session.socket.write(
       Buffer.concat([
         encodeMessage('P', Buffer.from('\0'), cString(text), uint16(0)),
@@ -80,7 +94,8 @@ export class SqlSession {
       }
     } catch (failure) {
       this.close();
-      throw failure;
+      // Its last words say more than that it is gone.
+      throw failure instanceof ResultTooLarge ? failure : (error ?? failure);
     }
     if (error !== undefined) throw error;
     return {fields, rows, ...decodeTag(tag)};

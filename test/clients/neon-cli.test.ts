@@ -269,9 +269,8 @@ test('branches reset: the parent of now takes the place of what was changed', as
 });
 
 test('branches restore: to an LSN of its own, to another branch, to the parent; children stay with the old state', async () => {
-  const [point] = await ask('main', 'select pg_current_wal_flush_lsn()::text as lsn');
+  const lsn = String(await ask('main', 'select pg_current_wal_flush_lsn()::text'));
   await ask('main', 'drop table t; create table mistake ()');
-  const lsn = String(point!['lsn']);
   assert.match(await neonFails('branches', 'restore', 'main', `^self@${lsn}`), /preserve/);
   const restored = await neon('branches', 'restore', 'main', `^self@${lsn}`, '--preserve-under-name', 'oops');
   assert.match(restored, /oops/, 'the CLI shows the backup branch');
