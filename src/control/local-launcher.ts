@@ -3,6 +3,7 @@
  *
  *   <computes>/<endpoint>/config.json   for the agent; holds its token: mode 0600
  *   <computes>/<endpoint>/run.json      pid, ports and HTTP token of the running agent
+ *   <computes>/<endpoint>/port          where its Postgres listens, at every start (compute-ports.ts)
  *   <computes>/<endpoint>/data/         the agent's; a cache, thrown away at every start
  *
  * A compute outlives the control plane that started it: a restarted one finds it again through run.json. A pid is
@@ -17,6 +18,7 @@ import {changeMode, changeOwner} from '#runtime/permissions.ts';
 import {listProcesses, processArguments} from '#runtime/process-table.ts';
 import {signalProcess, spawnProcess} from '#runtime/process.ts';
 import type {Random} from '#runtime/random.ts';
+import {portOfCompute} from '#control/compute-ports.ts';
 import type {ComputeLauncher, ComputeSpec, RunningCompute} from '#control/launcher.ts';
 
 export interface LocalLauncherOptions {
@@ -71,10 +73,11 @@ export class LocalComputeLauncher implements ComputeLauncher {
     const dataDir = joinPath(directory, 'data');
     disk.makeDirectory(dataDir);
     changeOwner(dataDir, this.#options.systemUser);
+    const pgPort = await portOfCompute(disk, this.#options.computesDir, endpointId);
     const httpToken = this.#options.random.bytes(24).toString('base64url');
     disk.writeFileAtomic(
       this.#configFile(endpointId),
-      Buffer.from(JSON.stringify(this.#agentConfig(spec, dataDir, httpToken), undefined, 2)),
+      Buffer.from(JSON.stringify(this.#agentConfig(spec, dataDir, httpToken, pgPort), undefined, 2)),
       0o600,
     );
     const child = await this.#spawn(endpointId);
@@ -178,14 +181,14 @@ export class LocalComputeLauncher implements ComputeLauncher {
     }
   }
 
-  #agentConfig(spec: ComputeSpec, dataDir: string, httpToken: string): Record<string, unknown> {
+  #agentConfig(spec: ComputeSpec, dataDir: string, httpToken: string, pgPort: number): Record<string, unknown> {
     return {
       spec,
       dataDir,
       systemUser: this.#options.systemUser,
       binDir: this.#options.binDir,
       extensionLibrary: this.#options.extensionLibrary,
-      pgPort: 0,
+      pgPort,
       httpPort: 0,
       httpToken,
       proposerCommand: {

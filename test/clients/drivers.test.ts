@@ -27,7 +27,7 @@ before(async () => {
   pagoda = await Pagoda.start();
   ({uri, endpointId} = await pagoda.mainBranch());
   folder = mkdtempSync(join(tmpdir(), 'pagoda-drivers-'));
-  // What the banner tells people on a laptop to write.
+  // docs/quickstart.md, for the driver on localhost.
   neonConfig.fetchEndpoint = `http://127.0.0.1:${pagoda.status.ports.proxy}/sql`;
   neonConfig.useSecureWebSocket = false;
   neonConfig.wsProxy = `127.0.0.1:${pagoda.status.ports.proxy}/v2`;
