@@ -2,6 +2,7 @@
  * `npm run bench -- NAME [options]`: one measurement, Pagoda against a reference, on this machine. See README.md.
  * The last line of stdout is the result as JSON.
  */
+import {branch} from './branch.ts';
 import {commit} from './commit.ts';
 import {coldScan} from './cold-scan.ts';
 import {getPage} from './getpage.ts';
@@ -16,6 +17,7 @@ const benchmarks: Readonly<Record<string, {readonly run: (args: string[]) => Pro
   ingest: {run: ingest, what: 'CPU time to take WAL in, against a stock physical standby that replays it'},
   commit: {run: commit, what: 'pgbench -N, against stock with two synchronous standbys'},
   'warm-read': {run: warmRead, what: 'pgbench -S, against stock'},
+  branch: {run: branch, what: 'making a branch of 15 MB and of 2 GB'},
   wake: {run: wake, what: 'suspended endpoint to first row'},
   getpage: {run: getPage, what: 'pages per second of the page service, against a bare socket'},
   'cold-scan': {run: coldScan, what: 'sequential scan through a fresh compute, against stock with a dropped cache'},

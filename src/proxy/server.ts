@@ -66,7 +66,7 @@ export async function runProxy(config: ProxyConfig): Promise<{port: number; stop
   return {
     port: listener.port,
     async stop() {
-      web.close();
+      await web.close();
       pool.closeAll();
       await listener.close();
     },

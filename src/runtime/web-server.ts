@@ -23,22 +23,24 @@ export interface WebResponse {
 /** A peer may take this long for its headers, and this long to idle between requests. */
 const headersMsMax = 15_000;
 const keepAliveMs = 65_000;
+const closingMs = 100;
 const webSocketFrameBytesMax = 64 * 1024 * 1024;
 
 export class WebServer {
   readonly #http: http.Server;
   readonly #sockets = new Set<Socket>();
+  readonly #webSockets: WebSocketServer;
 
   /** `onWebSocket` gets the bytes of binary frames as a stream; it owns the stream. */
   constructor(options: {
     onRequest: (request: WebRequest) => Promise<WebResponse>;
     onWebSocket: (stream: Duplex, request: Omit<WebRequest, 'body'>) => void;
   }) {
-    const webSockets = new WebSocketServer({
+    const webSockets = (this.#webSockets = new WebSocketServer({
       noServer: true,
       maxPayload: webSocketFrameBytesMax,
       perMessageDeflate: false,
-    });
+    }));
     this.#http = http.createServer(
       {headersTimeout: headersMsMax, requestTimeout: 60_000, keepAliveTimeout: keepAliveMs},
       (req, res) => {
@@ -62,7 +64,10 @@ export class WebServer {
     socket.resume();
   }
 
-  close(): void {
+  /** WebSockets are told that we go (1001); every connection ends a moment later at the latest. */
+  async close(): Promise<void> {
+    for (const peer of this.#webSockets.clients) peer.close(1001);
+    if (this.#webSockets.clients.size > 0) await new Promise((resolve) => setTimeout(resolve, closingMs));
     for (const socket of this.#sockets) socket.destroy();
   }
 }

@@ -11,6 +11,8 @@ import {postgresBinDir} from '../postgres-cluster.ts';
 import {Ledger} from './ledger.ts';
 
 const run = promisify(execFile);
+/** The full measure of the acceptance: scale 10, eight clients, a minute. */
+const long = process.env['PAGODA_LONG'] === '1';
 let pagoda: Pagoda;
 
 before(async () => {
@@ -53,10 +55,10 @@ for (const disksLost of [false, true]) {
     const ledger = new Ledger(pagoda);
     await pagoda.query('drop table if exists ledger');
     await ledger.create();
-    await pgbench(['-i', '-q', '-s', '2']);
-    const load = pgbench(['-c', '4', '-T', '600']).catch(() => {});
+    await pgbench(['-i', '-q', '-s', long ? '10' : '2']);
+    const load = pgbench(['-c', long ? '8' : '4', '-T', '600']).catch(() => {});
     ledger.start(4);
-    await sleep(10_000);
+    await sleep(long ? 60_000 : 10_000);
     await pagoda.crash();
     await ledger.stop();
     await load;
