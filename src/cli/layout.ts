@@ -1,12 +1,16 @@
 /** Where everything of one installation lies. */
 import {joinPath} from '#runtime/disk.ts';
-import {environment} from '#runtime/process.ts';
-import {realPath} from '#runtime/permissions.ts';
+import {environment, runsAsRoot} from '#runtime/process.ts';
+import {reachableByAll, realPath} from '#runtime/permissions.ts';
 import {parsePort} from '#cli/arguments.ts';
 
 /** The repository (or installed package) that this program runs from. */
 export const packageRoot = realPath(joinPath(import.meta.dirname, '..', '..'));
 export const mainFile = joinPath(packageRoot, 'src', 'cli', 'main.ts');
+
+/** Where root's data and built files go when the project itself lies in a private directory. */
+const sharedData = '/var/lib/pagoda';
+export const sharedCache = '/var/cache/pagoda';
 
 export const safekeeperCount = 3;
 
@@ -66,9 +70,13 @@ export class Layout {
     this.data = data;
   }
 
-  /** `--data DIR`, else PAGODA_DATA, else ./.pagoda; absolute. */
+  /**
+   * `--data DIR`, else PAGODA_DATA, else ./.pagoda; absolute. Started by root below a private directory (a clone in /root), where
+   * Postgres as another user cannot come: /var/lib/pagoda.
+   */
   static choose(options: ReadonlyMap<string, string>, workingDirectory: string): Layout {
     const chosen = options.get('--data') ?? environment['PAGODA_DATA'] ?? '';
+    if (chosen === '' && runsAsRoot && !reachableByAll(workingDirectory)) return new Layout(sharedData);
     const path = chosen === '' ? '.pagoda' : chosen;
     return new Layout(realPath(path.startsWith('/') ? joinPath(path) : joinPath(workingDirectory, path)));
   }

@@ -1,10 +1,10 @@
 /** What the machine must have before anything starts: PostgreSQL's binaries, and the extension built for exactly them. */
 import type {Disk} from '#runtime/disk.ts';
 import {joinPath} from '#runtime/disk.ts';
-import {changeMode} from '#runtime/permissions.ts';
+import {changeMode, reachableByAll} from '#runtime/permissions.ts';
 import {environment, runProcess, runsAsRoot} from '#runtime/process.ts';
 import {UsageError} from '#cli/arguments.ts';
-import {packageRoot} from '#cli/layout.ts';
+import {packageRoot, sharedCache} from '#cli/layout.ts';
 
 export interface Installation {
   /** PostgreSQL's binaries. */
@@ -50,7 +50,9 @@ async function buildExtension(
   report: (line: string) => void,
 ): Promise<string> {
   const source = joinPath(packageRoot, 'extension');
-  const target = joinPath(packageRoot, '.cache', 'extension', serverVersion);
+  // Postgres, another user than root, reads the library.
+  const cache = runsAsRoot && !reachableByAll(packageRoot) ? sharedCache : joinPath(packageRoot, '.cache');
+  const target = joinPath(cache, 'extension', serverVersion);
   const library = joinPath(target, 'pagoda.so');
   const built = disk.stat(library);
   const sources = disk.exists(source) ? disk.list(source).filter((name) => /\.[ch]$|^Makefile$/.test(name)) : [];
@@ -68,9 +70,7 @@ async function buildExtension(
     await installPackages(disk, report, 'the extension must be compiled for the installed server');
   report(`compiling the extension for PostgreSQL ${serverVersion} (once)`);
   disk.makeDirectory(target);
-  // Postgres, another user than root, reads the library.
-  for (const folder of ['.cache', '.cache/extension', `.cache/extension/${serverVersion}`])
-    changeMode(joinPath(packageRoot, folder), 0o755);
+  for (const folder of [cache, joinPath(cache, 'extension'), target]) changeMode(folder, 0o755);
   const make = await runProcess({command: 'make', args: ['-C', source, `PG_CONFIG=${pgConfig}`, `BUILD=${target}`]});
   if (make.code !== 0 || !disk.exists(library))
     throw new UsageError(`the extension does not compile:\n${make.stdout}\n${make.stderr}`);

@@ -1,5 +1,6 @@
 /** Owners and modes of files: what a root process does before it hands a directory to another system user. */
 import * as fs from 'node:fs';
+import {dirname} from 'node:path';
 import {lookUpUser, runsAsRoot} from '#runtime/process.ts';
 
 export function changeMode(path: string, mode: number): void {
@@ -19,5 +20,14 @@ export function realPath(path: string): string {
     return fs.realpathSync(path);
   } catch {
     return path;
+  }
+}
+
+/** True when every user may pass through all existing directories of the path. A private home directory is not. */
+export function reachableByAll(path: string): boolean {
+  for (let at = path; ; at = dirname(at)) {
+    const s = fs.statSync(at, {throwIfNoEntry: false});
+    if (s?.isDirectory() && (s.mode & 0o001) === 0) return false;
+    if (at === dirname(at)) return true;
   }
 }
