@@ -95,6 +95,9 @@ export function onStdinLine(fn: (line: string) => void, onEnd: () => void = () =
   createInterface({input: process.stdin}).on('line', fn).on('close', onEnd);
 }
 
+// A reader that has seen enough (`… | head`) is no fault.
+process.stdout.on('error', () => {});
+
 export function printLine(text: string): void {
   process.stdout.write(text + '\n');
 }
