@@ -29,7 +29,8 @@ import {PageSource} from '#compute/page-source.ts';
 import {PostgresProcess} from '#compute/postgres-process.ts';
 import {adminRole, storageSettings} from '#compute/postgres-settings.ts';
 import {ProposerProcess} from '#compute/proposer-process.ts';
-import type {ComputeConfig, ComputeSpec} from '#compute/spec.ts';
+import type {ComputeConfig} from '#compute/spec.ts';
+import type {ComputeSpec} from '#wire/compute-spec.ts';
 import {uploadStatistics} from '#compute/graceful-stop.ts';
 import {TokenSource} from '#compute/token-source.ts';
 

@@ -1,6 +1,6 @@
 /** Brings roles and databases of a branch to what the spec says. Every step may be repeated. */
 import pg from 'pg';
-import type {ComputeSpec} from '#compute/spec.ts';
+import type {ComputeSpec} from '#wire/compute-spec.ts';
 import {adminRole} from '#compute/postgres-settings.ts';
 
 /** Members may use what a project's owner may use, without being superuser. */

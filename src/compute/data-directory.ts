@@ -5,7 +5,7 @@ import {formatLsn} from '#postgres/lsn.ts';
 import type {Disk} from '#runtime/disk.ts';
 import {dirname, joinPath} from '#runtime/disk.ts';
 import {requestStream} from '#runtime/http.ts';
-import type {ComputeSpec} from '#compute/spec.ts';
+import type {ComputeSpec} from '#wire/compute-spec.ts';
 import {hostBasedAuthentication, postgresqlConf} from '#compute/postgres-settings.ts';
 
 /** Who owns the files; undefined when the agent itself is not root. */

@@ -4,7 +4,7 @@ import {joinPath} from '#runtime/disk.ts';
 import {requestStream} from '#runtime/http.ts';
 import type {Lsn} from '#postgres/lsn.ts';
 import {formatLsn} from '#postgres/lsn.ts';
-import type {ComputeSpec} from '#compute/spec.ts';
+import type {ComputeSpec} from '#wire/compute-spec.ts';
 
 /**
  * Gives pg_stat/pgstat.stat, written by Postgres at its clean stop, to the pageserver. It is true only for the state at

@@ -10,7 +10,7 @@ import type {Clock} from '#runtime/clock.ts';
 import type {Log} from '#runtime/log.ts';
 import {PageServiceError, PagesClient, type RelListEntry} from '#wire/pages.ts';
 import type {HydrationSource} from '#wire/hydration.ts';
-import type {ComputeSpec} from '#compute/spec.ts';
+import type {ComputeSpec} from '#wire/compute-spec.ts';
 
 /** How long a read waits for a pageserver that is away before the backend gets an error. A cancel ends it earlier. */
 const unreachableMsMax = 120_000;

@@ -1,5 +1,5 @@
 /** How a compute's Postgres is configured, and why. */
-import type {ComputeSpec} from '#compute/spec.ts';
+import type {ComputeSpec} from '#wire/compute-spec.ts';
 
 /** Bootstrap superuser of every project: the agent's own. Customers never log in as it. */
 export const adminRole = 'pagoda_admin';

@@ -3,40 +3,7 @@
  * place them with an orchestrator behind the same interface.
  */
 
-export interface RoleSpec {
-  readonly name: string;
-  /** `SCRAM-SHA-256$…`; absent: no password login. */
-  readonly scramVerifier?: string;
-  readonly canLogin: boolean;
-}
-
-export interface DatabaseSpec {
-  readonly name: string;
-  readonly owner: string;
-}
-
-/** What one compute runs. The same shape as the agent's ComputeSpec (src/compute/spec.ts); the cli checks that they agree. */
-export interface ComputeSpec {
-  readonly tenantId: string;
-  readonly timelineId: string;
-  readonly projectId: string;
-  readonly branchId: string;
-  readonly endpointId: string;
-  readonly mode: 'primary';
-  /** The major version, 15. */
-  readonly pgVersion: number;
-  readonly systemId: string;
-  readonly pageserver: {readonly host: string; readonly port: number; readonly httpPort: number};
-  readonly safekeepers: readonly {readonly nodeId: number; readonly host: string; readonly port: number}[];
-  readonly token: string;
-  readonly tokenRefreshUrl?: string;
-  readonly roles: readonly RoleSpec[];
-  readonly databases: readonly DatabaseSpec[];
-  readonly droppedRoles?: readonly string[];
-  readonly droppedDatabases?: readonly string[];
-  readonly alreadyApplied?: boolean;
-  readonly settings: Readonly<Record<string, string>>;
-}
+import type {ComputeSpec} from '#wire/compute-spec.ts';
 
 /** A compute that accepts connections. */
 export interface RunningCompute {

@@ -19,7 +19,8 @@ import {listProcesses, processArguments} from '#runtime/process-table.ts';
 import {signalProcess, spawnProcess} from '#runtime/process.ts';
 import type {Random} from '#runtime/random.ts';
 import {portOfCompute} from '#control/compute-ports.ts';
-import type {ComputeLauncher, ComputeSpec, RunningCompute} from '#control/launcher.ts';
+import type {ComputeSpec} from '#wire/compute-spec.ts';
+import type {ComputeLauncher, RunningCompute} from '#control/launcher.ts';
 
 export interface LocalLauncherOptions {
   readonly computesDir: string;

@@ -1,5 +1,5 @@
 /** The plans: each kind of operation step by step. See plan.ts for the rules. */
-import type {ComputeSpec} from '#control/launcher.ts';
+import type {ComputeSpec} from '#wire/compute-spec.ts';
 import {alignDown, type Lsn} from '#control/lsn.ts';
 import {chooseBranchPoint} from '#control/operations/branch-point.ts';
 import {

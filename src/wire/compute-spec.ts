@@ -1,0 +1,54 @@
+/** What the control plane tells a compute agent to run. */
+
+export interface RoleSpec {
+  readonly name: string;
+  /** `SCRAM-SHA-256$…` as stored in pg_authid; never a password. Absent: the role cannot log in with a password. */
+  readonly scramVerifier?: string;
+  readonly canLogin: boolean;
+}
+
+export interface DatabaseSpec {
+  readonly name: string;
+  readonly owner: string;
+}
+
+export interface PageserverAddress {
+  readonly host: string;
+  /** Page service. */
+  readonly port: number;
+  /** Management HTTP. */
+  readonly httpPort: number;
+}
+
+export interface SafekeeperAddress {
+  readonly nodeId: number;
+  readonly host: string;
+  readonly port: number;
+}
+
+export interface ComputeSpec {
+  readonly tenantId: string;
+  readonly timelineId: string;
+  readonly projectId: string;
+  readonly branchId: string;
+  readonly endpointId: string;
+  readonly mode: 'primary';
+  readonly pgVersion: number;
+  /** pg_control's system identifier, decimal. */
+  readonly systemId: string;
+  readonly pageserver: PageserverAddress;
+  readonly safekeepers: readonly SafekeeperAddress[];
+  /** Tenant token for pageserver and safekeepers, at most an hour old; see tokenRefreshUrl. */
+  readonly token: string;
+  /** `POST` with the current token answers `{token}`. Absent in tests. */
+  readonly tokenRefreshUrl?: string;
+  readonly roles: readonly RoleSpec[];
+  readonly databases: readonly DatabaseSpec[];
+  /** Roles and databases that were there at an earlier start and must go. */
+  readonly droppedRoles?: readonly string[];
+  readonly droppedDatabases?: readonly string[];
+  /** The roles and databases above are in the branch already (a start before this one applied them): skip the work. */
+  readonly alreadyApplied?: boolean;
+  /** Further postgresql.conf settings, by name. */
+  readonly settings: Readonly<Record<string, string>>;
+}
