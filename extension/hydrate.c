@@ -92,6 +92,18 @@ hydrate_read(SMgrRelation reln, ForkNumber fork, BlockNumber block, char *buffer
 	}
 	if (!flight_begin(rnode, fork, block, &count) && read_local(reln, fork, block, buffer))
 		return;					/* somebody was fetching it */
+	if (count < 1)
+	{
+		/* The base was cut off right here since we looked: then the block is local only, else it is one block. */
+		if (block >= relation->nblocks[fork])
+		{
+			flight_end();
+			mdread(reln, fork, block, buffer);
+			metrics_local_read();
+			return;
+		}
+		count = 1;
+	}
 
 	PG_TRY();
 	{
