@@ -19,7 +19,7 @@ import {HttpError, type Route, startHttpServer} from '#runtime/http.ts';
 import {type Log, createLog} from '#runtime/log.ts';
 import {Metrics} from '#runtime/metrics.ts';
 import {freePort} from '#runtime/net.ts';
-import {lookUpUser, runsAsRoot} from '#runtime/process.ts';
+import {changeOwner} from '#runtime/permissions.ts';
 import type {Lsn} from '#postgres/lsn.ts';
 import {formatLsn} from '#postgres/lsn.ts';
 import {applyCatalog} from '#compute/catalog.ts';
@@ -173,15 +173,12 @@ class ComputeAgent {
     const config = this.#config;
     const paths = this.#paths;
     const started = this.#clock.monotonicMs();
-    const owner = runsAsRoot ? lookUpUser(config.systemUser) : undefined;
     this.#state = 'electing';
     this.#disk.makeDirectory(config.dataDir);
     this.#disk.remove(paths.run);
     this.#disk.makeDirectory(paths.run);
-    if (owner) {
-      this.#disk.changeOwner(config.dataDir, owner.uid, owner.gid);
-      this.#disk.changeOwner(paths.run, owner.uid, owner.gid);
-    }
+    changeOwner(config.dataDir, config.systemUser);
+    changeOwner(paths.run, config.systemUser);
     this.#disk.writeFileAtomic(paths.proposerConfig, Buffer.from(JSON.stringify(this.#proposerConfig())));
     const proposer = await ProposerProcess.start({
       command: config.proposerCommand.command,
@@ -195,7 +192,14 @@ class ComputeAgent {
 
     this.#state = 'unpacking';
     const token = this.#tokens.current;
-    await makeDataDirectory({disk: this.#disk, path: paths.pgdata, spec: this.#spec, lsn, token, owner});
+    await makeDataDirectory({
+      disk: this.#disk,
+      path: paths.pgdata,
+      spec: this.#spec,
+      lsn,
+      token,
+      owner: config.systemUser,
+    });
     const pages = new PageSource({
       spec: this.#spec,
       token: () => this.#tokens.current,
@@ -209,7 +213,7 @@ class ComputeAgent {
       log: this.#log,
       metrics: this.#metrics,
     });
-    if (owner) this.#disk.changeOwner(paths.hydrationSocket, owner.uid, owner.gid);
+    changeOwner(paths.hydrationSocket, config.systemUser);
     const unpackedMs = this.#clock.monotonicMs() - started;
 
     this.#state = 'starting';

@@ -5,14 +5,9 @@ import {formatLsn} from '#postgres/lsn.ts';
 import type {Disk} from '#runtime/disk.ts';
 import {dirname, joinPath} from '#runtime/disk.ts';
 import {requestStream} from '#runtime/http.ts';
+import {changeOwner} from '#runtime/permissions.ts';
 import type {ComputeSpec} from '#wire/compute-spec.ts';
 import {hostBasedAuthentication, postgresqlConf} from '#compute/postgres-settings.ts';
-
-/** Who owns the files; undefined when the agent itself is not root. */
-export interface Owner {
-  readonly uid: number;
-  readonly gid: number;
-}
 
 /** Waiting for the pageserver to reach X is part of it. */
 const basebackupMsMax = 120_000;
@@ -27,7 +22,7 @@ export async function makeDataDirectory(options: {
   spec: ComputeSpec;
   lsn: Lsn;
   token: string;
-  owner: Owner | undefined;
+  owner: string;
 }): Promise<void> {
   const {disk, path, spec, lsn} = options;
   const where = `tenant ${spec.tenantId}, branch ${spec.branchId} (timeline ${spec.timelineId}), LSN ${formatLsn(lsn)}`;
@@ -74,11 +69,11 @@ export async function makeDataDirectory(options: {
   disk.writeFileAtomic(joinPath(path, 'postgresql.conf'), Buffer.from(postgresqlConf(spec)));
   disk.writeFileAtomic(joinPath(path, 'pg_hba.conf'), Buffer.from(hostBasedAuthentication));
   disk.writeFileAtomic(joinPath(path, 'pg_ident.conf'), Buffer.alloc(0));
-  if (options.owner !== undefined) giveAway(disk, path, options.owner);
+  giveAway(disk, path, options.owner);
 }
 
-function giveAway(disk: Disk, path: string, owner: Owner): void {
-  disk.changeOwner(path, owner.uid, owner.gid);
+function giveAway(disk: Disk, path: string, owner: string): void {
+  changeOwner(path, owner);
   if (disk.stat(path)?.isDirectory) for (const name of disk.list(path)) giveAway(disk, joinPath(path, name), owner);
 }
 

@@ -41,8 +41,6 @@ export interface Disk {
   /** Recursive; a missing one is fine. */
   remove(path: string): void;
   syncDirectory(path: string): void;
-  /** Gives a path to a system user (root only). */
-  changeOwner(path: string, uid: number, gid: number): void;
 }
 
 class SystemFile implements DiskFile {
@@ -130,7 +128,6 @@ export const systemDisk: Disk = {
     systemDisk.syncDirectory(dirname(path));
   },
   rename: (from, to) => fs.renameSync(from, to),
-  changeOwner: (path, uid, gid) => fs.chownSync(path, uid, gid),
   remove: (path) => fs.rmSync(path, {recursive: true, force: true}),
   syncDirectory(path) {
     const fd = fs.openSync(path, 'r');

@@ -204,8 +204,6 @@ export class SimDisk implements Disk {
       if (name.startsWith(prefix) && !this.#files.has(name)) this.#durableNames.delete(name);
     for (const [name, data] of this.#files) if (name.startsWith(prefix)) this.#durableNames.set(name, data);
   }
-
-  changeOwner(): void {}
 }
 
 function diskError(code: string, path: string): Error {
