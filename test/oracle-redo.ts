@@ -1,14 +1,16 @@
 /**
  * The redo oracle: `npm run oracle:redo -- [options]`. A stock PostgreSQL writes WAL with wal_consistency_checking = all, so
  * that every record carries the after-image of every block it changes; this program redoes all of it with src/redo and
- * compares every step (wal-redo.md 9). Then a stock standby recovers the same WAL, and all final pages are compared unmasked. Exit code 1 on any difference, or when a record type seen in the WAL was never compared.
+ * compares every step (wal-redo.md 9). Then a stock standby recovers the same WAL, and all final pages are compared unmasked.
+ * Exit code 1 on any difference, or when a record type seen in the WAL was never compared. The last line is the sum of all
+ * runs: `N compared, N equal, N different`.
  *
  *   --quick         small loads, some seconds (part of npm test); without it the whole set, minutes
  *   --rmgr NAME     compare only record types that start with NAME: Hash, Gin, Gist, SPGist, BRIN, Generic, Btree/DEDUP …
  *   --keep DIR      leave base copy and data directory in DIR
  *   --again DIR     no load: verify once more what --keep left in a folder of DIR
  *   --fuzz          also apply damaged records to damaged pages: nothing but RedoError may come of it
- *   --run NAME      only one of the full set's clusters: all, images or hints
+ *   --run NAME      only one of the full set's clusters: all, images, hints, checksums or checksum-images
  *   --sql FILE      this SQL file instead of the loads (repeatable)
  */
 import {execFileSync} from 'node:child_process';
@@ -17,7 +19,7 @@ import {tmpdir} from 'node:os';
 import {join} from 'node:path';
 import {parseArgs} from 'node:util';
 import {parseLsn} from '#postgres/lsn.ts';
-import {type Load, fullLoads, hintLoads, imageLoads, quickLoads, sqlLoad} from './oracle/loads.ts';
+import {type Load, fullLoads, hintLoads, imageLoads, quickChecksumLoads, quickLoads, sqlLoad} from './oracle/loads.ts';
 import {blockRecordNames, imageOnly} from './oracle/record-names.ts';
 import {compareWithStandby} from './oracle/standby.ts';
 import {type VerifyResult, report, verify} from './oracle/verify.ts';
@@ -41,6 +43,8 @@ interface Run {
   /** Folder under --keep. */
   readonly dir: string;
   readonly settings: Readonly<Record<string, string | number | boolean>>;
+  /** initdb --data-checksums. */
+  readonly checksums?: boolean;
   readonly loads: readonly Load[];
   /** Every record type that is seen must be compared (not so where images are applied). */
   readonly strict: boolean;
@@ -68,7 +72,18 @@ const {wal_compression: _, ...withoutCompression} = settings;
 function runs(): Run[] {
   if (options.sql !== undefined)
     return [{name: 'given SQL', dir: 'sql', settings, loads: options.sql.map(sqlLoad), strict: true}];
-  if (options.quick) return [{name: 'quick', dir: 'quick', settings, loads: quickLoads, strict: true}];
+  if (options.quick)
+    return [
+      {name: 'quick', dir: 'quick', settings, loads: quickLoads, strict: true},
+      {
+        name: 'quick, data checksums on',
+        dir: 'quick-checksums',
+        settings,
+        checksums: true,
+        loads: quickChecksumLoads,
+        strict: true,
+      },
+    ];
   return [
     {name: 'everything, images never applied', dir: 'all', settings, loads: fullLoads, strict: true},
     {
@@ -85,6 +100,22 @@ function runs(): Run[] {
       loads: hintLoads,
       strict: true,
     },
+    {
+      name: 'data checksums on',
+      dir: 'checksums',
+      settings,
+      checksums: true,
+      loads: hintLoads,
+      strict: true,
+    },
+    {
+      name: 'data checksums, wal_log_hints and full_page_writes on, every wal_compression in turn',
+      dir: 'checksum-images',
+      settings: {...withoutCompression, full_page_writes: 'on', wal_level: 'replica', wal_log_hints: 'on'},
+      checksums: true,
+      loads: imageLoads,
+      strict: false,
+    },
   ];
 }
 
@@ -92,6 +123,7 @@ function runs(): Run[] {
 interface State {
   readonly start: string;
   readonly walLogHints: boolean;
+  readonly checksums: boolean;
   readonly strict: boolean;
 }
 
@@ -99,7 +131,12 @@ const seen = new Set<string>();
 const totals = {records: 0, compared: 0, equal: 0, different: 0};
 
 async function main(): Promise<boolean> {
-  if (options.again !== undefined) return check(options.again);
+  const good = options.again === undefined ? await allRuns() : check(options.again);
+  console.log(`${totals.compared} compared, ${totals.equal} equal, ${totals.different} different`);
+  return good;
+}
+
+async function allRuns(): Promise<boolean> {
   let good = true;
   for (const run of runs().filter(({dir}) => options.run === undefined || options.run === dir)) {
     const dir =
@@ -118,13 +155,21 @@ async function load(run: Run, dir: string): Promise<boolean> {
   console.log(`== ${run.name}`);
   mkdirSync(dir, {recursive: true});
   chmodSync(dir, 0o755);
-  await using cluster = await PostgresCluster.create({dir, settings: run.settings, start: false});
+  await using cluster = await PostgresCluster.create({
+    dir,
+    settings: run.settings,
+    initdbArgs: run.checksums === true ? ['--data-checksums'] : [],
+    start: false,
+  });
   const control = runTool('pg_controldata', [cluster.dataDir]);
+  const checksums = !/^Data page checksum version:\s+0$/m.test(control);
+  if (checksums !== (run.checksums === true))
+    throw new Error(`${run.name}: the cluster's data checksums are ${checksums}`);
   const start = /^Latest checkpoint location:\s+(\S+)$/m.exec(control)![1]!;
   execFileSync('cp', ['-a', '--reflink=auto', cluster.dataDir, join(dir, 'base')]);
   writeFileSync(
     join(dir, 'oracle.json'),
-    JSON.stringify({start, walLogHints: run.settings['wal_log_hints'] === 'on', strict: run.strict}),
+    JSON.stringify({start, walLogHints: run.settings['wal_log_hints'] === 'on', checksums, strict: run.strict}),
   );
   await cluster.start();
   for (const step of run.loads) {
@@ -144,7 +189,7 @@ function check(dir: string): boolean {
     base: join(dir, 'base'),
     walDirectory: join(dir, 'data', 'pg_wal'),
     startLsn: parseLsn(state.start),
-    walLogHints: state.walLogHints,
+    walLogHints: state.walLogHints || state.checksums,
     only: options.rmgr,
     fuzz: options.fuzz,
   });
@@ -168,6 +213,7 @@ function standby(dir: string, state: State, {store, lastRecordLsn}: VerifyResult
     store,
     lastRecordLsn,
     walLogHints: state.walLogHints,
+    checksums: state.checksums,
   });
   for (const message of messages) console.log(message);
   console.log(
@@ -181,7 +227,6 @@ function coverage(): boolean {
   const missing = blockRecordNames.filter((name) => !seen.has(name));
   console.log(`== all runs: ${seen.size} record types with blocks, ${totals.records} records`);
   if (missing.length > 0) console.log(`never seen: ${missing.join(', ')}`);
-  console.log(`${totals.compared} compared, ${totals.equal} equal, ${totals.different} different`);
   return missing.length === 0;
 }
 

@@ -196,6 +196,9 @@ export const quickLoads: readonly Load[] = [
   pgbench(1, '-c', '4', '-j', '2', '-t', '500'),
 ];
 
+/** For npm test, a second time with data checksums on. */
+export const quickChecksumLoads: readonly Load[] = [own('quick.sql')];
+
 /** What fullLoads must have seen between them: every record type with blocks. */
 export const fullLoads: readonly Load[] = [
   ...quickLoads,
@@ -222,7 +225,7 @@ export const imageLoads: readonly Load[] = [
   })),
 ];
 
-/** For wal_log_hints = on: deletions and vacuums of all index types. */
+/** For wal_log_hints = on or data checksums: deletions and vacuums of all index types. */
 export const hintLoads: readonly Load[] = [
   own('quick.sql'),
   own('rare.sql'),

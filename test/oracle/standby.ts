@@ -8,6 +8,7 @@ import {join} from 'node:path';
 import {type Lsn, formatLsn} from '#postgres/lsn.ts';
 import {pageSize} from '#redo/bufpage.ts';
 import {postgresBinDir, runAs} from '../postgres-cluster.ts';
+import {withChecksum} from './checksum.ts';
 import type {PageStore} from './pages.ts';
 
 export interface StandbyOptions {
@@ -17,6 +18,8 @@ export interface StandbyOptions {
   /** Start of the last record: recovery stops after it. */
   readonly lastRecordLsn: Lsn;
   readonly walLogHints: boolean;
+  /** The cluster has data checksums: a page equals the file with the checksum that belongs to its bytes and block. */
+  readonly checksums: boolean;
 }
 
 export interface StandbyResult {
@@ -35,7 +38,7 @@ export function compareWithStandby(options: StandbyOptions): StandbyResult {
   execFileSync('cp', ['-a', '--reflink=auto', join(options.dir, 'base'), standby]);
   try {
     recover(options, standby);
-    return compare(options.store, standby);
+    return compare(options.store, standby, options.checksums);
   } finally {
     rmSync(standby, {recursive: true, force: true});
   }
@@ -71,7 +74,7 @@ function recover(options: StandbyOptions, standby: string): void {
     throw new Error(`the standby did not recover to ${formatLsn(options.lastRecordLsn)}: ${run.stderr.slice(-3000)}`);
 }
 
-function compare(store: PageStore, standby: string): StandbyResult {
+function compare(store: PageStore, standby: string, checksums: boolean): StandbyResult {
   const messages: string[] = [];
   let equal = 0;
   let different = 0;
@@ -79,8 +82,9 @@ function compare(store: PageStore, standby: string): StandbyResult {
   const theirs = Buffer.alloc(pageSize);
   let path = '';
   let file: number | undefined;
-  store.forEach((spc, db, rel, fork, block, page) => {
+  store.forEach((spc, db, rel, fork, block, stored) => {
     if (fork === 1) return;
+    const page = checksums ? withChecksum(stored, block) : stored;
     const segment = Math.floor(block / segmentBlocks);
     const wanted = join(directory(standby, spc, db), `${rel}${forkSuffixes[fork]}${segment > 0 ? `.${segment}` : ''}`);
     if (wanted !== path) {
