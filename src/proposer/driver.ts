@@ -8,6 +8,7 @@ import {type PeerStatus, Proposer, type ProposerInput, type ProposerOutput} from
 import {isQuorum} from '#proposer/quorum.ts';
 import {SafekeeperLink} from '#proposer/safekeeper-link.ts';
 import type {Clock, Timer} from '#runtime/clock.ts';
+import {failpoint} from '#runtime/failpoint.ts';
 import type {Log} from '#runtime/log.ts';
 import type {Address} from '#runtime/net.ts';
 import type {Random} from '#runtime/random.ts';
@@ -20,6 +21,19 @@ const tickEarlyMs = 100;
 /** Safekeepers learn a commit LSN with the next append, at the latest so much later. */
 const commitDueMs = 5;
 const postgresRetryMs = 200;
+/** Failpoints: the proposer writes no file, its durable steps are what others write for it. */
+const sendPoints = {
+  greeting: 'proposer.send-greeting.before',
+  'vote-request': 'proposer.send-vote-request.before',
+  elected: 'proposer.send-elected.before',
+  append: 'proposer.send-append.before',
+} as const;
+const receivePoints = {
+  'greeting-response': 'proposer.receive-greeting-response.before',
+  'vote-response': 'proposer.receive-vote-response.before',
+  'elected-response': 'proposer.receive-elected-response.before',
+  'append-response': 'proposer.receive-append-response.before',
+} as const;
 /** After the compute has stopped: how long to wait until safekeepers have confirmed the last commit LSN. */
 const farewellMs = 3000;
 
@@ -78,7 +92,10 @@ export class ProposerDriver {
             this.#step({kind: 'connected', peer: member.nodeId});
           },
           onDisconnected: () => this.#step({kind: 'disconnected', peer: member.nodeId}),
-          onMessage: (message) => this.#step({kind: 'message', peer: member.nodeId, message}),
+          onMessage: (message) => {
+            failpoint(receivePoints[message.kind]);
+            this.#step({kind: 'message', peer: member.nodeId, message});
+          },
           onTrouble: (code, message) => this.#trouble(member.nodeId, code, message),
         }),
       );
@@ -184,9 +201,11 @@ export class ProposerDriver {
   #carryOut(output: ProposerOutput): void {
     switch (output.kind) {
       case 'send':
+        failpoint(sendPoints[output.message.kind]);
         this.#links.get(output.peer)!.send(output.message);
         break;
       case 'committed':
+        failpoint('proposer.acknowledge.before');
         this.#postgres?.sendStatus(output.lsn);
         if (!this.#commitTimerSet) {
           this.#commitTimerSet = true;
@@ -203,7 +222,9 @@ export class ProposerDriver {
         this.#options.log.info('won the election', {term: output.term, termStartLsn: formatLsn(output.termStartLsn)});
         break;
       case 'synced':
+        failpoint('proposer.elected.before');
         this.#options.onEvent({event: 'elected', term: this.#core.term, lsn: formatLsn(output.lsn)});
+        failpoint('proposer.elected.after');
         break;
       case 'recover':
         this.#recover(output.peer, output.donor, output.startLsn, output.term);

@@ -1,6 +1,7 @@
 /** Files, as durable code needs them. Synchronous where the page cache answers; fsync leaves the event loop. */
 import * as fs from 'node:fs';
 import {dirname, join} from 'node:path';
+import {failpoint} from '#runtime/failpoint.ts';
 
 export interface DiskFile {
   size(): number;
@@ -38,6 +39,8 @@ export interface Disk {
   /** Temporary file, fsync, rename, fsync of the directory: after a crash the old or the new content is there. */
   writeFileAtomic(path: string, bytes: Buffer, mode?: number): void;
   rename(from: string, to: string): void;
+  /** A second name for a file; fails with EEXIST when `to` is taken: the kernel decides, also between processes. */
+  linkNew(from: string, to: string): void;
   /** Recursive; a missing one is fine. */
   remove(path: string): void;
   syncDirectory(path: string): void;
@@ -116,8 +119,11 @@ export const systemDisk: Disk = {
     const temporary = `${path}.tmp${process.pid}-${temporaryFiles++}`;
     const fd = fs.openSync(temporary, 'wx', mode);
     try {
+      failpoint('disk.replace-write.before');
       for (let done = 0; done < bytes.length;) done += fs.writeSync(fd, bytes, done);
+      failpoint('disk.replace-write.after');
       fs.fsyncSync(fd);
+      failpoint('disk.replace-fsync.after');
     } catch (error) {
       fs.closeSync(fd);
       fs.rmSync(temporary, {force: true});
@@ -125,9 +131,12 @@ export const systemDisk: Disk = {
     }
     fs.closeSync(fd);
     fs.renameSync(temporary, path);
+    failpoint('disk.replace-rename.after');
     systemDisk.syncDirectory(dirname(path));
+    failpoint('disk.replace-directory-sync.after');
   },
   rename: (from, to) => fs.renameSync(from, to),
+  linkNew: (from, to) => fs.linkSync(from, to),
   remove: (path) => fs.rmSync(path, {recursive: true, force: true}),
   syncDirectory(path) {
     const fd = fs.openSync(path, 'r');

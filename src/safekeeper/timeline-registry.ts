@@ -1,6 +1,7 @@
 /** The timelines of a safekeeper: `<dataDir>/<tenant>/<timeline>/`, and `<timeline>.deleted` for those that are gone. */
 import type {Clock} from '#runtime/clock.ts';
 import type {Disk} from '#runtime/disk.ts';
+import {failpoint} from '#runtime/failpoint.ts';
 import {HttpError} from '#runtime/http.ts';
 import type {Log} from '#runtime/log.ts';
 import type {SafekeeperMetrics} from '#safekeeper/metrics.ts';
@@ -77,12 +78,15 @@ export class TimelineRegistry {
   delete(tenantId: string, timelineId: string): void {
     const {disk, dataDir, log} = this.#options;
     disk.makeDirectory(`${dataDir}/${tenantId}`);
+    failpoint('safekeeper.delete-mark.before');
     // The mark first: whatever interrupts us, the timeline never comes back with half of its promises.
     disk.writeFileAtomic(this.#deletedPath(tenantId, timelineId), Buffer.alloc(0));
+    failpoint('safekeeper.delete-mark.after');
     const key = `${tenantId}/${timelineId}`;
     this.#loaded.get(key)?.close();
     this.#loaded.delete(key);
     disk.remove(this.#directory(tenantId, timelineId));
+    failpoint('safekeeper.delete-files.after');
     log.info('deleted a timeline', {tenant: tenantId, timeline: timelineId});
   }
 

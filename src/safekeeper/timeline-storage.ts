@@ -2,6 +2,7 @@
 import type {Lsn} from '#postgres/lsn.ts';
 import {assert} from '#runtime/assert.ts';
 import type {Disk, DiskFile} from '#runtime/disk.ts';
+import {failpoint} from '#runtime/failpoint.ts';
 import type {AcceptorOutput, AcceptorState} from '#safekeeper/acceptor.ts';
 import {controlFileName, decodeControlFile, encodeControlFile} from '#safekeeper/control-file.ts';
 import type {RecordBoundary} from '#safekeeper/record-boundary.ts';
@@ -46,9 +47,13 @@ export class TimelineStorage {
 
   /** Makes a timeline durable. Its parent directory exists. */
   static create(options: TimelineStorageOptions, state: AcceptorState): void {
+    failpoint('safekeeper.create.before');
     options.disk.makeDirectory(options.directory);
+    failpoint('safekeeper.create-directory.after');
     options.disk.writeFileAtomic(`${options.directory}/${controlFileName}`, encodeControlFile(state));
+    failpoint('safekeeper.create-control-file.after');
     options.disk.syncDirectory(parent(options.directory));
+    failpoint('safekeeper.create.after');
   }
 
   static exists(options: TimelineStorageOptions): boolean {
@@ -75,13 +80,19 @@ export class TimelineStorage {
   apply(output: Extract<AcceptorOutput, {kind: 'write' | 'truncate' | 'save'}>): void {
     switch (output.kind) {
       case 'write':
+        failpoint('safekeeper.write.before');
         this.wal.write(output.lsn, output.bytes);
+        failpoint('safekeeper.write.after');
         break;
       case 'truncate':
+        failpoint('safekeeper.truncate.before');
         this.wal.truncate(output.lsn);
+        failpoint('safekeeper.truncate.after');
         break;
       case 'save':
+        failpoint('safekeeper.save.before');
         this.#disk.writeFileAtomic(`${this.#directory}/${controlFileName}`, encodeControlFile(output.state));
+        failpoint('safekeeper.save.after');
         break;
     }
   }

@@ -6,6 +6,7 @@
 import {type Lsn, formatLsn} from '#postgres/lsn.ts';
 import type {Clock, Timer} from '#runtime/clock.ts';
 import type {DiskFile} from '#runtime/disk.ts';
+import {failpoint} from '#runtime/failpoint.ts';
 import type {Log} from '#runtime/log.ts';
 import {type FrameConnection, sendJson} from '#runtime/net.ts';
 import {Acceptor, type AcceptorInput, type AcceptorOutput} from '#safekeeper/acceptor.ts';
@@ -265,10 +266,13 @@ export class Timeline {
     const finish = (): void => {
       metrics.flushSeconds.observe((clock.monotonicMs() - startedMs) / 1000);
       storage.endSync();
+      failpoint('safekeeper.sync.after');
       this.#step({kind: 'flushed', epoch});
+      failpoint('safekeeper.acknowledge.after');
     };
     const fail = (error: unknown): void => void this.#fail(error);
     const files = storage.beginSync();
+    failpoint('safekeeper.sync.before');
     const [only] = files;
     if (files.length === 1) only!.sync().then(finish, fail);
     else syncAll(files).then(finish, fail);

@@ -10,6 +10,7 @@ import {type Lsn, formatLsn} from '#postgres/lsn.ts';
 import {parseSegmentFileName, segmentFileName, walSegmentSizeDefault} from '#postgres/wal/segment.ts';
 import {assert} from '#runtime/assert.ts';
 import type {Disk, DiskFile} from '#runtime/disk.ts';
+import {failpoint} from '#runtime/failpoint.ts';
 import {type RecordBoundary, feedAcrossTerms} from '#safekeeper/record-boundary.ts';
 import type {TermHistory} from '#wire/safekeeper.ts';
 
@@ -163,7 +164,9 @@ export class WalStore {
         this.#dirty.delete(segment.file);
         this.#close(n);
       }
+      failpoint('safekeeper.cut-remove.before');
       this.#disk.remove(this.#path(n));
+      failpoint('safekeeper.cut-remove.after');
     }
     if (later.length > 0) this.#disk.syncDirectory(this.#directory);
     const segment = this.#segment(number, false);
@@ -175,13 +178,17 @@ export class WalStore {
       const count = segment.file.read(buffer.subarray(0, Math.min(buffer.length, segment.size - at)), at);
       if (count === 0) break;
       if (!zeros.subarray(0, count).equals(buffer.subarray(0, count))) {
+        failpoint('safekeeper.cut-zeros.before');
         segment.file.write(zeros.subarray(0, count), at);
+        failpoint('safekeeper.cut-zeros.after');
         changed = true;
       }
       at += count;
     }
     if (!changed) return;
+    failpoint('safekeeper.cut-sync.before');
     segment.file.syncNow();
+    failpoint('safekeeper.cut-sync.after');
     if (!this.#syncing) this.#dirty.delete(segment.file);
   }
 
@@ -193,8 +200,13 @@ export class WalStore {
     if (!exists && !create) return undefined;
     if (this.#open.size >= 8)
       for (const n of [...this.#open.keys()].slice(0, 4)) if (!this.#dirty.has(this.#open.get(n)!.file)) this.#close(n);
+    if (!exists) failpoint('safekeeper.segment-create.before');
     const file = this.#disk.open(path, create ? 'create' : 'write');
-    if (!exists) this.#disk.syncDirectory(this.#directory);
+    if (!exists) {
+      failpoint('safekeeper.segment-create.after');
+      this.#disk.syncDirectory(this.#directory);
+      failpoint('safekeeper.segment-directory-sync.after');
+    }
     const segment = {number, file, size: file.size()};
     this.#open.set(number, segment);
     return segment;
