@@ -45,6 +45,10 @@ export interface AcceptorState {
   readonly commitLsn: Lsn;
   /** Pageservers have uploaded everything below, and their generation was validated. */
   readonly remoteConsistentLsn: Lsn;
+  /** WAL below is in the object store, verified by this node (archiver.ts). At least startLsn. */
+  readonly archivedLsn: Lsn;
+  /** WAL from here on is on this node's disk; what is below is in the object store. At least startLsn, at most commitLsn. */
+  readonly localStartLsn: Lsn;
 }
 
 export type AcceptorInput =
@@ -59,7 +63,17 @@ export type AcceptorInput =
   /** What the timeline's readers have, all of them together. */
   | {readonly kind: 'feedback'; readonly feedback: WalFeedback}
   /** Time to make a lagging commitLsn durable. */
-  | {readonly kind: 'save'};
+  | {readonly kind: 'save'}
+  /** So far WAL was found in the object store, and from here on it is kept on this disk (archiver.ts). Saved at once. */
+  | {readonly kind: 'archived'; readonly archivedLsn: Lsn; readonly localStartLsn: Lsn}
+  /**
+   * A peer's committed WAL follows, since no proposer brings it: `history` is the peer's, cut at its `commitLsn`, up to
+   * which WAL can never change again. What we have beyond the point where the logs part is dropped; the first byte wanted is
+   * writeLsn after this step. Without effect while a proposer appends.
+   */
+  | {readonly kind: 'peer-begin'; readonly connection: number; readonly history: TermHistory; readonly commitLsn: Lsn}
+  /** The next bytes of the peer of the last peer-begin; never beyond its commitLsn. */
+  | {readonly kind: 'peer-wal'; readonly connection: number; readonly beginLsn: Lsn; readonly bytes: Buffer};
 
 export type AcceptorOutput =
   /** Bytes to the page cache; need not be durable. */
@@ -123,6 +137,8 @@ export class Acceptor {
   #writeBroken = false;
   /** The connection whose `elected` was taken last; only it may append. */
   #appender: number | undefined;
+  /** A peer that brings its committed WAL while no proposer does. */
+  #peer: {readonly connection: number; readonly commitLsn: Lsn} | undefined;
 
   constructor(options: AcceptorOptions) {
     this.#nodeId = options.nodeId;
@@ -173,6 +189,10 @@ export class Acceptor {
   get hasProposer(): boolean {
     return this.#appender !== undefined;
   }
+  /** The peer of the last peer-begin is still the one whose WAL is taken. */
+  takesFrom(connection: number): boolean {
+    return this.#peer?.connection === connection;
+  }
   /** A proposer of `term` may read our uncommitted WAL: it is a prefix of its own. */
   servesRecovery(term: number): boolean {
     return this.#state.term === term && this.#state.history.at(-1)!.term === term;
@@ -195,6 +215,7 @@ export class Acceptor {
         break;
       case 'disconnected':
         if (this.#appender === input.connection) this.#appender = undefined;
+        if (this.#peer?.connection === input.connection) this.#peer = undefined;
         break;
       case 'feedback':
         this.#feedback = {
@@ -209,6 +230,15 @@ export class Acceptor {
         )
           this.#save({}, out);
         break;
+      case 'archived':
+        this.#archived(input.archivedLsn, input.localStartLsn, out);
+        break;
+      case 'peer-begin':
+        this.#peerBegin(input.connection, input.history, input.commitLsn, out);
+        break;
+      case 'peer-wal':
+        this.#peerWal(input.connection, input.beginLsn, input.bytes, out);
+        break;
     }
     return out;
   }
@@ -218,6 +248,10 @@ export class Acceptor {
     assert(s.history.length > 0, 'the term history is never empty');
     assert(s.history.at(-1)!.term <= s.term, 'the newest history entry is of the own term or an older one');
     assert(s.startLsn <= this.#commitLsn, 'commitLsn is at or after the start of the timeline');
+    assert(
+      s.startLsn <= s.localStartLsn && s.localStartLsn <= s.archivedLsn && s.archivedLsn <= this.#commitLsn,
+      'only archived WAL is dropped, and only committed WAL is archived (10, 14)',
+    );
     assert(this.#commitLsn <= this.#flushLsn || this.#has('commit-beyond-flush'), 'commitLsn is at most flushLsn (8)');
     assert(
       this.#flushLsn <= this.#recordEndLsn || this.#has('ack-partial-record'),
@@ -364,6 +398,7 @@ export class Acceptor {
     if (this.#has('truncate-at-any-elected')) this.#commitLsn = Math.min(this.#commitLsn, startLsn) as Lsn;
     this.#boundary.reset(startLsn);
     if (!sameHistory(history, this.#state.history)) this.#save({history}, out);
+    this.#peer = undefined;
     this.#appender = connection;
     this.#send(connection, {kind: 'elected-response', generation, term, startLsn, commitLsn: this.#commitLsn}, out);
     this.checkInvariants();
@@ -427,6 +462,63 @@ export class Acceptor {
     this.checkInvariants();
   }
 
+  #archived(archivedLsn: Lsn, localStartLsn: Lsn, out: AcceptorOutput[]): void {
+    const next = {
+      archivedLsn: Math.max(archivedLsn, this.#state.archivedLsn) as Lsn,
+      localStartLsn: Math.max(localStartLsn, this.#state.localStartLsn) as Lsn,
+    };
+    if (next.archivedLsn === this.#state.archivedLsn && next.localStartLsn === this.#state.localStartLsn) return;
+    this.#save(next, out);
+    this.checkInvariants();
+  }
+
+  /**
+   * Why a tail may go that a proposer has not truncated: a committed record is in every log of a higher term, so where our
+   * log parts from committed WAL, our bytes are of a lower term than the committed ones and were never committed.
+   */
+  #peerBegin(connection: number, history: TermHistory, commitLsn: Lsn, out: AcceptorOutput[]): void {
+    if (this.#appender !== undefined) return;
+    const committed = cutHistory(history, commitLsn);
+    const common = commonPoint(committed, this.#state.history, this.#flushLsn);
+    if (common.kind === 'none' || common.lsn < Math.min(this.#commitLsn, commitLsn)) return;
+    if (common.lsn < commitLsn) {
+      if (committed.at(-1)!.term > this.#state.term) this.#raiseTerm(committed.at(-1)!.term, out);
+      if (this.#writeLsn > common.lsn) {
+        this.#epoch++;
+        this.#flushLsn = common.lsn;
+        this.#syncedLsn = common.lsn;
+        this.#writeLsn = common.lsn;
+        this.#recordEndLsn = common.lsn;
+        this.#writeBroken = false;
+        out.push({kind: 'truncate', lsn: common.lsn});
+      }
+      this.#boundary.reset(common.lsn);
+      if (!sameHistory(committed, this.#state.history)) this.#save({history: committed}, out);
+      this.#peer = {connection, commitLsn};
+    }
+    // Everything below both is committed, whoever wrote it.
+    const known = Math.min(common.lsn, commitLsn) as Lsn;
+    if (known > this.#proposerCommitLsn) this.#proposerCommitLsn = known;
+    this.#advanceCommit(out);
+    this.checkInvariants();
+  }
+
+  #peerWal(connection: number, beginLsn: Lsn, bytes: Buffer, out: AcceptorOutput[]): void {
+    const peer = this.#peer;
+    if (peer?.connection !== connection || beginLsn !== this.#writeLsn || this.#writeBroken) return;
+    assert(beginLsn + bytes.length <= peer.commitLsn, 'a peer brings committed WAL only (10)');
+    try {
+      this.#recordEndLsn = feedAcrossTerms(this.#boundary, this.#state.history, beginLsn, bytes);
+    } catch {
+      this.#peer = undefined;
+      return;
+    }
+    this.#writeLsn = (beginLsn + bytes.length) as Lsn;
+    out.push({kind: 'write', lsn: beginLsn, bytes});
+    if (this.#writeLsn > this.#proposerCommitLsn) this.#proposerCommitLsn = this.#writeLsn;
+    this.checkInvariants();
+  }
+
   #flush(out: AcceptorOutput[]): void {
     if (this.#flushing !== undefined || this.#writeBroken || this.#writeLsn <= this.#syncedLsn) return;
     this.#flushing = {epoch: this.#epoch, writeLsn: this.#writeLsn, recordEndLsn: this.#recordEndLsn};
@@ -454,6 +546,7 @@ export class Acceptor {
     this.#epoch++;
     this.#recordEndLsn = this.#flushLsn;
     this.#writeBroken = true;
+    this.#peer = undefined;
     if (this.#appender !== undefined) this.#refuse(this.#appender, 'disk-full', message, out);
   }
 
@@ -485,6 +578,7 @@ export class Acceptor {
   /** A connection of an older term may go on reading answers, but not append. */
   #raiseTerm(term: number, out: AcceptorOutput[]): void {
     this.#appender = undefined;
+    this.#peer = undefined;
     this.#save({term}, out);
   }
 

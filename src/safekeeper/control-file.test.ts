@@ -15,6 +15,8 @@ const state: AcceptorState = {
   history: Array.from({length: 200}, (_, i) => ({term: i, lsn: (0x1_0000_0028 + i * 8) as Lsn})),
   commitLsn: 0x2_0000_0000 as Lsn,
   remoteConsistentLsn: 0x1_8000_0000 as Lsn,
+  archivedLsn: 0x1_9000_0000 as Lsn,
+  localStartLsn: 0x1_7000_0000 as Lsn,
 };
 
 test('comes back as it was', () => {

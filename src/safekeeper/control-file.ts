@@ -1,8 +1,8 @@
 /**
  * The durable state of a timeline on a safekeeper, replaced as a whole. Little-endian:
  * magic "PGDSKCTL" | version u32 | body | crc32c u32 of all before.
- * Body of version 1: tenantId text, timelineId text, systemId text, pgVersion u32, startLsn u64, membership, term u64,
- * history, commitLsn u64, remoteConsistentLsn u64 (wire/safekeeper.ts has the forms).
+ * Body of version 2: tenantId text, timelineId text, systemId text, pgVersion u32, startLsn u64, membership, term u64,
+ * history, commitLsn u64, remoteConsistentLsn u64, archivedLsn u64, localStartLsn u64 (wire/safekeeper.ts has the forms).
  */
 import {crc32c} from '#runtime/crc.ts';
 import type {AcceptorState} from '#safekeeper/acceptor.ts';
@@ -11,7 +11,7 @@ import {readHistory, readMembership, writeHistory, writeMembership} from '#wire/
 
 export const controlFileName = 'safekeeper.control';
 const magic = Buffer.from('PGDSKCTL', 'latin1');
-const version = 1;
+const version = 2;
 
 export class ControlFileError extends Error {}
 
@@ -21,7 +21,7 @@ export function encodeControlFile(state: AcceptorState): Buffer {
   writeMembership(w, state.membership);
   w.u64(state.term);
   writeHistory(w, state.history);
-  w.u64(state.commitLsn).u64(state.remoteConsistentLsn);
+  w.u64(state.commitLsn).u64(state.remoteConsistentLsn).u64(state.archivedLsn).u64(state.localStartLsn);
   const head = Buffer.alloc(magic.length + 4);
   magic.copy(head);
   head.writeUInt32LE(version, magic.length);
@@ -55,6 +55,8 @@ export function decodeControlFile(bytes: Buffer, path: string): AcceptorState {
       history: readHistory(r),
       commitLsn: r.lsn(),
       remoteConsistentLsn: r.lsn(),
+      archivedLsn: r.lsn(),
+      localStartLsn: r.lsn(),
     };
     r.end();
     return state;

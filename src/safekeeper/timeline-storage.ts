@@ -34,6 +34,8 @@ export function initialState(timeline: NewTimeline): AcceptorState {
     history: [{term: 0, lsn: timeline.startLsn}],
     commitLsn: timeline.startLsn,
     remoteConsistentLsn: 0 as Lsn,
+    archivedLsn: timeline.startLsn,
+    localStartLsn: timeline.startLsn,
   };
 }
 
@@ -72,7 +74,7 @@ export class TimelineStorage {
     // Its last replacement may have been cut short after the rename: what we read must not be undone by a power cut.
     options.disk.syncDirectory(options.directory);
     this.state = decodeControlFile(options.disk.readFile(path), path);
-    this.wal = new WalStore({...options, startLsn: this.state.startLsn});
+    this.wal = new WalStore({...options, startLsn: this.state.localStartLsn});
     this.flushLsn = this.wal.recover(this.state.commitLsn, this.state.history, boundary);
   }
 
