@@ -155,7 +155,7 @@ class PageserverChild {
       httpPort: 0,
       dataDir: join(dir, 'local'),
       keysDir,
-      objectStore: {kind: 'folder', path: join(dir, 'objects')},
+      objectStore: {kind: 'folder', root: join(dir, 'objects')},
       blockCacheBytes: 1 << 30,
     };
     const {child, ready} = await startChild('getpage-pageserver.ts', JSON.stringify(config));

@@ -34,7 +34,7 @@ export function roleConfigs(choices: InstallationChoices): RoleConfig[] {
   const internal = internalPorts(ports.internal);
   const broker = {host: loopback, port: internal.broker};
   const nodeIds = Array.from({length: safekeeperCount}, (_, i) => i + 1);
-  const objectStore = {kind: 'folder', path: layout.objects} as const;
+  const objectStore = {kind: 'folder', root: layout.objects} as const;
   const controlUrl = `http://${loopback}:${internal.control}`;
   const roles: RoleConfig[] = [
     {

@@ -2,9 +2,8 @@
  * Objects as files below a folder: the embedded default, and the reference for what an S3 store must do.
  *
  * A put writes a temporary file, fsyncs it, renames it into place and fsyncs the folder: after a crash an object is there
- * whole or not at all. `ifNoneMatch` is decided in the same turn of the event loop as the rename: exact inside one
- * process. Between processes there is a window of microseconds; writers do not rely on it, because every name they write
- * carries their generation and a random token.
+ * whole or not at all. With `ifNoneMatch` it gets its name by link(2), which fails when the name is taken: exactly one of
+ * any number of writers wins, also of different processes.
  */
 import {type Disk, type DiskFile, joinPath} from '#runtime/disk.ts';
 import type {Random} from '#runtime/random.ts';
@@ -58,11 +57,14 @@ export class FolderObjectStore implements ObjectStore {
       } finally {
         file.close();
       }
-      if (options.ifNoneMatch === '*' && this.#disk.exists(path)) throw this.#exists(key);
-      const newFolder = !this.#disk.exists(folder);
-      if (newFolder) this.#makeFolder(key);
-      this.#disk.rename(temporary, path);
-      this.#close(path);
+      if (!this.#disk.exists(folder)) this.#makeFolder(key);
+      if (options.ifNoneMatch === '*') {
+        this.#disk.linkNew(temporary, path);
+        this.#disk.remove(temporary);
+      } else {
+        this.#disk.rename(temporary, path);
+        this.#close(path);
+      }
       this.#disk.syncDirectory(folder);
     } catch (error) {
       this.#disk.remove(temporary);
@@ -183,6 +185,7 @@ export class FolderObjectStore implements ObjectStore {
   #explain(key: string, error: unknown): Error {
     if (error instanceof ObjectStoreError) return error;
     const {code, message} = error as Error & {code?: string};
+    if (code === 'EEXIST') return this.#exists(key);
     if (code === 'ENOENT') return new ObjectStoreError('not-found', key, 'does not exist', {cause: error});
     if (code === 'ENOSPC' || code === 'EDQUOT')
       return new ObjectStoreError('full', key, `no space left below ${this.#root}`, {cause: error});

@@ -33,9 +33,10 @@ export interface ObjectStore {
 
 /**
  * 'unavailable': no answer, or a temporary refusal; whether a put or delete took effect is unknown. Retried by
- * RetryingObjectStore. The others are final.
+ * RetryingObjectStore. The others are final. 'denied': wrong credentials, no such bucket, another installation's store; a
+ * person has to act, the message says how.
  */
-export type ObjectStoreErrorCode = 'not-found' | 'exists' | 'bad-range' | 'bad-key' | 'unavailable' | 'full';
+export type ObjectStoreErrorCode = 'not-found' | 'exists' | 'bad-range' | 'bad-key' | 'unavailable' | 'full' | 'denied';
 
 export class ObjectStoreError extends Error {
   readonly code: ObjectStoreErrorCode;

@@ -1,3 +1,4 @@
+import type {ObjectStoreConfig} from '#objectstore/open.ts';
 import type {TimelineLimits} from './timeline/state.ts';
 
 export interface PageserverConfig {
@@ -11,7 +12,7 @@ export interface PageserverConfig {
   /** Nothing precious: it may be deleted whenever the process is down. */
   readonly dataDir: string;
   readonly keysDir: string;
-  readonly objectStore: {readonly kind: 'folder'; readonly path: string};
+  readonly objectStore: ObjectStoreConfig;
   /** Tells which safekeeper has the newest WAL. Without one, only the lists given over HTTP are used. */
   readonly broker?: {readonly host: string; readonly port: number};
   /**

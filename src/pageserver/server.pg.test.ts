@@ -97,7 +97,7 @@ class Harness {
         httpPort: 0,
         dataDir: join(dir, `local-${this.starts++}`),
         keysDir: this.keysDir,
-        objectStore: {kind: 'folder', path: join(dir, 'objects')},
+        objectStore: {kind: 'folder', root: join(dir, 'objects')},
         blockCacheBytes: 2 * 1024 * 1024,
         limits: {layerBytes: 1024 * 1024, relationSizesMax: 40},
         ...changes,

@@ -78,7 +78,7 @@ before(async () => {
       httpPort: 0,
       dataDir: dir,
       keysDir,
-      objectStore: {kind: 'folder', path: dir},
+      objectStore: {kind: 'folder', root: dir},
     },
     {log: silentLog, store},
   );

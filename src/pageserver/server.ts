@@ -5,9 +5,8 @@ import {requestJson, startHttpServer} from '#runtime/http.ts';
 import {type Log, createLog} from '#runtime/log.ts';
 import {listenFrames} from '#runtime/net.ts';
 import {systemRandom} from '#runtime/random.ts';
-import {FolderObjectStore} from '#objectstore/folder-object-store.ts';
 import type {ObjectStore} from '#objectstore/object-store.ts';
-import {RetryingObjectStore} from '#objectstore/retrying-object-store.ts';
+import {openObjectStore, wrapObjectStore} from '#objectstore/open.ts';
 import {TokenIssuer, TokenVerifier, httpAuthenticator} from '#wire/auth.ts';
 import {BrokerSubscriber} from '#wire/broker.ts';
 import type {PageserverConfig} from './config.ts';
@@ -48,11 +47,11 @@ export async function runPageserver(
   const verifier = await TokenVerifier.load(config.keysDir, 'pageserver', clock);
   const issuer = await TokenIssuer.load(config.keysDir, 'pageserver', clock);
   const metrics = new PageserverMetrics();
-  const store = new RetryingObjectStore(options.store ?? openStore(config), {
-    clock,
-    random,
-    onRetry: (operation, error) => log.warn('object store: trying again', {operation, error: error.message}),
-  });
+  const storeDeps = {clock, random, disk: systemDisk, log, metrics: metrics.registry};
+  const store =
+    options.store === undefined
+      ? openObjectStore(config.objectStore, storeDeps)
+      : wrapObjectStore(options.store, config.objectStore, storeDeps);
   const cache = new BlockCache(config.blockCacheBytes ?? blockCacheBytesDefault);
   const context: PageserverContext = {
     clock,
@@ -129,12 +128,6 @@ export async function runPageserver(
       await pageserver.stop(saveMsMax);
     },
   };
-}
-
-function openStore(config: PageserverConfig): ObjectStore {
-  const {kind, path} = config.objectStore;
-  if (kind !== 'folder') throw new Error(`object store of kind ${String(kind)}: this version knows only 'folder'`);
-  return new FolderObjectStore({root: path, disk: systemDisk, random: systemRandom, nowMs: systemClock.nowMs()});
 }
 
 /** Asks the control plane which tenants this node holds, and attaches them under the new generations it gives. */

@@ -11,3 +11,8 @@ export function parseTime(text: string): number | undefined {
   const timeMs = Date.parse(text);
   return Number.isNaN(timeMs) ? undefined : timeMs;
 }
+
+/** For libraries that want a Date. */
+export function dateAt(timeMs: number): Date {
+  return new Date(timeMs);
+}

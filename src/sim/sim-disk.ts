@@ -194,6 +194,13 @@ export class SimDisk implements Disk {
     throw new Error('not used by safekeepers');
   }
 
+  linkNew(from: string, to: string): void {
+    const data = this.#files.get(from);
+    if (data === undefined) throw diskError('ENOENT', from);
+    if (this.#files.has(to)) throw diskError('EEXIST', to);
+    this.#files.set(to, data);
+  }
+
   remove(path: string): void {
     this.#files.delete(path);
   }
