@@ -1,7 +1,7 @@
 /**
  * The page service: what a compute agent asks a pageserver, and the answers. Both ends of every frame are here.
  *
- * Transport: #runtime/net.ts frames (u32 LE length, u8 type, payload). The connection is for one timeline: it opens with
+ * Transport: #runtime/net.ts frames. The connection is for one timeline: it opens with
  * `hello` {token, tenantId, timelineId}, answered by `welcome` {} or `refused` {code, message}. After that every request is
  * one frame of 44 bytes and has exactly one answer with the same requestId; requests are pipelined and may be answered in
  * any order. All numbers are little-endian.

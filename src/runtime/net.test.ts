@@ -1,0 +1,68 @@
+import assert from 'node:assert/strict';
+import {connect, createServer} from 'node:net';
+import {test} from 'node:test';
+import {SeededRandom} from '#runtime/random.ts';
+import {type FrameConnection, connectFrames, listenFrames} from '#runtime/net.ts';
+
+interface Received {
+  readonly type: number;
+  readonly payload: Buffer;
+}
+
+/** Frames that arrive when `sent` goes through a wire that `change`s the bytes. */
+async function through(
+  sent: readonly Received[],
+  change: (all: Buffer) => Buffer,
+): Promise<{got: Received[]; error: Error | undefined}> {
+  const bytes: Buffer[] = [];
+  const sink = createServer((socket) => socket.on('data', (d) => bytes.push(d)));
+  await new Promise<void>((resolve) => sink.listen(0, '127.0.0.1', resolve));
+  const client = await connectFrames({host: '127.0.0.1', port: (sink.address() as {port: number}).port});
+  const closed = new Promise<void>((resolve) => (client.onClose = () => resolve()));
+  for (const {type, payload} of sent) client.send(type, payload.subarray(0, 1), payload.subarray(1));
+  client.close();
+  await closed;
+  sink.close();
+
+  const got: Received[] = [];
+  let end: (error: Error | undefined) => void = () => {};
+  const ended = new Promise<Error | undefined>((resolve) => (end = resolve));
+  const listener = await listenFrames({host: '127.0.0.1', port: 0}, (c: FrameConnection) => {
+    c.onFrame = (type, payload) => got.push({type, payload});
+    c.onClose = end;
+  });
+  const raw = connect(listener.port, '127.0.0.1');
+  raw.on('error', () => {});
+  raw.end(change(Buffer.concat(bytes)));
+  const error = await ended;
+  await listener.close();
+  return {got, error};
+}
+
+const frames = [
+  {type: 3, payload: Buffer.from('small')},
+  {type: 200, payload: Buffer.alloc(70_000, 'large')},
+  {type: 0, payload: Buffer.alloc(0)},
+];
+
+test('frames arrive as they were sent', async () => {
+  const {got, error} = await through(frames, (all) => all);
+  assert.deepEqual(got, frames);
+  assert.equal(error, undefined);
+});
+
+test('no flipped bit is ever handed on: the frames before it are whole, the connection ends with it', async () => {
+  const random = new SeededRandom(7);
+  const bits = Array.from({length: 88}, (_, bit) => bit); // the whole header of the first frame
+  for (let i = 0; i < 40; i++) bits.push(random.uint32() % (70_000 * 8));
+  for (const bit of bits) {
+    const {got, error} = await through(frames, (all) => {
+      const changed = Buffer.from(all);
+      changed[bit >> 3]! ^= 1 << (bit & 7);
+      return changed;
+    });
+    assert.match(error?.message ?? `bit ${bit}: no error`, /damaged on the way|none of ours/);
+    assert.deepEqual(got, frames.slice(0, got.length));
+    assert.ok(got.length < frames.length);
+  }
+});
