@@ -1,5 +1,12 @@
-/** Internal management HTTP: a route table over node:http. (The public API v2 uses Fastify.) */
+/**
+ * Internal management HTTP: a route table over node:http. (The public API v2 uses Fastify.)
+ *
+ * What goes over it is summed (CRC-32C, hexadecimal): `x-pagoda-head-sum` covers what else is said in the head, and
+ * `x-pagoda-body-sum` the body, in the head when the body is known before, else behind it. Whoever finds a sum that does not
+ * fit ends the connection: a basebackup with a flipped bit must not become a database. Without sums (curl) nothing is checked.
+ */
 import * as http from 'node:http';
+import {crc32c} from '#runtime/crc.ts';
 import type {Log} from '#runtime/log.ts';
 
 export interface HttpRequest {
@@ -51,6 +58,42 @@ export interface HttpServerOptions {
   readonly log: Log;
 }
 
+const headSum = 'x-pagoda-head-sum';
+const bodySum = 'x-pagoda-body-sum';
+
+export class DamagedMessageError extends Error {}
+
+function sumOf(bytes: Buffer | string, seed = 0): string {
+  return crc32c(Buffer.from(bytes as string), seed).toString(16);
+}
+
+function requestHead(method: string, path: string, authorization: string | undefined): string {
+  return sumOf(`${method} ${path}\n${authorization ?? ''}`);
+}
+
+function responseHead(status: number, headers: Readonly<Record<string, unknown>>): string {
+  const ours = Object.entries(headers)
+    .map(([name, value]) => [name.toLowerCase(), String(value)] as const)
+    .filter(([name]) => name.startsWith('x-pagoda-') && name !== headSum && name !== bodySum)
+    .sort(([a], [b]) => (a < b ? -1 : 1));
+  return sumOf(`${status}\n${ours.map(([name, value]) => `${name}: ${value}`).join('\n')}`);
+}
+
+/** The body of a message, and an error at its end when it is not what was sent. */
+async function* checked(message: http.IncomingMessage): AsyncGenerator<Buffer> {
+  let sum = 0;
+  for await (const part of message as AsyncIterable<Buffer>) {
+    sum = crc32c(part, sum);
+    yield part;
+  }
+  const said = message.headers[bodySum] ?? message.trailers[bodySum];
+  if (said === undefined && message.headers.trailer === undefined) return;
+  if (said !== sum.toString(16)) {
+    message.destroy();
+    throw new DamagedMessageError('the body was damaged on the way');
+  }
+}
+
 interface CompiledRoute {
   readonly route: Route;
   readonly segments: readonly string[];
@@ -100,6 +143,12 @@ async function answer(
 ): Promise<void> {
   const method = req.method ?? 'GET';
   let path = '/';
+  const said = req.headers[headSum];
+  if (said !== undefined && said !== requestHead(method, req.url ?? '/', req.headers.authorization)) {
+    options.log.warn('a request was damaged on the way; closing its connection');
+    req.destroy();
+    return;
+  }
   try {
     const url = new URL(req.url ?? '/', 'http://localhost');
     path = url.pathname;
@@ -120,7 +169,7 @@ async function answer(
         params,
         query: url.searchParams,
         headers: req.headers as Record<string, string | undefined>,
-        body: req as AsyncIterable<Buffer>,
+        body: checked(req),
         json: (bytesMax) => readJson(req, bytesMax ?? 1024 * 1024),
         claims,
       });
@@ -131,6 +180,11 @@ async function answer(
       ? new HttpError(405, 'method_not_allowed', `${method} is not offered on ${path}`)
       : new HttpError(404, 'not_found', `no such route: ${method} ${path}`);
   } catch (error) {
+    if (error instanceof DamagedMessageError) {
+      options.log.warn(`${method} ${path}: ${error.message}; closing its connection`);
+      res.destroy();
+      return;
+    }
     const known = error instanceof HttpError;
     if (!known) options.log.error(`${method} ${path} failed`, {error: String((error as Error).stack ?? error)});
     if (res.headersSent) {
@@ -162,7 +216,7 @@ function bearer(header: string | undefined): string | undefined {
 async function readJson(req: http.IncomingMessage, bytesMax: number): Promise<unknown> {
   const parts: Buffer[] = [];
   let total = 0;
-  for await (const part of req as AsyncIterable<Buffer>) {
+  for await (const part of checked(req)) {
     total += part.length;
     if (total > bytesMax) throw new HttpError(413, 'too_large', `request body above ${bytesMax} bytes`);
     parts.push(part);
@@ -176,17 +230,28 @@ async function readJson(req: http.IncomingMessage, bytesMax: number): Promise<un
 }
 
 async function write(res: http.ServerResponse, response: HttpResponse): Promise<void> {
-  if (response.json !== undefined) {
-    res.writeHead(response.status, {'content-type': 'application/json', ...response.headers});
-    res.end(JSON.stringify(response.json));
+  const known =
+    response.json !== undefined
+      ? Buffer.from(JSON.stringify(response.json))
+      : response.body === undefined || Buffer.isBuffer(response.body)
+        ? (response.body ?? Buffer.alloc(0))
+        : undefined;
+  const headers: Record<string, string> = {
+    ...(response.json === undefined ? {} : {'content-type': 'application/json'}),
+    ...response.headers,
+    ...(known === undefined ? {trailer: bodySum} : {[bodySum]: sumOf(known)}),
+  };
+  res.writeHead(response.status, {...headers, [headSum]: responseHead(response.status, headers)});
+  if (known !== undefined) {
+    res.end(known);
     return;
   }
-  res.writeHead(response.status, {...response.headers});
-  if (response.body === undefined || Buffer.isBuffer(response.body)) {
-    res.end(response.body);
-    return;
+  let sum = 0;
+  for await (const part of response.body as AsyncIterable<Buffer>) {
+    sum = crc32c(part, sum);
+    if (!res.write(part)) await drained(res);
   }
-  for await (const part of response.body) if (!res.write(part)) await drained(res);
+  res.addTrailers({[bodySum]: sum.toString(16)});
   res.end();
 }
 
@@ -220,10 +285,12 @@ export async function requestJson(options: RequestOptions): Promise<{status: num
   const response = await send(
     options,
     body === undefined ? [] : [body],
-    body === undefined ? {} : {'content-type': 'application/json', 'content-length': String(body.length)},
+    body === undefined
+      ? {[bodySum]: sumOf('')}
+      : {'content-type': 'application/json', 'content-length': String(body.length), [bodySum]: sumOf(body)},
   );
   const parts: Buffer[] = [];
-  for await (const part of response as AsyncIterable<Buffer>) parts.push(part);
+  for await (const part of checked(response)) parts.push(part);
   const text = Buffer.concat(parts).toString('utf8');
   let json: unknown;
   try {
@@ -238,11 +305,11 @@ export async function requestJson(options: RequestOptions): Promise<{status: num
 export async function requestStream(
   options: Omit<RequestOptions, 'body'> & {readonly body?: AsyncIterable<Buffer> | Iterable<Buffer>},
 ): Promise<{status: number; headers: Readonly<Record<string, string | undefined>>; body: AsyncIterable<Buffer>}> {
-  const response = await send(options, options.body ?? [], {});
+  const response = await send(options, options.body ?? [], {trailer: bodySum, 'transfer-encoding': 'chunked'});
   return {
     status: response.statusCode ?? 0,
     headers: response.headers as Record<string, string | undefined>,
-    body: response as AsyncIterable<Buffer>,
+    body: checked(response),
   };
 }
 
@@ -252,10 +319,16 @@ function send(
   headers: Record<string, string>,
 ): Promise<http.IncomingMessage> {
   return new Promise((resolve, reject) => {
-    const request = http.request(options.url, {
+    const authorization = options.token === undefined ? undefined : `Bearer ${options.token}`;
+    const url = new URL(options.url);
+    const request = http.request(url, {
       method: options.method,
       agent,
-      headers: {...headers, ...(options.token === undefined ? {} : {authorization: `Bearer ${options.token}`})},
+      headers: {
+        ...headers,
+        [headSum]: requestHead(options.method, url.pathname + url.search, authorization),
+        ...(authorization === undefined ? {} : {authorization}),
+      },
     });
     const fail = (error: Error): void =>
       reject(new Error(`${options.method} ${options.url}: ${error.message}`, {cause: error}));
@@ -263,13 +336,23 @@ function send(
       request.destroy(new Error(`no answer within ${options.timeoutMs ?? 60_000} ms`)),
     );
     request.on('error', fail);
-    request.on('response', resolve);
+    request.on('response', (response) => {
+      const said = response.headers[headSum];
+      if (said === undefined || said === responseHead(response.statusCode ?? 0, response.headers)) resolve(response);
+      else {
+        response.destroy();
+        fail(new DamagedMessageError('the answer was damaged on the way'));
+      }
+    });
     void (async () => {
       try {
+        let sum = 0;
         for await (const part of body) {
+          sum = crc32c(part, sum);
           if (!request.write(part)) await drained(request);
           if (request.destroyed) return;
         }
+        if (headers['trailer'] !== undefined) request.addTrailers({[bodySum]: sum.toString(16)});
         request.end();
       } catch (error) {
         request.destroy(error as Error);
