@@ -5,7 +5,7 @@ const layers: Record<string, readonly string[]> = {
   runtime: [],
   postgres: ['runtime'],
   wire: ['postgres', 'runtime'],
-  objectstore: ['runtime'],
+  objectstore: ['runtime', 'postgres'],
   redo: ['runtime', 'postgres'],
   proposer: ['runtime', 'postgres', 'wire'],
   safekeeper: ['runtime', 'postgres', 'wire', 'objectstore'],
