@@ -111,7 +111,7 @@ test('a damaged head or body, of a request or an answer, is an error and never b
   for (const [from, to, call] of cases) {
     const w = await behind(replace(from, to));
     try {
-      await assert.rejects(call(w.url), undefined, `${from} became ${to}`);
+      await assert.rejects(call(w.url), `${from} became ${to}`);
       if (from !== '"word":"one"') assert.deepEqual(w.seen, []);
     } finally {
       await w.close();
