@@ -7,8 +7,9 @@ export interface SafekeeperConfig {
   readonly port: number;
   /** Management HTTP. 0 = any free port. */
   readonly httpPort: number;
-  /** Where others reach the frame listener, when it is not `host`. */
+  /** Where others reach the frame listener, when it is not `host` and `port`. */
   readonly advertiseHost?: string;
+  readonly advertisePort?: number;
   readonly keysDir: string;
   /** Without one nothing is published. */
   readonly broker?: {readonly host: string; readonly port: number};

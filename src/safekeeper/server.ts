@@ -86,7 +86,7 @@ export async function runSafekeeper(
     timelineId: timeline.timelineId,
     nodeId: config.nodeId,
     host,
-    port,
+    port: config.advertisePort ?? port,
     term: timeline.acceptor.term,
     flushLsn: timeline.acceptor.flushLsn,
     commitLsn: timeline.acceptor.commitLsn,
