@@ -10,6 +10,10 @@
  * any earlier proposer committed, so our log is the donor's, and from its flushLsn (`termStartLsn`) on it is ours.
  * Safekeepers that lack older WAL get it from one that has it (`recover`), those that lack newer from our window.
  *
+ * When the membership changes (wire/membership.ts) we stay with our configuration until so many members have left it that it
+ * can have no quorum; then we take the newest we heard of and greet everybody anew, in whatever phase we are. An elected
+ * proposer stays elected: only acknowledgements are collected again, since they count in one generation only.
+ *
  * Invariants (reliability.md 1 A): 7 commitLsn is what a quorum has durable, and at least termStartLsn: WAL of older terms
  * is never committed by counting (Raft, figure 8). 8 commitLsn never goes back. 12 after `fenced` nothing is ever said.
  */
@@ -17,6 +21,7 @@ import {type Lsn, formatLsn, invalidLsn} from '#postgres/lsn.ts';
 import {assert} from '#runtime/assert.ts';
 import {isQuorum, quorumLsn} from '#proposer/quorum.ts';
 import {WalWindow} from '#proposer/wal-window.ts';
+import {allMembers} from '#wire/membership.ts';
 import type {AcceptorMessage, Membership, ProposerMessage, TermHistory, WalFeedback} from '#wire/safekeeper.ts';
 
 /** Sent to one safekeeper and not yet durable there. */
@@ -66,6 +71,8 @@ export type ProposerOutput =
   | {readonly kind: 'stop-recovery'; readonly peer: number}
   | {readonly kind: 'pause-source'}
   | {readonly kind: 'resume-source'}
+  /** From now on these are the safekeepers: connect to those that are new, let go of those that are gone. */
+  | {readonly kind: 'membership'; readonly membership: Membership}
   /** A proposer of a higher term exists: this one has ended. */
   | {readonly kind: 'fenced'; readonly term: number; readonly peer: number};
 
@@ -78,7 +85,11 @@ export type ProposerMutation =
   | 'reuse-term'
   | 'ignore-higher-term'
   | 'commit-partial-record'
-  | 'forget-donor-history';
+  | 'forget-donor-history'
+  | 'joint-old-only'
+  | 'joint-new-only'
+  | 'keep-acks-across-generations'
+  | 'count-any-generation';
 
 export interface ProposerOptions {
   readonly tenantId: string;
@@ -96,7 +107,9 @@ interface Vote {
 
 interface Peer {
   readonly nodeId: number;
-  phase: 'offline' | 'greeting' | 'greeted' | 'electing' | 'streaming';
+  /** ahead: it has a newer configuration (`newer`) and takes nothing of ours. */
+  phase: 'offline' | 'greeting' | 'greeted' | 'electing' | 'streaming' | 'ahead';
+  newer: Membership | undefined;
   vote: Vote | undefined;
   /** Durable there in our term; stays when the connection breaks. */
   flushLsn: Lsn;
@@ -125,6 +138,22 @@ const noFeedback: WalFeedback = {
   remoteConsistentLsn: invalidLsn,
 };
 
+function newPeer(nodeId: number): Peer {
+  return {
+    nodeId,
+    phase: 'offline',
+    newer: undefined,
+    vote: undefined,
+    flushLsn: invalidLsn,
+    syncedLsn: invalidLsn,
+    commitLsn: invalidLsn,
+    nextLsn: invalidLsn,
+    commitSentLsn: invalidLsn,
+    recovery: 'none',
+    feedback: noFeedback,
+  };
+}
+
 export class Proposer {
   readonly #options: ProposerOptions;
   readonly #mutations: ReadonlySet<ProposerMutation> | undefined;
@@ -149,20 +178,7 @@ export class Proposer {
     this.#options = options;
     this.#mutations = options.mutations;
     this.#membership = options.membership;
-    for (const member of [...options.membership.members, ...options.membership.newMembers]) {
-      this.#peers.set(member.nodeId, {
-        nodeId: member.nodeId,
-        phase: 'offline',
-        vote: undefined,
-        flushLsn: invalidLsn,
-        syncedLsn: invalidLsn,
-        commitLsn: invalidLsn,
-        nextLsn: invalidLsn,
-        commitSentLsn: invalidLsn,
-        recovery: 'none',
-        feedback: noFeedback,
-      });
-    }
+    for (const {nodeId} of allMembers(options.membership)) this.#peers.set(nodeId, newPeer(nodeId));
   }
 
   get phase(): 'greeting' | 'voting' | 'elected' | 'fenced' {
@@ -184,6 +200,9 @@ export class Proposer {
   get history(): TermHistory {
     return this.#history;
   }
+  get membership(): Membership {
+    return this.#membership;
+  }
   peers(): PeerStatus[] {
     return [...this.#peers.values()].map(({nodeId, phase, flushLsn, commitLsn, feedback}) => ({
       nodeId,
@@ -197,6 +216,8 @@ export class Proposer {
   step(input: ProposerInput): ProposerOutput[] {
     const out: ProposerOutput[] = [];
     if (this.#phase === 'fenced') return out;
+    // What a removed safekeeper's connection still brings does not matter.
+    if ('peer' in input && !this.#peers.has(input.peer)) return out;
     switch (input.kind) {
       case 'wal':
         this.#wal(input.lsn, input.bytes, out);
@@ -241,6 +262,10 @@ export class Proposer {
   }
 
   #connected(peer: Peer, out: ProposerOutput[]): void {
+    this.#greet(peer, out);
+  }
+
+  #greet(peer: Peer, out: ProposerOutput[]): void {
     peer.phase = 'greeting';
     const {tenantId, timelineId, pgVersion, systemId} = this.#options;
     this.#send(
@@ -274,7 +299,8 @@ export class Proposer {
         this.#voteResponse(peer, message, out);
         break;
       case 'elected-response':
-        this.#electedResponse(peer, message.term, message.startLsn, message.commitLsn, out);
+        if (this.#isOfOurs(message.generation))
+          this.#electedResponse(peer, message.term, message.startLsn, message.commitLsn, out);
         break;
     }
   }
@@ -284,7 +310,6 @@ export class Proposer {
     message: Extract<AcceptorMessage, {kind: 'greeting-response'}>,
     out: ProposerOutput[],
   ): void {
-    if (peer.phase !== 'greeting') return;
     if (message.nodeId !== peer.nodeId) {
       out.push({
         kind: 'close',
@@ -302,15 +327,13 @@ export class Proposer {
       return;
     }
     if (message.membership.generation > this.#membership.generation) {
-      if (!this.#adoptMembership(message.membership)) {
-        out.push({
-          kind: 'close',
-          peer: peer.nodeId,
-          reason: `membership generation ${message.membership.generation} names safekeepers that this proposer was not told of; restart it with the new list`,
-        });
-        return;
-      }
+      this.#stopRecovery(peer, out);
+      peer.phase = 'ahead';
+      peer.newer = message.membership;
+      this.#followMembership(out);
+      return;
     }
+    if (peer.phase !== 'greeting') return;
     peer.phase = 'greeted';
     if (this.#phase === 'elected') {
       this.#sendElected(peer, out);
@@ -323,14 +346,31 @@ export class Proposer {
     }
   }
 
-  /** Before the election only. False when the new configuration has members we have no address of. */
-  #adoptMembership(membership: Membership): boolean {
-    if (this.#phase === 'elected') return false;
-    if (![...membership.members, ...membership.newMembers].every((member) => this.#peers.has(member.nodeId)))
-      return false;
-    this.#membership = membership;
+  /** Takes the newest configuration once those that have not left ours cannot be a quorum of it. */
+  #followMembership(out: ProposerOutput[]): void {
+    if (isQuorum(this.#membership, (nodeId) => this.#peers.get(nodeId)!.newer === undefined)) return;
+    let newest = this.#membership;
+    for (const {newer} of this.#peers.values())
+      if (newer !== undefined && newer.generation > newest.generation) newest = newer;
+    this.#membership = newest;
+    const members = allMembers(newest);
+    for (const peer of this.#peers.values()) {
+      this.#stopRecovery(peer, out);
+      if (members.some((m) => m.nodeId === peer.nodeId)) continue;
+      this.#peers.delete(peer.nodeId);
+    }
+    for (const {nodeId} of members) if (!this.#peers.has(nodeId)) this.#peers.set(nodeId, newPeer(nodeId));
+    out.push({kind: 'membership', membership: newest});
+    for (const peer of this.#peers.values()) {
+      if (peer.newer !== undefined && peer.newer.generation <= newest.generation) peer.newer = undefined;
+      if (!this.#has('keep-acks-across-generations')) {
+        peer.vote = undefined;
+        peer.flushLsn = invalidLsn;
+        peer.syncedLsn = invalidLsn;
+      }
+      if (peer.phase !== 'offline') this.#greet(peer, out);
+    }
     if (this.#phase === 'voting') this.#campaignAgain = true;
-    return true;
   }
 
   #campaign(out: ProposerOutput[]): void {
@@ -358,11 +398,11 @@ export class Proposer {
       this.#campaignAgain = true;
       return;
     }
-    if (message.term !== this.#term || !message.granted || message.generation !== this.#membership.generation) return;
+    if (message.term !== this.#term || !message.granted || !this.#isOfOurs(message.generation)) return;
     assert(message.history.length > 0, 'a vote tells the history of its WAL');
     peer.vote = {flushLsn: message.flushLsn, history: message.history};
     const voted = (nodeId: number): boolean => this.#peers.get(nodeId)!.vote !== undefined;
-    if (isQuorum(this.#membership, voted) || this.#has('quorum-of-one')) this.#elect(out);
+    if (isQuorum(this.#countedMembership, voted) || this.#has('quorum-of-one')) this.#elect(out);
   }
 
   #elect(out: ProposerOutput[]): void {
@@ -444,6 +484,7 @@ export class Proposer {
     out: ProposerOutput[],
   ): void {
     if (this.#phase !== 'elected' || peer.phase !== 'streaming' || message.term !== this.#term) return;
+    if (!this.#isOfOurs(message.generation)) return;
     peer.commitLsn = message.commitLsn;
     peer.feedback = message.feedback;
     if (message.syncedLsn > peer.syncedLsn) peer.syncedLsn = message.syncedLsn;
@@ -468,7 +509,7 @@ export class Proposer {
     };
     const lsn = this.#has('quorum-of-one')
       ? (Math.max(...[...this.#peers.keys()].map(reached)) as Lsn)
-      : quorumLsn(this.#membership, reached);
+      : quorumLsn(this.#countedMembership, reached);
     if (lsn <= this.#commitLsn) return;
     const first = this.#commitLsn < this.#termStartLsn && lsn >= this.#termStartLsn;
     this.#commitLsn = lsn;
@@ -601,8 +642,25 @@ export class Proposer {
   #undurable(): number {
     return (
       this.#window.endLsn -
-      quorumLsn(this.#membership, (nodeId) => Math.max(this.#peers.get(nodeId)!.syncedLsn, this.#termStartLsn) as Lsn)
+      quorumLsn(
+        this.#membership,
+        (nodeId) => Math.max(this.#peers.get(nodeId)!.syncedLsn, this.#commitLsn, this.#termStartLsn) as Lsn,
+      )
     );
+  }
+
+  /** Votes and acknowledgements of another generation's quorum do not count in ours. */
+  #isOfOurs(generation: number): boolean {
+    return generation === this.#membership.generation || this.#has('count-any-generation');
+  }
+
+  get #countedMembership(): Membership {
+    const {generation, members, newMembers} = this.#membership;
+    if (this.#mutations !== undefined && newMembers.length > 0) {
+      if (this.#has('joint-old-only')) return {generation, members, newMembers: []};
+      if (this.#has('joint-new-only')) return {generation, members: newMembers, newMembers: []};
+    }
+    return this.#membership;
   }
 
   #trim(): void {

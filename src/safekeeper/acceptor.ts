@@ -14,11 +14,13 @@
  *   8     commitLsn never goes back and is at most flushLsn.
  *   9     Only `elected` truncates, at the point computed here and now, never below commitLsn. Only the connection that
  *         brought the newest `elected` may append: late messages of an older one change nothing.
+ *   11    Messages count in exactly one membership generation, the newest that was made durable here (wire/membership.ts).
  */
 import {type Lsn, formatLsn, invalidLsn} from '#postgres/lsn.ts';
 import {assert} from '#runtime/assert.ts';
 import {type RecordBoundary, feedAcrossTerms} from '#safekeeper/record-boundary.ts';
 import {commonPoint, cutHistory, sameHistory} from '#safekeeper/term-history.ts';
+import {type SafekeeperPosition, compareMembership, isMember} from '#wire/membership.ts';
 import type {
   AcceptorMessage,
   Membership,
@@ -64,6 +66,11 @@ export type AcceptorInput =
   | {readonly kind: 'feedback'; readonly feedback: WalFeedback}
   /** Time to make a lagging commitLsn durable. */
   | {readonly kind: 'save'}
+  /**
+   * The control plane's word (PUT membership). Durable when the outputs are carried out: `position` then is the answer. An
+   * older or contradicting configuration changes nothing (compareMembership says so beforehand).
+   */
+  | {readonly kind: 'membership'; readonly membership: Membership; readonly minTerm: number}
   /** So far WAL was found in the object store, and from here on it is kept on this disk (archiver.ts). Saved at once. */
   | {readonly kind: 'archived'; readonly archivedLsn: Lsn; readonly localStartLsn: Lsn}
   /**
@@ -102,7 +109,10 @@ export type AcceptorMutation =
   | 'ack-partial-record'
   | 'commit-beyond-flush'
   | 'append-from-any-term'
-  | 'append-from-any-connection';
+  | 'append-from-any-connection'
+  | 'take-older-generations'
+  | 'take-newer-generations'
+  | 'no-term-bump';
 
 export interface AcceptorOptions {
   readonly nodeId: number;
@@ -185,6 +195,16 @@ export class Acceptor {
   get lastLogTerm(): number {
     return cutHistory(this.#state.history, this.#flushLsn).at(-1)!.term;
   }
+  /** What the control plane is told; durable. */
+  get position(): SafekeeperPosition {
+    return {
+      generation: this.#state.membership.generation,
+      term: this.#state.term,
+      lastLogTerm: this.lastLogTerm,
+      flushLsn: this.#flushLsn,
+      commitLsn: this.#commitLsn,
+    };
+  }
   /** A proposer is connected and elected. */
   get hasProposer(): boolean {
     return this.#appender !== undefined;
@@ -230,6 +250,9 @@ export class Acceptor {
         )
           this.#save({}, out);
         break;
+      case 'membership':
+        this.#membership(input.membership, input.minTerm, out);
+        break;
       case 'archived':
         this.#archived(input.archivedLsn, input.localStartLsn, out);
         break;
@@ -265,11 +288,20 @@ export class Acceptor {
       this.#greeting(connection, message, out);
       return;
     }
-    if (message.generation !== this.#state.membership.generation) {
+    const {membership} = this.#state;
+    if (message.generation < membership.generation && !this.#has('take-older-generations')) {
+      // Without effect; the proposer learns the newer configuration.
+      this.#sendGreeting(connection, out);
+      return;
+    }
+    if (
+      (message.generation > membership.generation && !this.#has('take-newer-generations')) ||
+      !isMember(membership, this.#nodeId)
+    ) {
       this.#refuse(
         connection,
         'wrong-generation',
-        `membership generation is ${this.#state.membership.generation} here, the proposer's is ${message.generation}`,
+        `membership generation is ${membership.generation} here${isMember(membership, this.#nodeId) ? '' : ' and this safekeeper is no member'}, the proposer's is ${message.generation}`,
         out,
       );
       return;
@@ -319,11 +351,26 @@ export class Acceptor {
     }
     if (s.pgVersion === 0 || (s.systemId === '' && message.systemId !== ''))
       this.#save({pgVersion: s.pgVersion || message.pgVersion, systemId: s.systemId || message.systemId}, out);
-    this.#send(
-      connection,
-      {kind: 'greeting-response', nodeId: this.#nodeId, term: s.term, membership: s.membership},
-      out,
-    );
+    this.#sendGreeting(connection, out);
+  }
+
+  #sendGreeting(connection: number, out: AcceptorOutput[]): void {
+    const {term, membership} = this.#state;
+    this.#send(connection, {kind: 'greeting-response', nodeId: this.#nodeId, term, membership}, out);
+  }
+
+  #membership(membership: Membership, minTerm: number, out: AcceptorOutput[]): void {
+    const compared = compareMembership(this.#state.membership, membership);
+    if (compared === 'stale' || compared === 'conflict') return;
+    const term = this.#has('no-term-bump') ? this.#state.term : Math.max(minTerm, this.#state.term);
+    if (compared === 'same' && term === this.#state.term) return;
+    const told = this.#appender;
+    this.#appender = undefined;
+    this.#peer = undefined;
+    this.#save({membership, term}, out);
+    // The proposer goes on sooner than with its next message.
+    if (told !== undefined) this.#sendGreeting(told, out);
+    this.checkInvariants();
   }
 
   #voteRequest(connection: number, term: number, out: AcceptorOutput[]): void {
