@@ -4,6 +4,7 @@ import {pagodaCommand} from '#cli/role-process.ts';
 import type {Installation} from '#cli/setup.ts';
 import type {BrokerConfig} from '#broker/config.ts';
 import type {ControlConfig} from '#control/config.ts';
+import type {ObjectStoreConfig} from '#objectstore/open.ts';
 import type {PageserverConfig} from '#pageserver/config.ts';
 import type {ProxyConfig} from '#proxy/config.ts';
 import type {SafekeeperConfig} from '#safekeeper/config.ts';
@@ -27,14 +28,15 @@ export interface InstallationChoices {
   readonly listen: string;
   /** The proxy serves Postgres clients; without it computes are reached directly on loopback. */
   readonly withProxy: boolean;
+  /** Of the pageserver and the safekeepers. */
+  readonly objectStore: ObjectStoreConfig;
 }
 
 export function roleConfigs(choices: InstallationChoices): RoleConfig[] {
-  const {layout, ports} = choices;
+  const {layout, ports, objectStore} = choices;
   const internal = internalPorts(ports.internal);
   const broker = {host: loopback, port: internal.broker};
   const nodeIds = Array.from({length: safekeeperCount}, (_, i) => i + 1);
-  const objectStore = {kind: 'folder', root: layout.objects} as const;
   const controlUrl = `http://${loopback}:${internal.control}`;
   const roles: RoleConfig[] = [
     {

@@ -13,15 +13,18 @@ import {joinPath, systemDisk} from '#runtime/disk.ts';
 import {createLog} from '#runtime/log.ts';
 import {type Listener, listenSockets} from '#runtime/net.ts';
 import {changeMode} from '#runtime/permissions.ts';
-import {exitProcess, onTerminate, ownPid, printLine, runProcess, runsAsRoot} from '#runtime/process.ts';
+import {environment, exitProcess, onTerminate, ownPid, printLine, runProcess, runsAsRoot} from '#runtime/process.ts';
 import {systemRandom} from '#runtime/random.ts';
 import {sha256} from '#runtime/crypto.ts';
 import {LocalComputeLauncher} from '#control/local-launcher.ts';
+import {ObjectStoreError} from '#objectstore/object-store.ts';
+import {type ObjectStoreConfig, openObjectStore} from '#objectstore/open.ts';
 import type {Arguments} from '#cli/arguments.ts';
 import {UsageError} from '#cli/arguments.ts';
 import {banner, findProject, makeFirstProject, startProject} from '#cli/first-project.ts';
 import {choosePorts, type Layout, packageRoot, type Ports} from '#cli/layout.ts';
 import {endLeftovers} from '#cli/leftovers.ts';
+import {chooseObjectStore} from '#cli/object-store-choice.ts';
 import {type InstallationChoices, localComputes, portsInUse, type RoleConfig, roleConfigs} from '#cli/role-configs.ts';
 import {RoleProcess} from '#cli/role-process.ts';
 import {setUp, setUpNames} from '#cli/setup.ts';
@@ -67,7 +70,9 @@ export async function up(args: Arguments, layout: Layout): Promise<void> {
     const installation = await setUp(disk, report);
     await setUpNames(disk, report);
     const withProxy = disk.exists(joinPath(packageRoot, 'src', 'proxy', 'server.ts'));
-    const choices: InstallationChoices = {layout, ports, installation, listen, withProxy};
+    const objectStore = chooseObjectStore(layout, environment['PAGODA_OBJECT_STORE'], disk, systemRandom);
+    await checkObjectStore(objectStore);
+    const choices: InstallationChoices = {layout, ports, installation, listen, withProxy, objectStore};
     await checkPorts(choices);
     await checkReachable(layout);
     supervisor = new Supervisor(choices, systemClock, report);
@@ -200,6 +205,20 @@ async function checkPorts(choices: InstallationChoices): Promise<void> {
         );
       throw error;
     }
+  }
+}
+
+/** Wrong credentials, no bucket, another installation's store: said here, where somebody reads it. */
+async function checkObjectStore(config: ObjectStoreConfig): Promise<void> {
+  try {
+    await openObjectStore(config, {
+      clock: systemClock,
+      random: systemRandom,
+      disk: systemDisk,
+      log: createLog({component: 'up'}),
+    }).list('none/');
+  } catch (error) {
+    throw error instanceof ObjectStoreError ? new UsageError(error.message) : error;
   }
 }
 

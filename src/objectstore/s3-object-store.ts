@@ -34,7 +34,7 @@ export interface S3StoreConfig {
    * that keys can be changed without a restart. Absent: what the SDK finds (environment, instance role).
    */
   readonly credentialsFile?: string;
-  /** For one try, until the last byte (default 30 s, plus 1 s for each MiB). */
+  /** A try ends when nothing has come for so long (default 30 s; a put gets 1 s more for each MiB). */
   readonly tryMsMax?: number;
 }
 
@@ -45,6 +45,9 @@ const socketsMax = 64;
 const credentialsMs = 300_000;
 const deleteKeysMax = 1000;
 const listKeysMax = 1000;
+
+/** Metadata of every object: how many bytes it was written with. */
+const lengthName = 'pagoda-length';
 
 type Sdk = typeof import('@aws-sdk/client-s3');
 
@@ -62,7 +65,7 @@ export class S3ObjectStore implements ObjectStore {
 
   async put(key: string, bytes: Buffer, options: PutOptions = {}): Promise<void> {
     checkObjectKey(key);
-    await this.#try(key, bytes.length, ({sdk, client}, abortSignal) => {
+    await this.#try(key, bytes.length, ({sdk, client, abortSignal}) => {
       const sum = Buffer.alloc(4);
       sum.writeUInt32BE(crc32c(bytes));
       return client.send(
@@ -72,6 +75,7 @@ export class S3ObjectStore implements ObjectStore {
           ContentLength: bytes.length,
           ContentType: 'application/octet-stream',
           ChecksumCRC32C: sum.toString('base64'),
+          Metadata: {[lengthName]: String(bytes.length)},
           ...(options.ifNoneMatch === undefined ? {} : {IfNoneMatch: options.ifNoneMatch}),
         }),
         {abortSignal},
@@ -81,9 +85,14 @@ export class S3ObjectStore implements ObjectStore {
 
   async get(key: string): Promise<Buffer> {
     checkObjectKey(key);
-    return this.#try(key, 64 * 1024 * 1024, async ({sdk, client}, abortSignal) => {
+    return this.#try(key, 0, async ({sdk, client, abortSignal, progress}) => {
       const answer = await client.send(new sdk.GetObjectCommand(this.#at(key)), {abortSignal});
-      return readBody(key, answer, answer.ContentLength);
+      const written = answer.Metadata?.[lengthName];
+      const bytes = await readBody(key, answer, answer.ContentLength, progress);
+      // Somebody between may have cut it and told a smaller length.
+      if (written !== undefined && Number(written) !== bytes.length)
+        throw new ObjectStoreError('unavailable', key, `${bytes.length} bytes came, ${written} were written`);
+      return bytes;
     });
   }
 
@@ -93,7 +102,7 @@ export class S3ObjectStore implements ObjectStore {
       if ((await this.head(key)) === undefined) throw new ObjectStoreError('not-found', key, 'does not exist');
       return Buffer.alloc(0);
     }
-    return this.#try(key, length, async ({sdk, client}, abortSignal) => {
+    return this.#try(key, 0, async ({sdk, client, abortSignal, progress}) => {
       const Range = `bytes=${start}-${start + length - 1}`;
       const answer = await client.send(new sdk.GetObjectCommand({...this.#at(key), Range}), {abortSignal});
       const said = /^bytes (\d+)-(\d+)\/(\d+|\*)$/.exec(answer.ContentRange ?? '');
@@ -106,14 +115,14 @@ export class S3ObjectStore implements ObjectStore {
         destroyBody(answer);
         throw new ObjectStoreError('bad-range', key, `${Range} asked, the object has ${total} bytes`);
       }
-      return readBody(key, answer, length);
+      return readBody(key, answer, length, progress);
     });
   }
 
   async head(key: string): Promise<ObjectHead | undefined> {
     checkObjectKey(key);
     try {
-      return await this.#try(key, 0, async ({sdk, client}, abortSignal) => {
+      return await this.#try(key, 0, async ({sdk, client, abortSignal}) => {
         const answer = await client.send(new sdk.HeadObjectCommand(this.#at(key)), {abortSignal});
         return {size: answer.ContentLength ?? 0, modifiedMs: answer.LastModified?.getTime() ?? 0};
       });
@@ -127,7 +136,7 @@ export class S3ObjectStore implements ObjectStore {
     const found: ListedObject[] = [];
     for (let token: string | undefined, more = true; more;) {
       const ContinuationToken = token;
-      const page = await this.#try(prefix, 0, ({sdk, client}, abortSignal) =>
+      const page = await this.#try(prefix, 0, ({sdk, client, abortSignal}) =>
         client.send(
           new sdk.ListObjectsV2Command({
             Bucket: this.#config.bucket,
@@ -154,7 +163,7 @@ export class S3ObjectStore implements ObjectStore {
     for (let i = 0; i < keys.length; i += deleteKeysMax) {
       const some = keys.slice(i, i + deleteKeysMax);
       const first = some[0] ?? '';
-      const answer = await this.#try(first, 0, ({sdk, client}, abortSignal) =>
+      const answer = await this.#try(first, 0, ({sdk, client, abortSignal}) =>
         client.send(
           new sdk.DeleteObjectsCommand({
             Bucket: this.#config.bucket,
@@ -215,20 +224,20 @@ export class S3ObjectStore implements ObjectStore {
   }
 
   /** One try with a deadline; every failure is an ObjectStoreError. */
-  async #try<T>(
-    key: string,
-    bytes: number,
-    work: (opened: {sdk: Sdk; client: S3Client}, abortSignal: AbortSignal) => Promise<T>,
-  ): Promise<T> {
+  async #try<T>(key: string, bytes: number, work: (attempt: Attempt) => Promise<T>): Promise<T> {
     const abort = new AbortController();
     const limitMs = (this.#config.tryMsMax ?? tryMsDefault) + bytes / bytesPerExtraMs;
-    const timer = this.#clock.setTimer(limitMs, () => abort.abort());
+    let timer = this.#clock.setTimer(limitMs, () => abort.abort());
+    const progress = (): void => {
+      timer.cancel();
+      timer = this.#clock.setTimer(limitMs, () => abort.abort());
+    };
     try {
-      return await work(await this.#open(), abort.signal);
+      return await work({...(await this.#open()), abortSignal: abort.signal, progress});
     } catch (error) {
       if (error instanceof ObjectStoreError) throw error;
       if (abort.signal.aborted)
-        throw new ObjectStoreError('unavailable', key, `no whole answer within ${Math.round(limitMs)} ms`, {
+        throw new ObjectStoreError('unavailable', key, `nothing came for ${Math.round(limitMs)} ms`, {
           cause: error,
         });
       throw this.#explain(key, error);
@@ -256,8 +265,21 @@ export class S3ObjectStore implements ObjectStore {
   }
 }
 
+interface Attempt {
+  readonly sdk: Sdk;
+  readonly client: S3Client;
+  readonly abortSignal: AbortSignal;
+  /** Something came: the deadline starts anew. */
+  readonly progress: () => void;
+}
+
 /** Exactly `length` bytes, or 'unavailable': a connection that broke, or a server that miscounts. */
-async function readBody(key: string, answer: GetObjectCommandOutput, length: number | undefined): Promise<Buffer> {
+async function readBody(
+  key: string,
+  answer: GetObjectCommandOutput,
+  length: number | undefined,
+  progress: () => void,
+): Promise<Buffer> {
   const body = answer.Body as AsyncIterable<Buffer> | undefined;
   if (body === undefined || length === undefined)
     throw new ObjectStoreError('unavailable', key, 'an answer without a body or a length');
@@ -269,6 +291,7 @@ async function readBody(key: string, answer: GetObjectCommandOutput, length: num
       throw new ObjectStoreError('unavailable', key, `more than the ${length} bytes that were to come`);
     }
     have += chunk.copy(bytes, have);
+    progress();
   }
   if (have !== length) throw new ObjectStoreError('unavailable', key, `${have} of ${length} bytes came`);
   return bytes;
