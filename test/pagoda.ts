@@ -139,6 +139,7 @@ export class Pagoda {
     const safekeepers = new Set([1, 2, 3].map((n) => this.pidOf(`safekeeper-${n}`)));
     const pids = this.processes().toSorted((a, b) => Number(safekeepers.has(b)) - Number(safekeepers.has(a)));
     await sleep(100);
+    await new Promise(setImmediate); // after the answers that had arrived were read, and the next statements sent
     for (const pid of pids) {
       try {
         process.kill(pid, 'SIGKILL');
@@ -368,7 +369,7 @@ export function libpqEnvironment(uri: string): Record<string, string> {
 }
 
 /** First of 40 ports that are all free now. */
-async function freeBlock(): Promise<number> {
+export async function freeBlock(): Promise<number> {
   for (let attempt = 0; attempt < 100; attempt++) {
     const base = 20_000 + Math.floor(Math.random() * 10_000);
     const servers = Array.from({length: 40}, () => createServer());
