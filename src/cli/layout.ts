@@ -12,6 +12,9 @@ export const mainFile = joinPath(packageRoot, 'src', 'cli', 'main.ts');
 const sharedData = '/var/lib/pagoda';
 export const sharedCache = '/var/cache/pagoda';
 
+/** Of Node; beside the code, and as trusted as it. Where it cannot be written it is not used. */
+export const compileCache = joinPath(packageRoot, '.cache', 'node');
+
 export const safekeeperCount = 3;
 
 export interface Ports {

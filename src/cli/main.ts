@@ -10,7 +10,8 @@ const dataOption = {'--data': 'value'} as const;
 async function main(argv: readonly string[]): Promise<void> {
   const [command = 'help', ...rest] = argv;
   if (roleNames.includes(command)) {
-    await runRole(command, parseArguments(rest, {'--config': 'value'}).options.get('--config'));
+    const {options} = parseArguments(rest, {'--config': 'value', '--spare': 'flag'});
+    await runRole(command, options.get('--config'), options.has('--spare'));
     return;
   }
   const layoutOf = (options: ReadonlyMap<string, string>): Layout => Layout.choose(options, workingDirectory);

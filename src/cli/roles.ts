@@ -1,13 +1,17 @@
 /** The roles of the one program, and how `pagoda <role> --config FILE` runs one. */
-import {createLog} from '#runtime/log.ts';
-import {exitProcess, onTerminate, printLine} from '#runtime/process.ts';
+import {createLog, logToFile} from '#runtime/log.ts';
+import {exitProcess, onTerminate, printLine, readStdinLine} from '#runtime/process.ts';
 import {readSecretFile} from '#runtime/secret-file.ts';
 import {UsageError} from '#cli/arguments.ts';
+import {pagodaCommand} from '#cli/role-process.ts';
+import {type SpareTask, spareReadyLine} from '#wire/spare.ts';
 
 interface RoleEntry {
   /** Imported when the role runs: a process loads only what it is. */
   readonly module: string;
   readonly run: string;
+  /** What a spare process of this role can do before it knows its task; its answer is given to `run`. */
+  readonly prepare?: string;
 }
 
 /** Ports that a role may report; they go into the ready line. */
@@ -26,22 +30,43 @@ const roles: Readonly<Record<string, RoleEntry>> = {
   pageserver: {module: '#pageserver/server.ts', run: 'runPageserver'},
   control: {module: '#control/server.ts', run: 'runControl'},
   proxy: {module: '#proxy/server.ts', run: 'runProxy'},
-  compute: {module: '#compute/agent.ts', run: 'runCompute'},
+  compute: {module: '#compute/agent.ts', run: 'runCompute', prepare: 'prepareCompute'},
   proposer: {module: '#proposer/run.ts', run: 'runProposer'},
 };
 
 export const roleNames: readonly string[] = Object.keys(roles);
 
-/** Runs one role until it is told to stop. The configuration is private: it may hold tokens. */
-export async function runRole(name: string, configFile: string | undefined): Promise<void> {
+/**
+ * Runs one role until it is told to stop. The configuration is private: it may hold tokens.
+ *
+ * A spare process (`--spare`) is started before there is anything to do: it loads what it will need, says so, and waits on
+ * standard input for its task. Its `--config` names no file; it marks the process, so that left-overs can be told from
+ * strangers' processes.
+ */
+export async function runRole(name: string, configFile: string | undefined, isSpare = false): Promise<void> {
   const role = roles[name];
   if (role === undefined) throw new UsageError(`unknown role ${name}`);
   if (configFile === undefined) throw new UsageError(`pagoda ${name} needs --config FILE`);
-  const config = parseConfig(name, configFile);
-  const log = createLog({component: name});
   const module = (await import(role.module)) as Record<string, unknown>;
   const run = module[role.run];
   if (typeof run !== 'function') throw new Error(`${role.module} does not export ${role.run}`);
+  let path = configFile;
+  let prepared: Prepared | undefined;
+  if (isSpare) {
+    prepared = await prepare(module, role, configFile);
+    printLine(spareReadyLine);
+    const line = await readStdinLine();
+    if (line === undefined) {
+      // Who would have given it a task is gone.
+      prepared?.discard();
+      exitProcess(0);
+    }
+    const task = JSON.parse(line) as SpareTask;
+    path = task.config;
+    if (task.logFile !== undefined) logToFile(task.logFile);
+  }
+  const config = parseConfig(name, path);
+  const log = createLog({component: name});
   let stopping = false;
   let running: RunningRole | undefined;
   const stop = async (signal: string): Promise<void> => {
@@ -52,7 +77,7 @@ export async function runRole(name: string, configFile: string | undefined): Pro
     exitProcess(0);
   };
   onTerminate((signal) => void stop(signal).catch((error: unknown) => fail(name, error)));
-  running = await (run as (config: unknown) => Promise<RunningRole>)(config);
+  running = await (run as (config: unknown, prepared?: Prepared) => Promise<RunningRole>)(config, prepared);
   if (stopping) {
     await running.stop();
     exitProcess(0);
@@ -66,6 +91,22 @@ export async function runRole(name: string, configFile: string | undefined): Pro
   // Asked to stop by another way than a signal (a compute: over HTTP); the answer to that goes out first.
   await running.stop();
   exitProcess(0);
+}
+
+interface Prepared {
+  discard(): void;
+}
+
+async function prepare(
+  module: Readonly<Record<string, unknown>>,
+  role: RoleEntry,
+  mark: string,
+): Promise<Prepared | undefined> {
+  if (role.prepare === undefined) return undefined;
+  const make = module[role.prepare];
+  if (typeof make !== 'function') throw new Error(`${role.module} does not export ${role.prepare}`);
+  const proposerCommand = {command: pagodaCommand.command, args: [...pagodaCommand.args, 'proposer']};
+  return (make as (options: unknown) => Promise<Prepared>)({proposerCommand, mark});
 }
 
 function fail(name: string, error: unknown): never {

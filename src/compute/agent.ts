@@ -22,6 +22,7 @@ import {freePort} from '#runtime/net.ts';
 import {changeOwner} from '#runtime/permissions.ts';
 import type {Lsn} from '#postgres/lsn.ts';
 import {formatLsn} from '#postgres/lsn.ts';
+import {ActivityWatch} from '#compute/activity.ts';
 import {applyCatalog} from '#compute/catalog.ts';
 import {makeDataDirectory} from '#compute/data-directory.ts';
 import {HydrationServer} from '#compute/hydration-server.ts';
@@ -57,6 +58,7 @@ interface Incarnation {
   readonly postgres: PostgresProcess;
   readonly pages: PageSource;
   readonly hydration: HydrationServer;
+  readonly activity: ActivityWatch;
 }
 
 export interface RunningCompute {
@@ -67,14 +69,35 @@ export interface RunningCompute {
   stop(): Promise<void>;
 }
 
+/** What a spare agent has at hand before it knows its branch: a proposer, started and waiting. */
+export interface PreparedCompute {
+  readonly proposer: ProposerProcess;
+  discard(): void;
+}
+
+/** `mark` names the processes in the machine's process table (wire/spare.ts). */
+export async function prepareCompute(options: {
+  proposerCommand: ComputeConfig['proposerCommand'];
+  mark: string;
+}): Promise<PreparedCompute> {
+  const {command, args} = options.proposerCommand;
+  const proposer = await ProposerProcess.start({
+    command,
+    args: [...args, '--config', options.mark, '--spare'],
+    log: createLog({component: 'compute'}),
+    onFenced: () => {},
+  });
+  return {proposer, discard: () => proposer.kill()};
+}
+
 /** Resolves when Postgres accepts connections and has the roles and databases of the spec. */
-export async function runCompute(config: ComputeConfig): Promise<RunningCompute> {
+export async function runCompute(config: ComputeConfig, prepared?: PreparedCompute): Promise<RunningCompute> {
   const {spec} = config;
   const log = createLog({
     component: 'compute',
     fields: {tenant: spec.tenantId, branch: spec.branchId, endpoint: spec.endpointId},
   });
-  const agent = new ComputeAgent(config, {clock: systemClock, disk: systemDisk, log});
+  const agent = new ComputeAgent(config, {clock: systemClock, disk: systemDisk, log}, prepared?.proposer);
   try {
     await agent.start();
   } catch (error) {
@@ -100,14 +123,21 @@ class ComputeAgent {
   #current: Incarnation | undefined;
   /** Set as soon as it runs, so that a failed start can be cleaned up. */
   #proposer: ProposerProcess | undefined;
+  /** Used by the first start; later ones start their own. */
+  #spareProposer: ProposerProcess | undefined;
   #http: {port: number; close(): Promise<void>} | undefined;
   #pgPort = 0;
   #catalogApplied: boolean;
   #stopping: Promise<void> | undefined;
   #end: (end: {state: ComputeState; reason: string}) => void = () => {};
 
-  constructor(config: ComputeConfig, machine: {clock: Clock; disk: Disk; log: Log}) {
+  constructor(
+    config: ComputeConfig,
+    machine: {clock: Clock; disk: Disk; log: Log},
+    spareProposer: ProposerProcess | undefined,
+  ) {
     this.#config = config;
+    this.#spareProposer = spareProposer;
     this.#spec = config.spec;
     this.#catalogApplied = config.spec.alreadyApplied ?? false;
     this.#clock = machine.clock;
@@ -164,6 +194,7 @@ class ComputeAgent {
   async abandon(): Promise<void> {
     this.#state = 'failed';
     this.#tokens.stop();
+    this.#spareProposer?.kill();
     await this.#tearDown();
     await this.#http?.close();
   }
@@ -180,12 +211,7 @@ class ComputeAgent {
     changeOwner(config.dataDir, config.systemUser);
     changeOwner(paths.run, config.systemUser);
     this.#disk.writeFileAtomic(paths.proposerConfig, Buffer.from(JSON.stringify(this.#proposerConfig())));
-    const proposer = await ProposerProcess.start({
-      command: config.proposerCommand.command,
-      args: [...config.proposerCommand.args, '--config', paths.proposerConfig],
-      log: this.#log,
-      onFenced: (reason) => void this.#fence(reason),
-    });
+    const proposer = await this.#startProposer(paths.proposerConfig);
     this.#proposer = proposer;
     const {lsn, term} = await proposer.elected;
     const electedMs = this.#clock.monotonicMs() - started;
@@ -239,13 +265,15 @@ class ComputeAgent {
       await hydration.close();
       throw error;
     }
-    const incarnation: Incarnation = {lsn, term, proposer, postgres, pages, hydration};
+    const address = {socketDir: paths.run, port: this.#pgPort};
+    const activity = new ActivityWatch({address, clock: this.#clock, log: this.#log});
+    const incarnation: Incarnation = {lsn, term, proposer, postgres, pages, hydration, activity};
     this.#current = incarnation;
     void postgres.exited.then(() => this.#onDeath(incarnation, 'Postgres'));
     void proposer.exited.then(() => this.#onDeath(incarnation, 'the proposer'));
-    proposer.stream({socketDir: paths.run, port: this.#pgPort, user: adminRole});
+    proposer.stream({...address, user: adminRole});
     if (!this.#catalogApplied) {
-      await applyCatalog({socketDir: paths.run, port: this.#pgPort}, this.#spec);
+      await applyCatalog(address, this.#spec);
       this.#catalogApplied = true;
     }
     this.#state = 'running';
@@ -257,6 +285,18 @@ class ComputeAgent {
       unpackedMs: Math.round(unpackedMs),
       totalMs: Math.round(this.#clock.monotonicMs() - started),
     });
+  }
+
+  async #startProposer(config: string): Promise<ProposerProcess> {
+    const onFenced = (reason: string): void => void this.#fence(reason);
+    const spare = this.#spareProposer;
+    this.#spareProposer = undefined;
+    if (spare) {
+      spare.assign({config, log: this.#log, onFenced});
+      return spare;
+    }
+    const {command, args} = this.#config.proposerCommand;
+    return ProposerProcess.start({command, args: [...args, '--config', config], log: this.#log, onFenced});
   }
 
   #proposerConfig(): unknown {
@@ -321,6 +361,7 @@ class ComputeAgent {
     this.#current = undefined;
     this.#proposer = undefined;
     if (current) {
+      current.activity.stop();
       current.postgres.stopImmediately();
       const timer = this.#clock.setTimer(5000, () => current.postgres.kill());
       await current.postgres.exited;
@@ -339,6 +380,7 @@ class ComputeAgent {
     if (current && this.#state === 'running') {
       this.#state = 'stopping';
       const {postgres, proposer} = current;
+      current.activity.stop();
       // The extension's keeper logs the free-space map and sequences before the shutdown checkpoint.
       postgres.stopFast();
       const timer = this.#clock.setTimer(stopFastMsMax, () => postgres.stopImmediately());
@@ -387,6 +429,8 @@ class ComputeAgent {
             startLsn: this.#current && formatLsn(this.#current.lsn),
             term: this.#current?.term,
             pagesFetched: this.#current?.hydration.pagesFetched,
+            // While it starts, or starts again, somebody waits for it.
+            lastActiveMs: this.#current?.activity.lastActiveMs ?? this.#clock.nowMs(),
           },
         }),
       },
@@ -407,13 +451,24 @@ class ComputeAgent {
       {
         method: 'POST',
         path: '/stop',
-        handler: async () => {
+        handler: async (request) => {
+          const {idleSinceMs} = ((await request.json()) ?? {}) as {idleSinceMs?: unknown};
+          if (typeof idleSinceMs === 'number') await this.#refuseIfUsed(idleSinceMs);
           void this.stop();
           await this.ended;
           return {status: 200, json: {state: this.#state}};
         },
       },
     ];
+  }
+
+  /** Throws HttpError 409 when somebody has used Postgres after that time. */
+  async #refuseIfUsed(idleSinceMs: number): Promise<void> {
+    const activity = this.#current?.activity;
+    await activity?.look();
+    const lastActiveMs = activity?.lastActiveMs ?? this.#clock.nowMs();
+    if (lastActiveMs > idleSinceMs + 1)
+      throw new HttpError(409, 'active', `compute ${this.#spec.endpointId} is in use`);
   }
 
   /** Roles and databases changed while the compute runs. */

@@ -40,7 +40,14 @@ export class PostgresProcess {
       ],
       cwd: options.dataDir,
       user: options.user,
-      env: {LC_ALL: undefined, PGDATA: undefined, PGHOST: undefined, PGPORT: undefined, NODE_EXTRA_CA_CERTS: undefined},
+      env: {
+        LC_ALL: undefined,
+        PGDATA: undefined,
+        PGHOST: undefined,
+        PGPORT: undefined,
+        NODE_EXTRA_CA_CERTS: undefined,
+        NODE_COMPILE_CACHE: undefined,
+      },
       // A Ctrl-C in the terminal must not reach Postgres before the agent stops it in order.
       detached: true,
       onStderrLine(line) {

@@ -3,6 +3,7 @@ import type {Lsn} from '#postgres/lsn.ts';
 import {parseLsn} from '#postgres/lsn.ts';
 import type {Log} from '#runtime/log.ts';
 import {type ChildProcessHandle, spawnProcess} from '#runtime/process.ts';
+import {type SpareTask, spareReadyLine} from '#wire/spare.ts';
 
 export interface Elected {
   readonly term: number;
@@ -16,13 +17,22 @@ export class ProposerProcess {
   readonly elected: Promise<Elected>;
   /** Resolves with the final commit LSN when all WAL of a stopped Postgres is committed. */
   readonly stopped: Promise<Lsn>;
+  /** Where a spare one's words go is known only later. */
+  #log: Log;
+  #onFenced: (reason: string) => void;
   readonly #child: ChildProcessHandle;
 
-  private constructor(child: ChildProcessHandle, elected: Promise<Elected>, stopped: Promise<Lsn>) {
+  private constructor(
+    child: ChildProcessHandle,
+    events: {elected: Promise<Elected>; stopped: Promise<Lsn>},
+    options: {log: Log; onFenced: (reason: string) => void},
+  ) {
     this.#child = child;
     this.exited = child.exited;
-    this.elected = elected;
-    this.stopped = stopped;
+    this.elected = events.elected;
+    this.stopped = events.stopped;
+    this.#log = options.log;
+    this.#onFenced = options.onFenced;
   }
 
   static async start(options: {
@@ -36,26 +46,30 @@ export class ProposerProcess {
     let lastError = '';
     const electedEvent = new Promise<Elected>((resolve) => (onElected = resolve));
     const stopped = new Promise<Lsn>((resolve) => (onStopped = resolve));
+    let proposer: ProposerProcess | undefined;
+    const log = (): Log => (proposer ? proposer.#log : options.log);
     const child = await spawnProcess({
       command: options.command,
       args: options.args,
       detached: true,
       onStdoutLine(line) {
+        if (line === spareReadyLine) return;
         let event: Record<string, unknown>;
         try {
           event = JSON.parse(line) as Record<string, unknown>;
         } catch {
-          options.log.warn('the proposer said something that is no event', {line});
+          log().warn('the proposer said something that is no event', {line});
           return;
         }
         if (event['event'] === 'elected') onElected({term: Number(event['term']), lsn: parseLsn(String(event['lsn']))});
         else if (event['event'] === 'stopped') onStopped(parseLsn(String(event['commitLsn'])));
-        else if (event['event'] === 'postgres-lost') options.log.warn('the proposer lost Postgres', {line});
-        else if (event['event'] === 'fenced') options.onFenced(String(event['message'] ?? line));
+        else if (event['event'] === 'postgres-lost') log().warn('the proposer lost Postgres', {line});
+        else if (event['event'] === 'fenced')
+          (proposer ? proposer.#onFenced : options.onFenced)(String(event['message'] ?? line));
       },
       onStderrLine(line) {
         lastError = line;
-        options.log.info(`proposer: ${line}`);
+        log().info(`proposer: ${line}`);
       },
     });
     const early = child.exited.then(({code, signal}) => {
@@ -63,7 +77,15 @@ export class ProposerProcess {
     });
     const elected = Promise.race([electedEvent, early]);
     elected.catch(() => {});
-    return new ProposerProcess(child, elected, stopped);
+    proposer = new ProposerProcess(child, {elected, stopped}, options);
+    return proposer;
+  }
+
+  /** Gives a spare proposer (`--spare`) its task. */
+  assign(options: {config: string; log: Log; onFenced: (reason: string) => void}): void {
+    this.#log = options.log;
+    this.#onFenced = options.onFenced;
+    this.#child.writeStdin(`${JSON.stringify({config: options.config} satisfies SpareTask)}\n`);
   }
 
   stream(postgres: {socketDir: string; port: number; user: string}): void {

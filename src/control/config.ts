@@ -45,6 +45,8 @@ export interface ControlConfig {
     readonly binDir: string;
     readonly extensionLibrary: string;
   };
+  /** What an endpoint's suspend_timeout_seconds 0 means; -1 never. Default 300. */
+  readonly suspendTimeoutSeconds?: number;
   /** How clients reach computes: hosts are `<endpoint>.<domain>:<port>`. Without a proxy: the compute's own loopback port. */
   readonly proxy?: {readonly domain: string; readonly port: number};
   /** The first user's API key is written here (mode 0600) when the database is new. */

@@ -11,6 +11,14 @@ export interface RunningCompute {
   readonly port: number;
 }
 
+/** What a running compute says about itself. */
+export interface ComputeReport {
+  /** When it was last of use to somebody, ms since 1970 (compute/activity.ts). */
+  readonly lastActiveMs: number;
+  /** Of a replica: bytes of WAL and seconds that it is behind what storage has committed. */
+  readonly replica?: {readonly replayLsn: string; readonly lagBytes: number; readonly lagSeconds: number};
+}
+
 /** Every call is idempotent: it may be repeated after a crash of the caller, with the same effect. */
 export interface ComputeLauncher {
   /** Starts the compute, or finds the one that runs already. Rejects when Postgres does not come up. */
@@ -19,8 +27,13 @@ export interface ComputeLauncher {
   find(endpointId: string): Promise<RunningCompute | undefined>;
   /** Applies roles, databases and settings to the running compute. */
   configure(spec: ComputeSpec): Promise<void>;
-  /** Graceful; resolves when nothing of the compute runs any more. */
-  stop(endpointId: string): Promise<void>;
+  /**
+   * Graceful; resolves when nothing of the compute runs any more. With `idleSinceMs` only if nobody has used the compute since
+   * then; answers whether it has stopped (or did not run).
+   */
+  stop(endpointId: string, options?: {readonly idleSinceMs?: number}): Promise<boolean>;
+  /** undefined: it does not run. Rejects when it does not answer. */
+  report(endpointId: string): Promise<ComputeReport | undefined>;
   /** Called when a compute ended without `stop`. */
   onExit: (endpointId: string) => void;
   /** Lets go of what it watches; running computes go on. */

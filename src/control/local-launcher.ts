@@ -4,10 +4,11 @@
  *   <computes>/<endpoint>/config.json   for the agent; holds its token: mode 0600
  *   <computes>/<endpoint>/run.json      pid, ports and HTTP token of the running agent
  *   <computes>/<endpoint>/port          where its Postgres listens, at every start (compute-ports.ts)
+ *   <computes>/<endpoint>/mark          how the agent is named in the process table when it began as a spare (spare-agents.ts)
  *   <computes>/<endpoint>/data/         the agent's; a cache, thrown away at every start
  *
  * A compute outlives the control plane that started it: a restarted one finds it again through run.json. A pid is
- * believed only when the process's command line names the endpoint's own configuration file.
+ * believed only when the process's command line names the endpoint's own configuration file, or the mark.
  */
 import type {Clock, Timer} from '#runtime/clock.ts';
 import type {Disk} from '#runtime/disk.ts';
@@ -16,11 +17,12 @@ import {requestJson} from '#runtime/http.ts';
 import type {Log} from '#runtime/log.ts';
 import {changeMode, changeOwner} from '#runtime/permissions.ts';
 import {listProcesses, processArguments} from '#runtime/process-table.ts';
-import {signalProcess, spawnProcess} from '#runtime/process.ts';
+import {type ChildProcessHandle, signalProcess, spawnProcess} from '#runtime/process.ts';
 import type {Random} from '#runtime/random.ts';
 import {portOfCompute} from '#control/compute-ports.ts';
+import {SpareAgents} from '#control/spare-agents.ts';
 import type {ComputeSpec} from '#wire/compute-spec.ts';
-import type {ComputeLauncher, RunningCompute} from '#control/launcher.ts';
+import type {ComputeLauncher, ComputeReport, RunningCompute} from '#control/launcher.ts';
 
 export interface LocalLauncherOptions {
   readonly computesDir: string;
@@ -56,9 +58,16 @@ export class LocalComputeLauncher implements ComputeLauncher {
   readonly #options: LocalLauncherOptions;
   readonly #watches = new Map<string, Timer>();
   readonly #stopping = new Set<string>();
+  readonly #spares: SpareAgents;
 
   constructor(options: LocalLauncherOptions) {
     this.#options = options;
+    this.#spares = new SpareAgents(options);
+  }
+
+  /** From now on an agent is kept ready for the next start. */
+  keepSpare(): void {
+    this.#spares.keep();
   }
 
   async start(spec: ComputeSpec): Promise<RunningCompute> {
@@ -114,18 +123,35 @@ export class LocalComputeLauncher implements ComputeLauncher {
       );
   }
 
-  async stop(endpointId: string): Promise<void> {
+  async report(endpointId: string): Promise<ComputeReport | undefined> {
+    const run = this.#running(endpointId);
+    if (!run) return undefined;
+    const {status, json} = await requestJson({
+      method: 'GET',
+      url: `http://127.0.0.1:${run.httpPort}/status`,
+      token: run.httpToken,
+      timeoutMs: 5000,
+    });
+    const report = json as Partial<ComputeReport> | undefined;
+    if (status !== 200 || typeof report?.lastActiveMs !== 'number')
+      throw new Error(`the compute of endpoint ${endpointId} gave no report: ${messageOf(json, status)}`);
+    return {lastActiveMs: report.lastActiveMs, ...(report.replica === undefined ? {} : {replica: report.replica})};
+  }
+
+  async stop(endpointId: string, options: {readonly idleSinceMs?: number} = {}): Promise<boolean> {
+    // The watch goes on: a compute that is not stopped after all must still be seen to end.
     this.#stopping.add(endpointId);
     try {
       const run = this.#running(endpointId);
-      if (run) await this.#stopAgent(endpointId, run);
+      if (run && !(await this.#stopAgent(endpointId, run, options.idleSinceMs))) return false;
       await this.#killLeftovers(endpointId);
       this.#options.disk.remove(this.#runFile(endpointId));
-    } finally {
       this.#watches.get(endpointId)?.cancel();
       this.#watches.delete(endpointId);
+    } finally {
       this.#stopping.delete(endpointId);
     }
+    return true;
   }
 
   /** Stops every compute that runs below the directory; for the end of the whole installation. */
@@ -138,17 +164,21 @@ export class LocalComputeLauncher implements ComputeLauncher {
   close(): void {
     for (const timer of this.#watches.values()) timer.cancel();
     this.#watches.clear();
+    this.#spares.close();
   }
 
-  async #stopAgent(endpointId: string, run: RunFile): Promise<void> {
+  /** False: it is in use after all, and goes on. */
+  async #stopAgent(endpointId: string, run: RunFile, idleSinceMs: number | undefined): Promise<boolean> {
     const {clock, log} = this.#options;
     try {
-      await requestJson({
+      const {status} = await requestJson({
         method: 'POST',
         url: `http://127.0.0.1:${run.httpPort}/stop`,
         token: run.httpToken,
+        ...(idleSinceMs === undefined ? {} : {body: {idleSinceMs}}),
         timeoutMs: gracefulStopMsMax,
       });
+      if (status === 409 && idleSinceMs !== undefined) return false;
     } catch (error) {
       log.warn('the compute did not answer to stop; ending its processes', {endpoint: endpointId, error});
       signalProcess(run.pid, 'SIGTERM');
@@ -157,10 +187,11 @@ export class LocalComputeLauncher implements ComputeLauncher {
     while (this.#isAgent(endpointId, run.pid)) {
       if (clock.monotonicMs() > deadline) {
         log.warn('the compute did not stop in time', {endpoint: endpointId});
-        return;
+        return true;
       }
       await clock.sleep(20);
     }
+    return true;
   }
 
   /** Processes of a compute that nobody watches: agent, proposer and Postgres of an earlier life. */
@@ -169,7 +200,7 @@ export class LocalComputeLauncher implements ComputeLauncher {
     const directory = this.#directory(endpointId);
     const deadline = clock.monotonicMs() + 20_000;
     for (let round = 0; ; round++) {
-      const left = findComputeProcesses(directory);
+      const left = findComputeProcesses(directory, this.#mark(endpointId));
       if (left.length === 0) return;
       for (const {pid, isPostgres} of left) {
         // SIGQUIT lets a postmaster take its children along; its directory is a cache, so nothing is lost.
@@ -203,27 +234,17 @@ export class LocalComputeLauncher implements ComputeLauncher {
     const {disk, clock} = this.#options;
     const logFile = joinPath(this.#options.logsDir, `compute-${endpointId}.log`);
     if ((disk.stat(logFile)?.size ?? 0) > logBytesMax) disk.rename(logFile, `${logFile}.1`);
+    const spare = this.#spares.take();
+    // Written before the agent has its task: killed at any moment, its processes are found again.
+    if (spare) disk.writeFileAtomic(this.#markFile(endpointId), Buffer.from(spare.mark), 0o600);
+    else disk.remove(this.#markFile(endpointId));
     const ready = Promise.withResolvers<{pgPort: number; httpPort: number}>();
-    const {command, args} = this.#options.pagodaCommand;
-    const child = await spawnProcess({
-      // The log is a file and not a pipe to us: the compute goes on when the control plane ends.
-      command: '/bin/sh',
-      args: [
-        '-c',
-        'exec "$0" "$@" 2>>"$PAGODA_LOG_FILE"',
-        command,
-        ...args,
-        'compute',
-        '--config',
-        this.#configFile(endpointId),
-      ],
-      env: {PAGODA_LOG_FILE: logFile},
-      detached: true,
-      onStdoutLine(line) {
-        const ports = parseReady(line);
-        if (ports) ready.resolve(ports);
-      },
-    });
+    const onLine = (line: string): void => {
+      const ports = parseReady(line);
+      if (ports) ready.resolve(ports);
+    };
+    const child = spare?.child ?? (await this.#spawnAgent(endpointId, logFile, onLine));
+    spare?.assign({config: this.#configFile(endpointId), logFile}, onLine);
     const timer = clock.setTimer(startMsMax, () => {
       ready.reject(
         new Error(`the compute of endpoint ${endpointId} was not ready within ${startMsMax / 1000} s; see ${logFile}`),
@@ -244,7 +265,28 @@ export class LocalComputeLauncher implements ComputeLauncher {
       throw error;
     } finally {
       timer.cancel();
+      this.#spares.replenish();
     }
+  }
+
+  #spawnAgent(endpointId: string, logFile: string, onStdoutLine: (line: string) => void): Promise<ChildProcessHandle> {
+    const {command, args} = this.#options.pagodaCommand;
+    return spawnProcess({
+      // The log is a file and not a pipe to us: the compute goes on when the control plane ends.
+      command: '/bin/sh',
+      args: [
+        '-c',
+        'exec "$0" "$@" 2>>"$PAGODA_LOG_FILE"',
+        command,
+        ...args,
+        'compute',
+        '--config',
+        this.#configFile(endpointId),
+      ],
+      env: {PAGODA_LOG_FILE: logFile},
+      detached: true,
+      onStdoutLine,
+    });
   }
 
   #watch(endpointId: string, pid: number): void {
@@ -274,7 +316,20 @@ export class LocalComputeLauncher implements ComputeLauncher {
   }
 
   #isAgent(endpointId: string, pid: number): boolean {
-    return processArguments(pid)?.includes(this.#configFile(endpointId)) ?? false;
+    const args = processArguments(pid);
+    const mark = this.#mark(endpointId);
+    return (
+      args?.includes(this.#configFile(endpointId)) === true || (mark !== undefined && args?.includes(mark) === true)
+    );
+  }
+
+  #mark(endpointId: string): string | undefined {
+    const {disk} = this.#options;
+    const path = this.#markFile(endpointId);
+    return disk.exists(path) ? disk.readFile(path).toString('utf8') : undefined;
+  }
+  #markFile(endpointId: string): string {
+    return joinPath(this.#directory(endpointId), 'mark');
   }
   #directory(endpointId: string): string {
     return joinPath(this.#options.computesDir, endpointId);
@@ -287,11 +342,16 @@ export class LocalComputeLauncher implements ComputeLauncher {
   }
 }
 
-/** Processes whose arguments name a path inside the directory: agent, proposer, postmaster (not its children: they follow it). */
-export function findComputeProcesses(directory: string): {pid: number; isPostgres: boolean}[] {
+/** Processes whose arguments name a path inside the directory, or the mark: agent, proposer, postmaster (not its children: they follow it). */
+export function findComputeProcesses(
+  directory: string,
+  mark: string | undefined,
+): {pid: number; isPostgres: boolean}[] {
   const inside = `${directory}/`;
+  const isOurs = (argument: string): boolean =>
+    argument.startsWith(inside) || argument === directory || argument === mark;
   return listProcesses()
-    .filter(({args}) => args.some((argument) => argument.startsWith(inside) || argument === directory))
+    .filter(({args}) => args.some(isOurs))
     .map(({pid, args}) => ({pid, isPostgres: args[0]?.endsWith('/postgres') ?? false}));
 }
 

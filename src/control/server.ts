@@ -9,6 +9,7 @@ import {readSecretFile} from '#runtime/secret-file.ts';
 import {ApiContext} from '#control/api/context.ts';
 import {startBranchExpiry} from '#control/api/branch-expiry.ts';
 import {buildApi} from '#control/api/server.ts';
+import {Autosuspend} from '#control/autosuspend.ts';
 import {InitdbBootstrap} from '#control/bootstrap.ts';
 import type {ControlConfig} from '#control/config.ts';
 import {Endpoints} from '#control/endpoints.ts';
@@ -28,6 +29,9 @@ export interface RunningControl {
   /** Operations under way finish their present step; computes go on. */
   stop(): Promise<void>;
 }
+
+/** Neon's default. */
+const suspendTimeoutSecondsDefault = 300;
 
 export async function runControl(config: ControlConfig): Promise<RunningControl> {
   const log = createLog({component: 'control'});
@@ -91,12 +95,23 @@ export async function runControl(config: ControlConfig): Promise<RunningControl>
   const bound = api.server.address();
   const apiPort = typeof bound === 'object' && bound !== null ? bound.port : config.apiPort;
   const expiry = startBranchExpiry(context);
+  const autosuspend = new Autosuspend({
+    store,
+    runner,
+    launcher,
+    clock,
+    log,
+    defaultSeconds: config.suspendTimeoutSeconds ?? suspendTimeoutSecondsDefault,
+  });
+  autosuspend.start();
+  launcher.keepSpare();
   log.info('serving', {api: `${config.apiHost}:${apiPort}`, internal: internal.port});
   return {
     apiPort,
     internalPort: internal.port,
     async stop() {
       await expiry.stop();
+      await autosuspend.stop();
       await api.close();
       await internal.close();
       await runner.stop();

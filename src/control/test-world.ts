@@ -45,6 +45,8 @@ export class FakeWorld implements StorageClients {
   readonly walTimelines = new Map<string, {startLsn: Lsn; commitLsn: Lsn; flushLsn: Lsn}>();
   readonly computes = new Map<string, ComputeSpec>();
   readonly configured: ComputeSpec[] = [];
+  /** Endpoint id → when its compute was last used, ms. */
+  readonly lastActive = new Map<string, number>();
   starts = 0;
   /** Makes every call whose name is in here fail. */
   readonly broken = new Set<string>();
@@ -137,10 +139,14 @@ export class FakeWorld implements StorageClients {
       this.configured.push(spec);
       this.computes.set(spec.endpointId, spec);
     },
-    stop: async (endpointId) => {
+    stop: async (endpointId, {idleSinceMs} = {}) => {
       this.#maybeFail('stop');
+      if (idleSinceMs !== undefined && (this.lastActive.get(endpointId) ?? 0) > idleSinceMs) return false;
       this.computes.delete(endpointId);
+      return true;
     },
+    report: async (endpointId) =>
+      this.computes.has(endpointId) ? {lastActiveMs: this.lastActive.get(endpointId) ?? 0} : undefined,
     close: () => {},
   };
 

@@ -1,4 +1,6 @@
 /** One line per entry on standard error: time, level, component, message, fields as key=value. Secrets never go in. */
+import {openSync, writeSync} from 'node:fs';
+
 export interface Log {
   debug(message: string, fields?: LogFields): void;
   info(message: string, fields?: LogFields): void;
@@ -13,6 +15,13 @@ export type LogLevel = 'debug' | 'info' | 'warn' | 'error';
 
 const order: Record<LogLevel, number> = {debug: 0, info: 1, warn: 2, error: 3};
 
+let logFile: number | undefined;
+
+/** From now on every log of this process goes to this file, at its end. For a process that was started before it knew its task. */
+export function logToFile(path: string): void {
+  logFile = openSync(path, 'a', 0o600);
+}
+
 export function createLog(options: {component: string; level?: LogLevel; fields?: LogFields}): Log {
   const level = options.level ?? (process.env['PAGODA_LOG'] as LogLevel | undefined) ?? 'info';
   const lowest = order[level] ?? 1;
@@ -21,7 +30,8 @@ export function createLog(options: {component: string; level?: LogLevel; fields?
     let line = `${new Date().toISOString()} ${at.toUpperCase().padEnd(5)} ${options.component}: ${message}`;
     for (const [key, value] of Object.entries({...options.fields, ...fields}))
       if (value !== undefined) line += ` ${key}=${format(value)}`;
-    process.stderr.write(line + '\n');
+    if (logFile === undefined) process.stderr.write(line + '\n');
+    else writeSync(logFile, line + '\n');
   };
   return {
     debug: (m, f) => write('debug', m, f),

@@ -1,5 +1,6 @@
 /** Other programs, and this one's environment. */
 import {spawn, spawnSync} from 'node:child_process';
+import {readFileSync} from 'node:fs';
 import {createInterface} from 'node:readline';
 
 export const environment: Readonly<Record<string, string | undefined>> = process.env;
@@ -31,8 +32,9 @@ const userIds = new Map<string, {uid: number; gid: number}>();
 
 /** uid and gid of a system user. Throws when there is none. */
 export function lookUpUser(name: string): {uid: number; gid: number} {
-  let ids = userIds.get(name);
-  if (!ids) {
+  let ids = userIds.get(name) ?? userOfPasswdFile(name);
+  if (ids) userIds.set(name, ids);
+  else {
     const out = (flag: string): number => {
       const r = spawnSync('id', [flag, name], {encoding: 'utf8'});
       if (r.status !== 0) throw new Error(`there is no system user ${JSON.stringify(name)}: ${r.stderr.trim()}`);
@@ -42,6 +44,22 @@ export function lookUpUser(name: string): {uid: number; gid: number} {
     userIds.set(name, ids);
   }
   return ids;
+}
+
+/** Users that are not in the file (a directory service) are left to `id`, which costs two processes. */
+function userOfPasswdFile(name: string): {uid: number; gid: number} | undefined {
+  let text: string;
+  try {
+    text = readFileSync('/etc/passwd', 'utf8');
+  } catch {
+    return undefined;
+  }
+  const fields = text
+    .split('\n')
+    .find((line) => line.startsWith(`${name}:`))
+    ?.split(':');
+  const [uid, gid] = [Number(fields?.[2]), Number(fields?.[3])];
+  return fields !== undefined && Number.isInteger(uid) && Number.isInteger(gid) ? {uid, gid} : undefined;
 }
 
 /** Rejects when the program cannot be started; resolves as soon as it runs. */
@@ -90,9 +108,47 @@ export async function runProcess(
   return {code, stdout: stdout.join('\n'), stderr: stderr.join('\n')};
 }
 
+/** Lines of this process's own standard input that nobody has taken yet. */
+const stdinLines: string[] = [];
+let stdinEnded = false;
+let stdinOpen = false;
+let stdinWaiter: {line: (line: string) => void; end: () => void} | undefined;
+
+/** One reader for the life of the process: who reads the first line must not swallow the ones behind it. */
+function openStdin(waiter: {line: (line: string) => void; end: () => void}): void {
+  stdinWaiter = waiter;
+  if (!stdinOpen) {
+    stdinOpen = true;
+    createInterface({input: process.stdin})
+      .on('line', (line) => (stdinWaiter ? stdinWaiter.line(line) : stdinLines.push(line)))
+      .on('close', () => {
+        stdinEnded = true;
+        stdinWaiter?.end();
+      });
+  }
+}
+
 /** Lines of this process's own standard input. */
 export function onStdinLine(fn: (line: string) => void, onEnd: () => void = () => {}): void {
-  createInterface({input: process.stdin}).on('line', fn).on('close', onEnd);
+  openStdin({line: fn, end: onEnd});
+  for (const line of stdinLines.splice(0)) fn(line);
+  if (stdinEnded) onEnd();
+}
+
+/** The next line of standard input; undefined at its end. What follows waits for the next call, or for `onStdinLine`. */
+export function readStdinLine(): Promise<string | undefined> {
+  const waiting = stdinLines.shift();
+  if (waiting !== undefined) return Promise.resolve(waiting);
+  if (stdinEnded) return Promise.resolve(undefined);
+  return new Promise((resolve) => {
+    openStdin({
+      line: (line) => {
+        stdinWaiter = undefined;
+        resolve(line);
+      },
+      end: () => resolve(undefined),
+    });
+  });
 }
 
 // A reader that has seen enough (`… | head`) is no fault.

@@ -272,8 +272,14 @@ function suspendComputePlan({launcher}: PlanContext): Plan {
     steps: [
       {
         name: 'stop',
-        async effect({operation}) {
-          await launcher.stop(operation.endpoint_id!);
+        /** State in: `idleSinceMs?`: only if nobody has used it since then. */
+        async effect({operation, state}) {
+          const {idleSinceMs} = state;
+          const stopped = await launcher.stop(
+            operation.endpoint_id!,
+            typeof idleSinceMs === 'number' ? {idleSinceMs} : {},
+          );
+          if (!stopped) throw new SkippedError('somebody has used the endpoint again');
           return undefined;
         },
         async record(trx, {operation, nowMs}) {
