@@ -4,6 +4,7 @@ import {
   type ObjectStore,
   ObjectStoreError,
   type PutOptions,
+  type RangeOptions,
 } from './object-store.ts';
 
 export type Operation = 'put' | 'get' | 'getRange' | 'head' | 'list' | 'delete';
@@ -26,8 +27,8 @@ export class FailingObjectStore implements ObjectStore {
   get(key: string): Promise<Buffer> {
     return this.#run('get', key, () => this.#inner.get(key));
   }
-  getRange(key: string, start: number, length: number): Promise<Buffer> {
-    return this.#run('getRange', key, () => this.#inner.getRange(key, start, length));
+  getRange(key: string, start: number, length: number, options: RangeOptions = {}): Promise<Buffer> {
+    return this.#run('getRange', key, () => this.#inner.getRange(key, start, length, options));
   }
   head(key: string): Promise<ObjectHead | undefined> {
     return this.#run('head', key, () => this.#inner.head(key));

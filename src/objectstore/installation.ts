@@ -8,6 +8,7 @@ import {
   type ObjectStore,
   ObjectStoreError,
   type PutOptions,
+  type RangeOptions,
 } from './object-store.ts';
 
 export const installationKey = 'pagoda-installation';
@@ -55,9 +56,9 @@ export class ClaimedObjectStore implements ObjectStore {
     await this.#claimed();
     return this.#inner.get(key);
   }
-  async getRange(key: string, start: number, length: number): Promise<Buffer> {
+  async getRange(key: string, start: number, length: number, options: RangeOptions = {}): Promise<Buffer> {
     await this.#claimed();
-    return this.#inner.getRange(key, start, length);
+    return this.#inner.getRange(key, start, length, options);
   }
   async head(key: string): Promise<ObjectHead | undefined> {
     await this.#claimed();

@@ -7,6 +7,7 @@ import {
   type ObjectStore,
   ObjectStoreError,
   type PutOptions,
+  type RangeOptions,
 } from './object-store.ts';
 
 interface Counts {
@@ -68,10 +69,10 @@ export class MeteredObjectStore implements ObjectStore {
       (bytes) => bytes.length,
     );
   }
-  getRange(key: string, start: number, length: number): Promise<Buffer> {
+  getRange(key: string, start: number, length: number, options: RangeOptions = {}): Promise<Buffer> {
     return this.#run(
       'getRange',
-      () => this.#inner.getRange(key, start, length),
+      () => this.#inner.getRange(key, start, length, options),
       () => length,
     );
   }

@@ -8,6 +8,14 @@ export interface PutOptions {
   readonly ifNoneMatch?: '*';
 }
 
+/** Hints; a store that has no use for them takes no notice. */
+export interface RangeOptions {
+  /** Length of the whole object: parts of it may then be kept on local disk (caching-object-store.ts). */
+  readonly objectBytes?: number;
+  /** From the store itself: what came before was damaged. */
+  readonly fresh?: boolean;
+}
+
 export interface ObjectHead {
   readonly size: number;
   readonly modifiedMs: number;
@@ -23,7 +31,7 @@ export interface ObjectStore {
   /** The whole object. ObjectStoreError 'not-found'. */
   get(key: string): Promise<Buffer>;
   /** Exactly `length` bytes from `start`; ObjectStoreError 'bad-range' when the object ends before. */
-  getRange(key: string, start: number, length: number): Promise<Buffer>;
+  getRange(key: string, start: number, length: number, options?: RangeOptions): Promise<Buffer>;
   head(key: string): Promise<ObjectHead | undefined>;
   /** All objects whose key starts with `prefix`, sorted by key. */
   list(prefix: string): Promise<ListedObject[]>;

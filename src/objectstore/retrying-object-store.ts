@@ -6,6 +6,7 @@ import {
   type ObjectStore,
   ObjectStoreError,
   type PutOptions,
+  type RangeOptions,
 } from './object-store.ts';
 
 export interface RetryOptions {
@@ -45,8 +46,8 @@ export class RetryingObjectStore implements ObjectStore {
   get(key: string): Promise<Buffer> {
     return this.#retry('get', () => this.#inner.get(key));
   }
-  getRange(key: string, start: number, length: number): Promise<Buffer> {
-    return this.#retry('getRange', () => this.#inner.getRange(key, start, length));
+  getRange(key: string, start: number, length: number, options: RangeOptions = {}): Promise<Buffer> {
+    return this.#retry('getRange', () => this.#inner.getRange(key, start, length, options));
   }
   head(key: string): Promise<ObjectHead | undefined> {
     return this.#retry('head', () => this.#inner.head(key));
