@@ -1,3 +1,6 @@
+import type {ObjectStoreConfig} from '#objectstore/open.ts';
+import type {ArchiveTimes} from '#safekeeper/timeline-archive.ts';
+
 export interface SafekeeperConfig {
   /** Unique in the cell; never given to another disk. */
   readonly nodeId: number;
@@ -13,4 +16,10 @@ export interface SafekeeperConfig {
   readonly keysDir: string;
   /** Without one nothing is published. */
   readonly broker?: {readonly host: string; readonly port: number};
+  /** Where WAL is archived; the same for all safekeepers and pageservers of a cell. Without one all WAL stays on the disk. */
+  readonly objectStore?: ObjectStoreConfig;
+  /** When what is archived and what leaves the disk; defaults in archiver.ts. For tests and small disks. */
+  readonly archive?: ArchiveTimes;
+  /** A timeline that nobody has used for so long leaves memory (default 60 s). */
+  readonly unloadAfterMs?: number;
 }

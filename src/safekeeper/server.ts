@@ -8,7 +8,11 @@ import {type Disk, systemDisk} from '#runtime/disk.ts';
 import {HttpError, type HttpRequest, type HttpResponse, type Route, startHttpServer} from '#runtime/http.ts';
 import {type Log, createLog} from '#runtime/log.ts';
 import {type FrameConnection, listenFrames, parseJsonFrame, sendJson} from '#runtime/net.ts';
+import {systemRandom} from '#runtime/random.ts';
 import {exitProcess} from '#runtime/process.ts';
+import type {ObjectStore} from '#objectstore/object-store.ts';
+import {openObjectStore} from '#objectstore/open.ts';
+import {peerStateWelcome} from '#safekeeper/peer-state.ts';
 import type {SafekeeperConfig} from '#safekeeper/config.ts';
 import {safekeeperMetrics} from '#safekeeper/metrics.ts';
 import {TimelineRegistry} from '#safekeeper/timeline-registry.ts';
@@ -23,7 +27,7 @@ import {
   requireNode,
   requireTenant,
 } from '#wire/auth.ts';
-import {BrokerPublisher, type SafekeeperInfo} from '#wire/broker.ts';
+import {BrokerPublisher, BrokerSubscriber, type SafekeeperInfo} from '#wire/broker.ts';
 import {
   type Member,
   type Membership,
@@ -37,14 +41,18 @@ import {
 
 const helloTimeoutMs = 15_000;
 const publishMs = 1000;
-/** A timeline that nobody has used for so long leaves memory. */
-const unloadAfterMs = 300_000;
+/** A timeline that nobody has used for so long, and that has nothing left to do, leaves memory. */
+const unloadAfterMsDefault = 60_000;
+/** At start all timelines are looked at, so many at a time, a second apart: whether a peer has more, and what to archive. */
+const firstLooks = 50;
 const idPattern = /^[0-9a-f]{32}$/;
 /** Exit code after a disk failure (EX_IOERR). */
 const exitDiskFailure = 74;
 
 export interface SafekeeperOptions {
   readonly disk?: Disk;
+  /** Instead of the one of the configuration. */
+  readonly objectStore?: ObjectStore;
   readonly clock?: Clock;
   readonly log?: Log;
   /** Instead of ending the process when the disk fails. */
@@ -90,7 +98,15 @@ export async function runSafekeeper(
     term: timeline.acceptor.term,
     flushLsn: timeline.acceptor.flushLsn,
     commitLsn: timeline.acceptor.commitLsn,
+    archivedLsn: timeline.acceptor.state.archivedLsn,
+    remoteConsistentLsn: timeline.acceptor.feedback.remoteConsistentLsn,
   });
+  const store =
+    options.objectStore ??
+    (config.objectStore === undefined
+      ? undefined
+      : openObjectStore(config.objectStore, {clock, random: systemRandom, disk, log, metrics: metrics.registry}));
+  const peerToken = async (): Promise<string> => await issuer.sign({aud: 'safekeeper', scope: 'node'});
 
   const registry = new TimelineRegistry({
     nodeId: config.nodeId,
@@ -112,7 +128,23 @@ export async function runSafekeeper(
       if (options.onDiskFailure) options.onDiskFailure(error);
       else exitProcess(exitDiskFailure);
     },
+    archive: store === undefined ? undefined : {store, times: config.archive ?? {}},
+    peerToken,
   });
+  const subscriber =
+    config.broker === undefined
+      ? undefined
+      : new BrokerSubscriber(
+          {
+            address: config.broker,
+            token: async () => await issuer.sign({aud: 'broker', scope: 'node'}),
+            clock,
+            log,
+          },
+          (news) => {
+            if (news.nodeId !== config.nodeId) registry.heard(news.tenantId, news.timelineId, news);
+          },
+        );
 
   const listener = await listenFrames({host: config.host, port: config.port}, (connection) => {
     acceptConnection(connection, {
@@ -137,10 +169,11 @@ export async function runSafekeeper(
   function everySecond(): void {
     timer = clock.setTimer(publishMs, everySecond);
     fresh.clear();
-    for (const timeline of registry.loaded()) if (timeline.isActive) changed.add(timeline);
+    for (const timeline of registry.loaded()) if (timeline.isActive || !timeline.isAtRest) changed.add(timeline);
+    registry.look(firstLooks);
     publisher?.publish([...changed].map(info));
     changed.clear();
-    registry.unloadIdle(unloadAfterMs);
+    registry.unloadIdle(config.unloadAfterMs ?? unloadAfterMsDefault);
     metrics.timelines.set(registry.loaded().length);
   }
 
@@ -150,6 +183,7 @@ export async function runSafekeeper(
     async stop() {
       timer.cancel();
       publisher?.close();
+      subscriber?.close();
       registry.close();
       await Promise.all([listener.close(), http.close()]);
     },
@@ -219,6 +253,10 @@ function acceptConnection(connection: FrameConnection, door: Door): void {
     if (service === 'proposer') {
       timeline.attachProposer(connection);
       sendJson(connection, frameWelcome, {nodeId: door.nodeId});
+    } else if (service === 'state') {
+      requireNode(claims, 'safekeeper', 'control');
+      sendJson(connection, frameWelcome, peerStateWelcome(timeline.acceptor));
+      connection.close();
     } else if (service === 'wal') {
       if (
         typeof startLsn !== 'string' ||
@@ -233,7 +271,7 @@ function acceptConnection(connection: FrameConnection, door: Door): void {
         isPageserver: claims.scope === 'node' && claims.iss === 'pageserver',
       });
     } else {
-      throw new HelloError('bad-request', 'hello must name the service proposer or wal');
+      throw new HelloError('bad-request', 'hello must name the service proposer, wal or state');
     }
   }
 }

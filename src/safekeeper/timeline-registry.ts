@@ -1,4 +1,6 @@
 /** The timelines of a safekeeper: `<dataDir>/<tenant>/<timeline>/`, and `<timeline>.deleted` for those that are gone. */
+import type {ObjectStore} from '#objectstore/object-store.ts';
+import {WalArchive} from '#objectstore/wal-archive.ts';
 import type {Clock} from '#runtime/clock.ts';
 import type {Disk} from '#runtime/disk.ts';
 import {failpoint} from '#runtime/failpoint.ts';
@@ -6,8 +8,9 @@ import {HttpError} from '#runtime/http.ts';
 import type {Log} from '#runtime/log.ts';
 import type {SafekeeperMetrics} from '#safekeeper/metrics.ts';
 import {WalRecordBoundary} from '#safekeeper/record-boundary.ts';
+import {ArchiveSlots, type ArchiveTimes} from '#safekeeper/timeline-archive.ts';
 import {type NewTimeline, TimelineStorage, initialState} from '#safekeeper/timeline-storage.ts';
-import {Timeline} from '#safekeeper/timeline.ts';
+import {type PeerNews, Timeline} from '#safekeeper/timeline.ts';
 
 export interface TimelineRegistryOptions {
   readonly nodeId: number;
@@ -18,15 +21,65 @@ export interface TimelineRegistryOptions {
   readonly metrics: SafekeeperMetrics;
   readonly onProgress: (timeline: Timeline) => void;
   readonly onDiskFailure: (error: Error) => void;
+  /** Without one all WAL stays on the local disk. */
+  readonly archive: {readonly store: ObjectStore; readonly times: ArchiveTimes} | undefined;
+  readonly peerToken: () => Promise<string>;
 }
+
+/** Objects of WAL that are put or looked for at once. */
+const archiveSlots = 4;
+const idPattern = /^[0-9a-f]{32}$/;
 
 export class TimelineRegistry {
   readonly #options: TimelineRegistryOptions;
   readonly #loaded = new Map<string, Timeline>();
+  /** `<tenant>/<timeline>` of all that are on the disk: what is not loaded costs no more memory than this. */
+  readonly #known = new Set<string>();
+  readonly #unseen: Set<string>;
+  readonly #slots = new ArchiveSlots(archiveSlots);
 
   constructor(options: TimelineRegistryOptions) {
     this.#options = options;
-    options.disk.makeDirectory(options.dataDir);
+    const {disk, dataDir} = options;
+    disk.makeDirectory(dataDir);
+    for (const tenantId of disk.list(dataDir).filter((name) => idPattern.test(name)))
+      for (const name of disk.list(`${dataDir}/${tenantId}`))
+        if (idPattern.test(name) && TimelineStorage.exists({disk, directory: `${dataDir}/${tenantId}/${name}`}))
+          this.#known.add(`${tenantId}/${name}`);
+    this.#unseen = new Set(this.#known);
+  }
+
+  /** All timelines of this node, loaded or not. */
+  get known(): ReadonlySet<string> {
+    return this.#known;
+  }
+
+  /** Loads up to `count` of those that were not looked at since the start: what it has to do, a loaded timeline does. */
+  look(count: number): void {
+    for (const key of [...this.#unseen].slice(0, count)) {
+      this.#unseen.delete(key);
+      const [tenantId, timelineId] = key.split('/') as [string, string];
+      try {
+        this.get(tenantId, timelineId);
+      } catch (error) {
+        this.#options.log.error('a timeline cannot be loaded', {
+          tenant: tenantId,
+          timeline: timelineId,
+          error: String(error),
+        });
+      }
+    }
+  }
+
+  /** A peer's news; a timeline of ours that is not in memory is loaded, since it is written to. */
+  heard(tenantId: string, timelineId: string, news: PeerNews): void {
+    const key = `${tenantId}/${timelineId}`;
+    if (!this.#known.has(key)) return;
+    try {
+      (this.#loaded.get(key) ?? this.get(tenantId, timelineId))?.heard(news);
+    } catch (error) {
+      this.#options.log.error('a timeline cannot be loaded', {timeline: timelineId, error: String(error)});
+    }
   }
 
   loaded(): Timeline[] {
@@ -38,7 +91,8 @@ export class TimelineRegistry {
     const key = `${tenantId}/${timelineId}`;
     const known = this.#loaded.get(key);
     if (known !== undefined) return known;
-    const {disk, log, nodeId, clock, metrics, onProgress, onDiskFailure} = this.#options;
+    if (!this.#known.has(key)) return undefined;
+    const {disk, log, nodeId, clock, metrics, onProgress, onDiskFailure, peerToken} = this.#options;
     const storageOptions = {disk, directory: this.#directory(tenantId, timelineId)};
     if (this.#isDeleted(tenantId, timelineId) || !TimelineStorage.exists(storageOptions)) return undefined;
     const boundary = new WalRecordBoundary();
@@ -55,6 +109,8 @@ export class TimelineRegistry {
         if (this.#loaded.get(key) === failed) this.#loaded.delete(key);
         failed.close();
       },
+      archive: this.#archiveOf(tenantId, timelineId),
+      peerToken,
     });
     this.#loaded.set(key, timeline);
     return timeline;
@@ -71,6 +127,7 @@ export class TimelineRegistry {
     disk.makeDirectory(`${dataDir}/${tenantId}`);
     disk.syncDirectory(dataDir);
     TimelineStorage.create({disk, directory: this.#directory(tenantId, timelineId)}, initialState(timeline));
+    this.#known.add(`${tenantId}/${timelineId}`);
     log.info('created a timeline', {tenant: tenantId, timeline: timelineId});
     return {created: true, timeline: this.get(tenantId, timelineId)!};
   }
@@ -85,6 +142,7 @@ export class TimelineRegistry {
     const key = `${tenantId}/${timelineId}`;
     this.#loaded.get(key)?.close();
     this.#loaded.delete(key);
+    this.#known.delete(key);
     disk.remove(this.#directory(tenantId, timelineId));
     failpoint('safekeeper.delete-files.after');
     log.info('deleted a timeline', {tenant: tenantId, timeline: timelineId});
@@ -92,7 +150,7 @@ export class TimelineRegistry {
 
   unloadIdle(afterMs: number): void {
     for (const [key, timeline] of this.#loaded) {
-      if (timeline.idleMs < afterMs) continue;
+      if (timeline.idleMs < afterMs || timeline.hasWork) continue;
       timeline.close();
       this.#loaded.delete(key);
     }
@@ -101,6 +159,16 @@ export class TimelineRegistry {
   close(): void {
     for (const timeline of this.#loaded.values()) timeline.close();
     this.#loaded.clear();
+  }
+
+  #archiveOf(
+    tenantId: string,
+    timelineId: string,
+  ): {wal: WalArchive; slots: ArchiveSlots; times: ArchiveTimes} | undefined {
+    const {archive} = this.#options;
+    if (archive === undefined) return undefined;
+    const {store, times} = archive;
+    return {wal: new WalArchive({store, tenantId, timelineId}), slots: this.#slots, times};
   }
 
   #isDeleted(tenantId: string, timelineId: string): boolean {

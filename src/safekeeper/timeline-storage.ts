@@ -107,6 +107,11 @@ export class TimelineStorage {
     this.wal.endSync();
   }
 
+  /** Removes WAL below localStartLsn that the control file no longer claims; with `all`, what is left of it too. */
+  drop(belowLsn: Lsn, all: boolean): void {
+    this.wal.drop(belowLsn, all);
+  }
+
   close(): void {
     this.wal.close();
   }

@@ -9,9 +9,13 @@ import type {DiskFile} from '#runtime/disk.ts';
 import {failpoint} from '#runtime/failpoint.ts';
 import type {Log} from '#runtime/log.ts';
 import {type FrameConnection, sendJson} from '#runtime/net.ts';
+import type {WalArchive} from '#objectstore/wal-archive.ts';
+import {Archiver} from '#safekeeper/archiver.ts';
 import {Acceptor, type AcceptorInput, type AcceptorOutput} from '#safekeeper/acceptor.ts';
 import type {SafekeeperMetrics} from '#safekeeper/metrics.ts';
+import {PeerRecovery} from '#safekeeper/peer-recovery.ts';
 import type {RecordBoundary} from '#safekeeper/record-boundary.ts';
+import {type ArchiveSlots, type ArchiveTimes, TimelineArchive} from '#safekeeper/timeline-archive.ts';
 import type {TimelineStorage} from '#safekeeper/timeline-storage.ts';
 import {WalSender} from '#safekeeper/wal-sender.ts';
 import {
@@ -29,6 +33,8 @@ const saveAfterMs = 2000;
 const saveAfterBytes = 16 * 1024 * 1024;
 /** A proposer asks for a sign of life every second; a connection that is silent for so long is dead. */
 const proposerSilenceMs = 30_000;
+/** What a peer said of itself through the broker is true for so long. */
+const peerNewsMs = 10_000;
 
 export interface TimelineOptions {
   readonly nodeId: number;
@@ -43,6 +49,18 @@ export interface TimelineOptions {
   readonly onDiskFailure: (error: Error) => void;
   /** No space for the control file: this timeline must be read anew from the disk. */
   readonly onStateUnsaved: (timeline: Timeline) => void;
+  /** Without one all WAL stays on this disk. */
+  readonly archive: {readonly wal: WalArchive; readonly slots: ArchiveSlots; readonly times: ArchiveTimes} | undefined;
+  /** For safekeepers, to read their WAL. */
+  readonly peerToken: () => Promise<string>;
+}
+
+/** What a peer said of itself through the broker. */
+export interface PeerNews {
+  readonly nodeId: number;
+  readonly commitLsn: Lsn;
+  readonly archivedLsn: Lsn;
+  readonly remoteConsistentLsn: Lsn;
 }
 
 interface ProposerConnection {
@@ -64,6 +82,9 @@ export class Timeline {
   #commitStillSinceMs: number;
   #idleSinceMs: number;
   #timer: Timer;
+  readonly #archive: TimelineArchive | undefined;
+  readonly #recovery: PeerRecovery;
+  readonly #peers = new Map<number, PeerNews & {readonly heardMs: number}>();
 
   constructor(options: TimelineOptions) {
     this.#options = options;
@@ -78,6 +99,30 @@ export class Timeline {
     this.#idleSinceMs = options.clock.monotonicMs();
     this.#commitStillSinceMs = this.#idleSinceMs;
     this.#timer = options.clock.setTimer(1000, () => this.#everySecond());
+    const {clock, log, metrics, storage, archive, peerToken} = options;
+    if (archive !== undefined)
+      this.#archive = new TimelineArchive({
+        archive: archive.wal,
+        slots: archive.slots,
+        times: archive.times,
+        acceptor: this.acceptor,
+        storage,
+        clock,
+        log,
+        metrics,
+        record: (archivedLsn, localStartLsn) => {
+          this.#step({kind: 'archived', archivedLsn, localStartLsn});
+          return !this.#failed;
+        },
+      });
+    this.#recovery = new PeerRecovery({
+      acceptor: this.acceptor,
+      token: peerToken,
+      clock,
+      log,
+      newConnection: () => ++this.#connections,
+      step: (input) => this.#step(input),
+    });
   }
 
   get tenantId(): string {
@@ -92,6 +137,29 @@ export class Timeline {
   }
   get idleMs(): number {
     return this.isActive ? 0 : this.#options.clock.monotonicMs() - this.#idleSinceMs;
+  }
+
+  /** All WAL is archived and off this disk, or there is no archive: nothing happens until somebody comes. */
+  get isAtRest(): boolean {
+    const {state, commitLsn, writeLsn} = this.acceptor;
+    return this.#archive === undefined || Archiver.atRest({localStartLsn: state.localStartLsn, commitLsn, writeLsn});
+  }
+  /** Not to be taken out of memory, though nobody is connected. */
+  get hasWork(): boolean {
+    return !this.isAtRest || this.#archive?.isWorking === true || this.#recovery.isRunning || this.#recovery.isDue;
+  }
+  /** Bytes of WAL on this disk. */
+  get localBytes(): number {
+    return this.#options.storage.wal.localBytes;
+  }
+
+  /** A word of a peer about this timeline, through the broker. */
+  heard(news: PeerNews): void {
+    this.#peers.set(news.nodeId, {...news, heardMs: this.#options.clock.monotonicMs()});
+    // Only one member is read by the pageserver; the others learn here how far it is.
+    const {feedback} = this.acceptor;
+    if (news.remoteConsistentLsn > feedback.remoteConsistentLsn)
+      this.#step({kind: 'feedback', feedback: {...feedback, remoteConsistentLsn: news.remoteConsistentLsn}});
   }
 
   /** Takes over a connection whose hello was accepted. */
@@ -127,8 +195,7 @@ export class Timeline {
   }
 
   /**
-   * Streams WAL from `startLsn`; with a term, as a recovery read. Only a pageserver's feedback counts: one day WAL will be
-   * trimmed by it.
+   * Streams WAL from `startLsn`; with a term, as a recovery read. Only a pageserver's feedback counts: WAL is trimmed by it.
    */
   attachReader(
     connection: FrameConnection,
@@ -140,6 +207,7 @@ export class Timeline {
       connection,
       acceptor: this.acceptor,
       wal: this.#options.storage.wal,
+      archived: this.#archived(),
       startLsn,
       term,
       clock: this.#options.clock,
@@ -179,6 +247,10 @@ export class Timeline {
       membership: state.membership,
       flushLsn: formatLsn(this.acceptor.flushLsn),
       commitLsn: formatLsn(this.acceptor.commitLsn),
+      archivedLsn: formatLsn(state.archivedLsn),
+      localStartLsn: formatLsn(state.localStartLsn),
+      localBytes: this.localBytes,
+      ...(this.#archive?.error === undefined ? {} : {archiveError: this.#archive.error}),
       remoteConsistentLsn: formatLsn(this.acceptor.feedback.remoteConsistentLsn),
       proposerConnected: this.acceptor.hasProposer,
       readers: [...this.#senders].map((sender) => ({nextLsn: formatLsn(sender.nextLsn)})),
@@ -188,6 +260,8 @@ export class Timeline {
   /** Saves what may be saved and lets go of files; connections are destroyed. */
   close(): void {
     this.#timer.cancel();
+    this.#archive?.close();
+    this.#recovery.close();
     for (const {frames} of this.#proposers.values()) frames.destroy();
     for (const sender of this.#senders) sender.refuse('stopping', 'the safekeeper stops, or the timeline is deleted');
     if (!this.#failed) this.#step({kind: 'save'});
@@ -338,6 +412,35 @@ export class Timeline {
     const unsavedBytes = commitLsn - this.#savedCommitLsn;
     if (unsavedBytes >= saveAfterBytes || (unsavedBytes > 0 && now - this.#commitStillSinceMs >= saveAfterMs))
       this.#step({kind: 'save'});
+    this.#tickPeers(now);
+  }
+
+  #tickPeers(now: number): void {
+    for (const [nodeId, {heardMs}] of this.#peers) if (now - heardMs > peerNewsMs) this.#peers.delete(nodeId);
+    const peers = [...this.#peers.values()];
+    const peerCommitLsn = peers.reduce((most, {commitLsn}) => Math.max(most, commitLsn), 0) as Lsn;
+    this.#recovery.tick(peerCommitLsn, this.isAtRest);
+    const readersLsn =
+      this.#senders.size === 0
+        ? undefined
+        : ([...this.#senders].reduce((least, {nextLsn}) => Math.min(least, nextLsn), Infinity) as Lsn);
+    this.#archive?.tick({
+      peers,
+      remoteConsistentLsn: this.acceptor.feedback.remoteConsistentLsn,
+      readersLsn,
+      busy: this.isActive || this.#recovery.isRunning,
+      commitStillSinceMs: this.#commitStillSinceMs,
+    });
+  }
+
+  #archived(): ((lsn: Lsn, lengthMax: number) => Promise<Buffer>) | undefined {
+    const {archive, metrics} = this.#options;
+    if (archive === undefined) return undefined;
+    return async (lsn, lengthMax) => {
+      const bytes = await archive.wal.read(lsn, lengthMax);
+      metrics.archiveReadBytes.inc(bytes.length);
+      return bytes;
+    };
   }
 
   #noteIdle(): void {

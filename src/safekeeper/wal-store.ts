@@ -27,6 +27,7 @@ export interface WalStoreOptions {
   readonly disk: Disk;
   /** Exists, and holds nothing but this timeline's segments and control file. */
   readonly directory: string;
+  /** WAL before is not here (any more). */
   readonly startLsn: Lsn;
   readonly segmentSize?: number;
 }
@@ -41,7 +42,7 @@ interface Segment {
 export class WalStore {
   readonly #disk: Disk;
   readonly #directory: string;
-  readonly #startLsn: Lsn;
+  #startLsn: Lsn;
   readonly #segmentSize: number;
   /** Open files by segment number; the one written to and a few that readers use. */
   readonly #open = new Map<number, Segment>();
@@ -71,6 +72,7 @@ export class WalStore {
           `committed WAL up to ${formatLsn(commitLsn)} should be in ${this.#path(last)}, which has ${size} bytes; this safekeeper has lost WAL and must be replaced, do not start it again`,
         );
     }
+    this.#removeBelow(this.#startLsn);
     boundary.reset(commitLsn);
     let at = commitLsn;
     try {
@@ -141,6 +143,7 @@ export class WalStore {
    * written ahead: the caller knows where WAL ends.
    */
   read(lsn: Lsn, lengthMax: number): Buffer {
+    if (lsn < this.#startLsn) return Buffer.alloc(0);
     const segment = this.#segment(this.#number(lsn), false);
     if (segment === undefined) return Buffer.alloc(0);
     const offset = lsn % this.#segmentSize;
@@ -149,6 +152,39 @@ export class WalStore {
     const bytes = Buffer.allocUnsafe(length);
     const count = segment.file.read(bytes, offset);
     return count === length ? bytes : bytes.subarray(0, count);
+  }
+
+  /**
+   * Removes the segments that end at or before `belowLsn`; with `all`, also the one it lies in: it is the end of WAL, and
+   * the next byte begins a new file with a hole. Reads below give nothing from now on.
+   */
+  drop(belowLsn: Lsn, all: boolean): void {
+    assert(belowLsn >= this.#startLsn, 'WAL that was dropped does not come back');
+    this.#startLsn = belowLsn;
+    this.#removeBelow(all ? (((this.#number(belowLsn) + 1) * this.#segmentSize) as Lsn) : belowLsn);
+  }
+
+  /** Bytes of WAL files on the disk, zeros ahead included, holes not counted. */
+  get localBytes(): number {
+    let bytes = 0;
+    for (const n of this.#segmentsOnDisk()) {
+      const from = Math.max(0, this.#startLsn - n * this.#segmentSize);
+      bytes += Math.max(0, (this.#disk.stat(this.#path(n))?.size ?? 0) - from);
+    }
+    return bytes;
+  }
+
+  #removeBelow(lsn: Lsn): void {
+    const old = this.#segmentsOnDisk().filter((n) => (n + 1) * this.#segmentSize <= lsn);
+    for (const n of old) {
+      const segment = this.#open.get(n);
+      if (segment !== undefined) {
+        this.#dirty.delete(segment.file);
+        this.#close(n);
+      }
+      this.#disk.remove(this.#path(n));
+    }
+    if (old.length > 0) this.#disk.syncDirectory(this.#directory);
   }
 
   close(): void {

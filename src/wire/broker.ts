@@ -21,7 +21,13 @@ export interface SafekeeperInfo {
   readonly term: number;
   readonly flushLsn: Lsn;
   readonly commitLsn: Lsn;
+  /** WAL below is in the object store, and the safekeeper has found it there. */
+  readonly archivedLsn: Lsn;
+  /** Pageservers have uploaded everything below, and their generation was validated. */
+  readonly remoteConsistentLsn: Lsn;
 }
+
+const lsnFields = ['flushLsn', 'commitLsn', 'archivedLsn', 'remoteConsistentLsn'] as const;
 
 export interface BrokerHello {
   readonly token: string;
@@ -38,7 +44,13 @@ const bufferedBytesMax = 4 * 1024 * 1024;
 
 export function encodeInfos(infos: readonly SafekeeperInfo[]): Buffer {
   return Buffer.from(
-    JSON.stringify(infos.map((i) => ({...i, flushLsn: formatLsn(i.flushLsn), commitLsn: formatLsn(i.commitLsn)}))),
+    JSON.stringify(
+      infos.map((info) => {
+        const entry: Record<string, unknown> = {...info};
+        for (const field of lsnFields) entry[field] = formatLsn(info[field]);
+        return entry;
+      }),
+    ),
   );
 }
 
@@ -49,7 +61,7 @@ export function decodeInfos(payload: Buffer): SafekeeperInfo[] {
     throw new Error(`a broker frame is an array of at most ${brokerEntriesMax} entries`);
   return list.map((entry: unknown) => {
     const e = entry as Record<string, unknown> | null;
-    const {tenantId, timelineId, nodeId, host, port, term, flushLsn, commitLsn} = e ?? {};
+    const {tenantId, timelineId, nodeId, host, port, term} = e ?? {};
     if (
       typeof tenantId !== 'string' ||
       !idPattern.test(tenantId) ||
@@ -59,8 +71,11 @@ export function decodeInfos(payload: Buffer): SafekeeperInfo[] {
       throw new Error('a broker entry names no tenant and timeline');
     if (!isCount(nodeId) || !isCount(port) || !isCount(term) || typeof host !== 'string' || host.length > 255)
       throw new Error(`a broker entry of timeline ${timelineId} names no safekeeper`);
-    if (typeof flushLsn !== 'string' || typeof commitLsn !== 'string')
-      throw new Error(`a broker entry of timeline ${timelineId} has no LSNs`);
+    const lsn = (field: (typeof lsnFields)[number]): Lsn => {
+      const text = e![field];
+      if (typeof text !== 'string') throw new Error(`a broker entry of timeline ${timelineId} has no ${field}`);
+      return parseLsn(text);
+    };
     return {
       tenantId,
       timelineId,
@@ -68,8 +83,10 @@ export function decodeInfos(payload: Buffer): SafekeeperInfo[] {
       host,
       port,
       term,
-      flushLsn: parseLsn(flushLsn),
-      commitLsn: parseLsn(commitLsn),
+      flushLsn: lsn('flushLsn'),
+      commitLsn: lsn('commitLsn'),
+      archivedLsn: lsn('archivedLsn'),
+      remoteConsistentLsn: lsn('remoteConsistentLsn'),
     };
   });
 }

@@ -125,6 +125,8 @@ export type ReaderMessage =
 /** JSON of the hello frame. Ids are 32 lowercase hex digits, LSNs `HI/LO`. */
 export type SafekeeperHello =
   | {readonly token: string; readonly service: 'proposer'; readonly tenantId: string; readonly timelineId: string}
+  /** A peer asks what this safekeeper has: the welcome is a `PeerStateWelcome`, and nothing follows. */
+  | {readonly token: string; readonly service: 'state'; readonly tenantId: string; readonly timelineId: string}
   | {
       readonly token: string;
       readonly service: 'wal';
@@ -134,6 +136,15 @@ export type SafekeeperHello =
       /** A proposer's recovery read: WAL up to flushLsn, for as long as the safekeeper is in this term. */
       readonly term?: number;
     };
+
+/** JSON of the welcome to a hello for the service `state`. */
+export interface PeerStateWelcome {
+  readonly nodeId: number;
+  /** What the control file would say now, in its own form (safekeeper/control-file.ts), base64. */
+  readonly controlFile: string;
+  /** HI/LO. */
+  readonly flushLsn: string;
+}
 
 /** JSON of a refused frame: the safekeeper closes after it. */
 export interface Refusal {
