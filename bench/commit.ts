@@ -66,7 +66,7 @@ export async function commit(args: string[]): Promise<void> {
 }
 
 /** A stock primary and two synchronous stock standbys. */
-class ReplicatedStock {
+export class ReplicatedStock {
   readonly primary: PostgresCluster;
   readonly #standbys: readonly PostgresCluster[];
   readonly #dir: string;

@@ -18,7 +18,7 @@ import {WalStreamClient} from '#wire/wal-stream.ts';
 
 const tickMs = 1000;
 const tickEarlyMs = 100;
-/** Safekeepers learn a commit LSN with the next append, at the latest so much later. */
+/** Safekeepers learn a commit LSN with the next append; when commits pause, so much later. */
 const commitDueMs = 5;
 const postgresRetryMs = 200;
 /** Failpoints: the proposer writes no file, its durable steps are what others write for it. */
@@ -207,13 +207,7 @@ export class ProposerDriver {
       case 'committed':
         failpoint('proposer.acknowledge.before');
         this.#postgres?.sendStatus(output.lsn);
-        if (!this.#commitTimerSet) {
-          this.#commitTimerSet = true;
-          this.#options.clock.setTimer(commitDueMs, () => {
-            this.#commitTimerSet = false;
-            this.#step({kind: 'commit-due'});
-          });
-        }
+        if (!this.#commitTimerSet) this.#setCommitTimer();
         break;
       case 'close':
         this.#links.get(output.peer)!.reset(output.reason);
@@ -254,6 +248,17 @@ export class ProposerDriver {
         });
         break;
     }
+  }
+
+  /** While commits go on, the next append is on its way: only the last one of a burst needs a message of its own. */
+  #setCommitTimer(): void {
+    const {commitLsn} = this.#core;
+    this.#commitTimerSet = true;
+    this.#options.clock.setTimer(commitDueMs, () => {
+      this.#commitTimerSet = false;
+      if (this.#core.commitLsn > commitLsn) this.#setCommitTimer();
+      else this.#step({kind: 'commit-due'});
+    });
   }
 
   #recover(peer: number, donor: number, startLsn: Lsn, term: number): void {

@@ -1,4 +1,9 @@
-/** The proposer's connection to one safekeeper: made again and again until it is closed for good. */
+/**
+ * The proposer's connection to one safekeeper: made again and again until it is closed for good.
+ *
+ * While WAL is on its way to the safekeeper's disk, newer WAL waits here, for at most a millisecond, and leaves as one frame:
+ * the safekeeper could not make it durable any earlier, and a frame costs both processes more CPU than its bytes do.
+ */
 import type {Clock, Timer} from '#runtime/clock.ts';
 import {type FrameConnection, connectFrames, sendJson} from '#runtime/net.ts';
 import {
@@ -19,6 +24,20 @@ const reconnectMs = 1000;
 const reconnectEarlyMs = 200;
 /** The proposer asks for a sign of life every second. */
 const silenceMs = 10_000;
+/** A network with long ways gains more by a second frame under way than by a larger first one. */
+const holdMsMax = 1;
+const holdBytesMax = 32 * 1024;
+
+type Append = Extract<ProposerMessage, {kind: 'append'}>;
+
+interface HeldAppend {
+  /** Where it begins, and the newest of everything else. */
+  message: Append;
+  readonly parts: Buffer[];
+  bytes: number;
+}
+
+const noBytes = Buffer.alloc(0);
 
 export interface SafekeeperLinkOptions {
   readonly member: Member;
@@ -42,6 +61,11 @@ export class SafekeeperLink {
   #timer: Timer | undefined;
   #lastHeardMs = 0;
   #closed = false;
+  /** End of the WAL sent on this connection, and how much of it is durable there. */
+  #sentLsn = 0;
+  #syncedLsn = 0;
+  #held: HeldAppend | undefined;
+  #holdTimer: Timer | undefined;
 
   constructor(options: SafekeeperLinkOptions) {
     this.#options = options;
@@ -54,8 +78,11 @@ export class SafekeeperLink {
 
   send(message: ProposerMessage): void {
     if (this.#connection === undefined) return;
+    if (message.kind === 'append' && this.#hold(message)) return;
+    this.#release();
     const frame = encodeProposerMessage(message);
     this.#connection.send(frame.type, ...frame.parts);
+    if (message.kind === 'append') this.#sentLsn = message.beginLsn + message.bytes.length;
   }
 
   /** Closes this connection; the next one is made after the usual pause. */
@@ -76,6 +103,52 @@ export class SafekeeperLink {
     this.#timer?.cancel();
     this.#connection?.close();
     this.#connecting?.destroy();
+  }
+
+  /** True: it leaves with what is held. */
+  #hold(message: Append): boolean {
+    const held = this.#held;
+    if (held === undefined) {
+      if (this.#syncedLsn >= this.#sentLsn || message.bytes.length === 0 || message.bytes.length >= holdBytesMax)
+        return false;
+      this.#held = {message, parts: [message.bytes], bytes: message.bytes.length};
+      this.#holdTimer = this.#options.clock.setTimer(holdMsMax, () => this.#release());
+      return true;
+    }
+    const {generation, term, beginLsn, wantsReply} = held.message;
+    if (
+      generation !== message.generation ||
+      term !== message.term ||
+      beginLsn + held.bytes !== message.beginLsn ||
+      held.bytes + message.bytes.length > holdBytesMax
+    )
+      return false;
+    if (message.bytes.length > 0) held.parts.push(message.bytes);
+    held.bytes += message.bytes.length;
+    held.message = {...message, beginLsn, wantsReply: wantsReply || message.wantsReply};
+    return true;
+  }
+
+  #release(): void {
+    const held = this.#held;
+    if (held === undefined) return;
+    this.#held = undefined;
+    this.#holdTimer?.cancel();
+    const {type, parts} = encodeProposerMessage({...held.message, bytes: noBytes});
+    this.#connection?.send(type, ...parts, ...held.parts);
+    this.#sentLsn = held.message.beginLsn + held.bytes;
+  }
+
+  #received(message: AcceptorMessage): void {
+    if (message.kind === 'append-response') {
+      this.#syncedLsn = message.syncedLsn;
+      // After the answer has been looked at, what is sent knows the newest commit LSN.
+      this.#options.onMessage(message);
+      if (this.#syncedLsn >= this.#sentLsn) this.#release();
+    } else {
+      if (message.kind === 'elected-response') this.#sentLsn = this.#syncedLsn = message.startLsn;
+      this.#options.onMessage(message);
+    }
   }
 
   async #connect(): Promise<void> {
@@ -107,7 +180,7 @@ export class SafekeeperLink {
       }
       if (this.#connection === connection) {
         try {
-          this.#options.onMessage(decodeAcceptorMessage(type, payload));
+          this.#received(decodeAcceptorMessage(type, payload));
         } catch (error) {
           this.reset(`safekeeper ${member.nodeId}: ${error instanceof Error ? error.message : String(error)}`);
         }
@@ -126,6 +199,8 @@ export class SafekeeperLink {
       this.#connecting = undefined;
       if (this.#connection === connection) {
         this.#connection = undefined;
+        this.#held = undefined;
+        this.#holdTimer?.cancel();
         if (!this.#closed) this.#options.onDisconnected();
       }
       this.#again();
