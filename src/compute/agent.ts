@@ -14,7 +14,7 @@
 import type {Clock} from '#runtime/clock.ts';
 import {systemClock} from '#runtime/clock.ts';
 import type {Disk} from '#runtime/disk.ts';
-import {joinPath, systemDisk} from '#runtime/disk.ts';
+import {joinPath, replaceFile, systemDisk} from '#runtime/disk.ts';
 import {HttpError, type Route, startHttpServer} from '#runtime/http.ts';
 import {type Log, createLog} from '#runtime/log.ts';
 import {Metrics} from '#runtime/metrics.ts';
@@ -210,7 +210,7 @@ class ComputeAgent {
     this.#disk.makeDirectory(paths.run);
     changeOwner(config.dataDir, config.systemUser);
     changeOwner(paths.run, config.systemUser);
-    this.#disk.writeFileAtomic(paths.proposerConfig, Buffer.from(JSON.stringify(this.#proposerConfig())));
+    replaceFile(this.#disk, paths.proposerConfig, Buffer.from(JSON.stringify(this.#proposerConfig())));
     const proposer = await this.#startProposer(paths.proposerConfig);
     this.#proposer = proposer;
     const {lsn, term} = await proposer.elected;

@@ -2,8 +2,9 @@
 import {readTar} from '#postgres/tar.ts';
 import type {Lsn} from '#postgres/lsn.ts';
 import {formatLsn} from '#postgres/lsn.ts';
+import {parseSegmentFileName, walSegmentSizeDefault} from '#postgres/wal/segment.ts';
 import type {Disk} from '#runtime/disk.ts';
-import {dirname, joinPath} from '#runtime/disk.ts';
+import {dirname, joinPath, replaceFile} from '#runtime/disk.ts';
 import {requestStream} from '#runtime/http.ts';
 import {changeOwner} from '#runtime/permissions.ts';
 import type {ComputeSpec} from '#wire/compute-spec.ts';
@@ -28,7 +29,7 @@ export async function makeDataDirectory(options: {
   const where = `tenant ${spec.tenantId}, branch ${spec.branchId} (timeline ${spec.timelineId}), LSN ${formatLsn(lsn)}`;
   const url =
     `http://${spec.pageserver.host}:${spec.pageserver.httpPort}/v1/tenant/${spec.tenantId}/timeline/${spec.timelineId}` +
-    `/basebackup?lsn=${encodeURIComponent(formatLsn(lsn))}`;
+    `/basebackup?lsn=${encodeURIComponent(formatLsn(lsn))}&wal=short`;
   const response = await requestStream({method: 'GET', url, token: options.token, timeoutMs: basebackupMsMax});
   if (response.status !== 200) {
     const parts: Buffer[] = [];
@@ -57,7 +58,8 @@ export async function makeDataDirectory(options: {
         writeSparse(file, part, at);
         at += part.length;
       }
-      if (file.size() < entry.size) file.truncate(entry.size);
+      const size = isWalSegment(entry.path) ? walSegmentSizeDefault : entry.size;
+      if (file.size() < size) file.truncate(size);
     } finally {
       file.close();
     }
@@ -66,15 +68,20 @@ export async function makeDataDirectory(options: {
   // pg_control comes last in the stream: a basebackup that was cut off cannot be started.
   if (!sawControlFile)
     throw new Error(`the basebackup ended before pg_control (${where}); the pageserver's log says why`);
-  disk.writeFileAtomic(joinPath(path, 'postgresql.conf'), Buffer.from(postgresqlConf(spec)));
-  disk.writeFileAtomic(joinPath(path, 'pg_hba.conf'), Buffer.from(hostBasedAuthentication));
-  disk.writeFileAtomic(joinPath(path, 'pg_ident.conf'), Buffer.alloc(0));
+  replaceFile(disk, joinPath(path, 'postgresql.conf'), Buffer.from(postgresqlConf(spec)));
+  replaceFile(disk, joinPath(path, 'pg_hba.conf'), Buffer.from(hostBasedAuthentication));
+  replaceFile(disk, joinPath(path, 'pg_ident.conf'), Buffer.alloc(0));
   giveAway(disk, path, options.owner);
 }
 
 function giveAway(disk: Disk, path: string, owner: string): void {
   changeOwner(path, owner);
   if (disk.stat(path)?.isDirectory) for (const name of disk.list(path)) giveAway(disk, joinPath(path, name), owner);
+}
+
+/** They come without the zeros at their end. */
+function isWalSegment(path: string): boolean {
+  return path.startsWith('pg_wal/') && parseSegmentFileName(path.slice('pg_wal/'.length)) !== undefined;
 }
 
 const zeros = Buffer.alloc(65536);

@@ -12,7 +12,7 @@
  */
 import type {Clock, Timer} from '#runtime/clock.ts';
 import type {Disk} from '#runtime/disk.ts';
-import {joinPath} from '#runtime/disk.ts';
+import {joinPath, replaceFile} from '#runtime/disk.ts';
 import {requestJson} from '#runtime/http.ts';
 import type {Log} from '#runtime/log.ts';
 import {changeMode, changeOwner} from '#runtime/permissions.ts';
@@ -85,16 +85,16 @@ export class LocalComputeLauncher implements ComputeLauncher {
     changeOwner(dataDir, this.#options.systemUser);
     const pgPort = await portOfCompute(disk, this.#options.computesDir, endpointId);
     const httpToken = this.#options.random.bytes(24).toString('base64url');
-    disk.writeFileAtomic(
+    replaceFile(
+      disk,
       this.#configFile(endpointId),
       Buffer.from(JSON.stringify(this.#agentConfig(spec, dataDir, httpToken, pgPort), undefined, 2)),
-      0o600,
     );
     const child = await this.#spawn(endpointId);
-    disk.writeFileAtomic(
+    replaceFile(
+      disk,
       this.#runFile(endpointId),
       Buffer.from(JSON.stringify({pid: child.pid, httpToken, ...child.ports})),
-      0o600,
     );
     this.#watch(endpointId, child.pid);
     return {host: '127.0.0.1', port: child.ports.pgPort};
@@ -236,7 +236,7 @@ export class LocalComputeLauncher implements ComputeLauncher {
     if ((disk.stat(logFile)?.size ?? 0) > logBytesMax) disk.rename(logFile, `${logFile}.1`);
     const spare = this.#spares.take();
     // Written before the agent has its task: killed at any moment, its processes are found again.
-    if (spare) disk.writeFileAtomic(this.#markFile(endpointId), Buffer.from(spare.mark), 0o600);
+    if (spare) replaceFile(disk, this.#markFile(endpointId), Buffer.from(spare.mark));
     else disk.remove(this.#markFile(endpointId));
     const ready = Promise.withResolvers<{pgPort: number; httpPort: number}>();
     const onLine = (line: string): void => {

@@ -223,7 +223,10 @@ export class WalArchive {
   }
 
   #learn(piece: WalPiece): void {
-    if (this.#pieces !== undefined && !this.#pieces.some((p) => p.segment === piece.segment && p.endLsn >= piece.endLsn))
+    if (
+      this.#pieces !== undefined &&
+      !this.#pieces.some((p) => p.segment === piece.segment && p.endLsn >= piece.endLsn)
+    )
       this.#pieces.push(piece);
   }
 
@@ -248,7 +251,8 @@ export class WalArchive {
     if (!bytes.subarray(0, 8).equals(footerMagic) || crc32c(bytes.subarray(0, 36)) !== bytes.readUInt32LE(36))
       throw this.#wrong(key, 'has a damaged footer');
     const version = bytes.readUInt32LE(8);
-    if (version !== footerVersion) throw this.#wrong(key, `has version ${version}, this program reads ${footerVersion}`);
+    if (version !== footerVersion)
+      throw this.#wrong(key, `has version ${version}, this program reads ${footerVersion}`);
     return {crc: bytes.readUInt32LE(12), startLsn: readLsn64(bytes, 16), endLsn: readLsn64(bytes, 24)};
   }
 

@@ -277,7 +277,12 @@ async function sendBasebackup(pageserver: Pageserver, request: HttpRequest): Pro
   return {
     status: 200,
     headers: {'content-type': 'application/x-tar', 'x-pagoda-lsn': formatLsn(lsn)},
-    body: basebackup({source: timeline, lsn, ...(known ? {lastRecordStartLsn} : {})}),
+    body: basebackup({
+      source: timeline,
+      lsn,
+      ...(known ? {lastRecordStartLsn} : {}),
+      shortWal: request.query.get('wal') === 'short',
+    }),
   };
 }
 

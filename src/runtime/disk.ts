@@ -149,3 +149,15 @@ export const systemDisk: Disk = {
 };
 
 export {dirname, join as joinPath};
+
+/** The old or the new content, for other processes; after a power cut anything. For what is thrown away at a restart anyhow. */
+export function replaceFile(disk: Disk, path: string, bytes: Buffer): void {
+  const temporary = `${path}.new${process.pid}`;
+  const file = disk.open(temporary, 'truncate');
+  try {
+    file.write(bytes, 0);
+  } finally {
+    file.close();
+  }
+  disk.rename(temporary, path);
+}
