@@ -146,7 +146,7 @@ export function pickChanges(
         if (block === undefined) continue;
         const page = pages.get(block);
         if ((sampled || chain === undefined) && !block.applyImage) {
-          const own = Buffer.from(record.bytes);
+          const own = Buffer.from(record.whole());
           const list = chains.get(page);
           const first = sampled || list === undefined || list.length === 0;
           const change = {record: own, endLsn: record.endLsn, blockId: id, before: first ? Buffer.from(page) : page};

@@ -105,11 +105,19 @@ export function walChunks(recording: Recording): {readonly chunks: readonly Buff
     const file = readFileSync(join(recording.wal, segmentFileName(1, segment)));
     const start = position - segment * walSegmentSizeDefault;
     const end = Math.min(walSegmentSizeDefault, recording.endLsn - segment * walSegmentSizeDefault);
-    // as a safekeeper sends it
-    for (let at = start; at < end; at += chunkBytes) chunks.push(file.subarray(at, Math.min(end, at + chunkBytes)));
+    for (let at = start; at < end; at += chunkBytes)
+      chunks.push(asFrame(file.subarray(at, Math.min(end, at + chunkBytes))));
     position = (segment + 1) * walSegmentSizeDefault;
   }
   return {chunks, bytes: recording.endLsn - recording.startLsn};
 }
 
+/** WAL as a safekeeper sends it: frames of this size, each a buffer of its own with the frame's head before the WAL. */
 const chunkBytes = 128 * 1024;
+const frameHeadBytes = 21;
+
+function asFrame(wal: Buffer): Buffer {
+  const frame = Buffer.allocUnsafeSlow(frameHeadBytes + wal.length);
+  wal.copy(frame, frameHeadBytes);
+  return frame.subarray(frameHeadBytes);
+}

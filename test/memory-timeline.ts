@@ -9,7 +9,7 @@ import {type IngestSink, type IngestState, relationMissing} from '#pageserver/in
 import type {Lsn} from '#postgres/lsn.ts';
 import {type ForkNumber, type RelTag, blockSize, formatRel} from '#postgres/relation.ts';
 import {type SlruKind, slruKinds} from '#postgres/slru.ts';
-import {WalRecord, decodeRecord} from '#postgres/wal/record.ts';
+import {type BlockRef, WalRecord, decodeRecord} from '#postgres/wal/record.ts';
 import {applyRecord} from '#redo/apply.ts';
 
 interface Fork {
@@ -45,23 +45,14 @@ export class MemoryTimeline implements IngestSink, IngestState, BasebackupSource
     return this.slrus[kind]!.has(page);
   }
 
-  relationPageRecord(
-    spcNode: number,
-    dbNode: number,
-    relNode: number,
-    fork: ForkNumber,
-    block: number,
-    lsn: Lsn,
-    bytes: Buffer,
-    blockId: number,
-    needsBase: boolean,
-  ): void {
-    const f = this.#fork(spcNode, dbNode, relNode, fork);
-    const page = (needsBase ? f.pages.get(block) : undefined) ?? Buffer.alloc(blockSize);
-    f.pages.set(block, page);
-    decodeRecord(bytes, 0 as Lsn, lsn, this.#record);
+  relationPageRecord(record: WalRecord, b: BlockRef, needsBase: boolean): void {
+    const f = this.#fork(b.spcNode, b.dbNode, b.relNode, b.fork);
+    const page = (needsBase ? f.pages.get(b.blockNumber) : undefined) ?? Buffer.alloc(blockSize);
+    f.pages.set(b.blockNumber, page);
+    // as storage does: from the record's own bytes
+    decodeRecord(Buffer.from(record.whole()), 0 as Lsn, record.endLsn, this.#record);
     try {
-      applyRecord(page, this.#record, blockId, {
+      applyRecord(page, this.#record, b.id, {
         walLogHints: this.checkpoint !== undefined && CheckpointState.decode(this.checkpoint).walLogHints,
       });
     } catch (error) {

@@ -1,3 +1,4 @@
+import {BlockRef, WalRecord} from '#postgres/wal/record.ts';
 import {after, before, test} from 'node:test';
 import assert from 'node:assert/strict';
 import {mkdtempSync, rmSync} from 'node:fs';
@@ -43,7 +44,11 @@ async function prepare(): Promise<void> {
   for (let block = 0; block < 5; block++)
     writer.relationPageImage(spcNode, dbNode, relNode, fork, block, lsn(0x2000), Buffer.alloc(8192, block + 1));
   writer.endRecord(lsn(0x2000));
-  writer.relationPageRecord(spcNode, dbNode, relNode, fork, 3, lsn(0x2100), Buffer.alloc(40, 0xee), 0, true);
+  const bad = new WalRecord();
+  bad.bytes = Buffer.alloc(40, 0xee);
+  bad.totalLength = 40;
+  bad.endLsn = lsn(0x2100);
+  writer.relationPageRecord(bad, Object.assign(new BlockRef(), tag, {inUse: true, blockNumber: 3}), true);
   writer.endRecord(lsn(0x2100));
   await timeline.checkpoint();
   timeline.stop();

@@ -278,7 +278,7 @@ function runReader(fuzz: FuzzCase): Outcome {
       reader.push(fuzz.bytes.subarray(from, to));
       from = to;
       while (reader.next(record)) {
-        if (record.bytes.length !== record.totalLength) return escape('a record that is not whole');
+        if (record.whole().length !== record.totalLength) return escape('a record that is not whole');
         if (++records > fuzz.bytes.length / 24) return escape('more records than fit');
       }
     }

@@ -142,7 +142,7 @@ function sampleWal(base: string, walDirectory: string, startLsn: Lsn): Buffer {
       if (record.maxBlockId < 0) {
         const r = entry(blockless, name);
         const place = r.seen++ < samplesMax ? r.kept.length : random.uint32() % r.seen;
-        if (place < samplesMax) r.kept[place] = Buffer.from(record.bytes);
+        if (place < samplesMax) r.kept[place] = Buffer.from(record.whole());
       }
       for (let id = 0; id <= record.maxBlockId; id++) {
         const block = record.block(id);
@@ -158,7 +158,7 @@ function sampleWal(base: string, walDirectory: string, startLsn: Lsn): Buffer {
           name,
           blockId: id,
           endLsn: record.endLsn,
-          record: Buffer.from(record.bytes),
+          record: Buffer.from(record.whole()),
           before,
           after: Buffer.from(page),
         };

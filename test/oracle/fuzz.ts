@@ -16,7 +16,7 @@ export class Fuzzer {
   /** Damages copies and applies them. Answers what escaped, or undefined when all was well. */
   attack(record: WalRecord, blockId: number, page: Buffer): string | undefined {
     page.copy(this.#page);
-    const bytes = Buffer.from(record.bytes);
+    const bytes = Buffer.from(record.whole());
     const mode = this.#below(3);
     // headers, block data and main data; not images, which would be most of it
     if (mode !== 0) {
@@ -61,10 +61,11 @@ export class Fuzzer {
   #place(record: WalRecord, blockId: number): [number, number] {
     const block = record.block(blockId)!;
     const choice = this.#below(3);
-    if (choice === 0 && record.mainDataLength > 0)
-      return [record.mainDataOffset, record.mainDataOffset + record.mainDataLength];
-    if (choice === 1 && block.dataLength > 0) return [block.dataOffset, block.dataOffset + block.dataLength];
-    return [16, record.blocks[0]!.inUse ? record.blocks[0]!.imageOffset : record.bytes.length];
+    const main = record.mainDataOffset - record.offset;
+    if (choice === 0 && record.mainDataLength > 0) return [main, main + record.mainDataLength];
+    const data = block.dataOffset - record.offset;
+    if (choice === 1 && block.dataLength > 0) return [data, data + block.dataLength];
+    return [16, record.blocks[0]!.inUse ? record.blocks[0]!.imageOffset - record.offset : record.totalLength];
   }
 
   #damage(bytes: Buffer, from: number, to: number): void {

@@ -28,6 +28,8 @@ export class CheckpointState {
   preInitializedOffsetsPage: number | undefined;
   /** Set by every change; takeChange() resets it. */
   #changed = false;
+  /** The last one that advanceNextXid was told. The next id is never moved back below it. */
+  #xid = 0;
 
   constructor(control: ControlFile) {
     this.control = control;
@@ -50,6 +52,8 @@ export class CheckpointState {
 
   /** Moves the next transaction id beyond `xid` (AdvanceNextFullTransactionIdPastXid, rounded up). */
   advanceNextXid(xid: number): void {
+    if (xid === this.#xid) return; // most records are of the transaction of the one before
+    this.#xid = xid;
     const checkPoint = this.control.checkPoint;
     const next = checkPoint.nextXid;
     const next32 = next % twoPow32;

@@ -54,6 +54,31 @@ export function interpretTransaction(record: WalRecord, context: InterpretContex
   }
 }
 
+/**
+ * A commit or abort that says no more than its time, as nearly all do, while commit timestamps are off. Such a record needs
+ * no look-up and cannot be wrong: its effect is plainTransactionEnd.
+ */
+export function isPlainEnd(record: WalRecord, {checkpoint}: InterpretContext): boolean {
+  const {info} = record;
+  return (
+    ((info & 0xf0) === opcode.commit || (info & 0xf0) === opcode.abort) &&
+    record.mainDataLength >= 8 &&
+    !checkpoint.control.trackCommitTimestamp
+  );
+}
+
+/** The record's own id has been taken note of. The same as transactionEnd, which is the one to read. */
+export function plainTransactionEnd(record: WalRecord, context: InterpretContext): void {
+  const {xid, endLsn} = record;
+  const committed = (record.info & 0xf0) === opcode.commit;
+  if (xid !== 0) {
+    maskStatus(context, xid, committed ? transactionStatus.committed : transactionStatus.aborted);
+    putPatch(context, slruKind.clog, Math.floor(xid / clogXactsPerPage), endLsn);
+  }
+  if (committed)
+    context.sink.commitTime(postgresEpochMicroseconds + readInt64(record.bytes, record.mainDataOffset), endLsn);
+}
+
 function transactionEnd(record: WalRecord, context: InterpretContext): Effects {
   const {data, sink, checkpoint} = context;
   const kind = record.info & 0x70;
@@ -107,7 +132,7 @@ function transactionEnd(record: WalRecord, context: InterpretContext): Effects {
     if (originLsn !== undefined && record.originId !== 0) checkpoint.advanceOrigin(record.originId, originLsn, false);
     for (const r of relations) sink.dropRelation(r.spcNode, r.dbNode, r.relNode, lsn);
     if (prepared) sink.putTwoPhase(xid, undefined, lsn);
-    if (committed) sink.commitTime(postgresEpochMicroseconds + readInt64(endTime), lsn);
+    if (committed) sink.commitTime(postgresEpochMicroseconds + readInt64(endTime, 0), lsn);
   });
 }
 
@@ -136,14 +161,15 @@ function setStatus(
   status: number,
   lsn: Lsn,
 ): void {
-  const {patch} = context;
   forEachPage(xid, subtransactions, clogXactsPerPage, (page, xids) => {
-    for (const id of xids) {
-      const shift = (id % 4) * 2;
-      patch.mask((id % clogXactsPerPage) >>> 2, ~(3 << shift) & 0xff, status << shift);
-    }
+    for (const id of xids) maskStatus(context, id, status);
     putPatch(context, slruKind.clog, page, lsn);
   });
+}
+
+function maskStatus({patch}: InterpretContext, xid: number, status: number): void {
+  const shift = (xid % 4) * 2;
+  patch.mask((xid % clogXactsPerPage) >>> 2, ~(3 << shift) & 0xff, status << shift);
 }
 
 /** TransactionTreeSetCommitTsData: ten bytes per id. */
@@ -219,6 +245,6 @@ export function interpretCommitTs(record: WalRecord, context: InterpretContext):
 }
 
 /** Exact for times up to the year 2255; a wilder one is only used for look-ups by time. */
-function readInt64(bytes: Buffer): number {
-  return bytes.readUInt32LE(0) + bytes.readInt32LE(4) * 4294967296;
+function readInt64(bytes: Buffer, at: number): number {
+  return bytes.readUInt32LE(at) + bytes.readInt32LE(at + 4) * 4294967296;
 }

@@ -8,7 +8,7 @@ import type {IngestSink, IngestState, InterpretOutcome} from '#pageserver/ingest
 import {ControlFile, controlFileDataSize} from '#postgres/control-file.ts';
 import {type Lsn, lsn} from '#postgres/lsn.ts';
 import type {SlruKind} from '#postgres/slru.ts';
-import {WalRecord, decodeRecord} from '#postgres/wal/record.ts';
+import {type BlockRef, WalRecord, decodeRecord} from '#postgres/wal/record.ts';
 import {rmgr} from '#postgres/wal/rmgr.ts';
 import {encodeRecord, mainDataBody} from '#postgres/wal/writer.ts';
 
@@ -28,7 +28,15 @@ class Recorder {
     get:
       (_, name) =>
       (...args: unknown[]) => {
-        this.calls.push([name, ...args.filter((a) => a !== endLsn)]);
+        if (name === 'relationPageRecord') {
+          const [record, b, needsBase] = args as [WalRecord, BlockRef, boolean];
+          assert.equal(record.endLsn, endLsn);
+          this.calls.push([name, b.spcNode, b.dbNode, b.relNode, b.fork, b.blockNumber, b.id, needsBase]);
+          return;
+        }
+        // a patch is valid only during the call
+        const kept = args.map((a) => (Buffer.isBuffer(a) ? Buffer.from(a) : a));
+        this.calls.push([name, ...kept.filter((a) => a !== endLsn)]);
         if (name === 'setRelationSize') this.sizes.set(args.slice(0, 4).join('/'), args[4] as number);
         if (name === 'createRelation') this.sizes.set(args.slice(0, 4).join('/'), 0);
       },

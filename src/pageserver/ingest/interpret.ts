@@ -16,7 +16,13 @@ import {rmgr, rmgrNames} from '#postgres/wal/rmgr.ts';
 import type {CheckpointState} from '#pageserver/ingest/checkpoint-state.ts';
 import {interpretDatabase, interpretRelationMap, interpretTablespace} from '#pageserver/ingest/interpret-database.ts';
 import {interpretMultixact} from '#pageserver/ingest/interpret-multixact.ts';
-import {interpretClog, interpretCommitTs, interpretTransaction} from '#pageserver/ingest/interpret-transaction.ts';
+import {
+  interpretClog,
+  interpretCommitTs,
+  interpretTransaction,
+  isPlainEnd,
+  plainTransactionEnd,
+} from '#pageserver/ingest/interpret-transaction.ts';
 import {interpretStorage} from '#pageserver/ingest/interpret-storage.ts';
 import {interpretOrigin, interpretXlog} from '#pageserver/ingest/interpret-xlog.ts';
 import {type Effects, type InterpretContext, noEffects} from '#pageserver/ingest/interpret-context.ts';
@@ -115,8 +121,7 @@ export class Interpreter implements InterpretContext {
         'no PostgreSQL 15 resource manager has this id; extensions with custom resource managers are not supported',
       );
     if ((opcodes[rmid]! & (1 << (opcode >> 4))) === 0) return failure(record, 'unknown type of record');
-    this.#missing.length = 0;
-    this.#images.length = 0;
+    if (this.#missing.length > 0) this.#missing.length = 0;
     for (let id = 0; id <= record.maxBlockId; id++) {
       const b = record.blocks[id]!;
       if (!b.inUse) continue;
@@ -125,12 +130,17 @@ export class Interpreter implements InterpretContext {
     }
     const isHeap = rmid === rmgr.heap || rmid === rmgr.heap2;
     if (isHeap) this.#mapClears.find(record);
-    const imagesOnly = rmid === rmgr.xlog && (opcode === opcodeFpi || opcode === opcodeFpiForHint);
+    const imagesOnly =
+      rmid === rmgr.xlog && (opcode === opcodeFpi || opcode === opcodeFpiForHint) && !isWholeImage(record);
     // Each of these checks the whole record, and answers 'missing' or its effects as a function; nothing has happened yet.
     let effects: Effects | 'none' = 'none';
+    let plainEnd = false;
     if (record.maxBlockId < 0) {
-      this.data.open(record);
-      effects = this.#parse(record);
+      if (rmid === rmgr.transaction && isPlainEnd(record, this)) plainEnd = true;
+      else {
+        this.data.open(record);
+        effects = this.#parse(record);
+      }
     }
     if (this.#missing.length > 0) return {kind: 'missing', relations: this.#missing.splice(0)};
     if (typeof effects === 'object' && effects.kind === 'problem') return failure(record, effects.problem);
@@ -142,6 +152,7 @@ export class Interpreter implements InterpretContext {
       if (b.inUse) this.#putBlock(record, b, imagesOnly);
     }
     if (isHeap) this.#mapClears.apply(endLsn);
+    if (plainEnd) plainTransactionEnd(record, this);
     let barrier = false;
     if (typeof effects === 'object' && effects.kind === 'effects') barrier = effects.apply() === 'barrier';
     const changed = this.checkpoint.takeChange();
@@ -179,6 +190,7 @@ export class Interpreter implements InterpretContext {
   }
 
   #restoreImages(record: WalRecord, opcode: number): void {
+    this.#images.length = 0;
     for (let id = 0; id <= record.maxBlockId; id++) {
       const b = record.block(id);
       if (b === undefined) continue;
@@ -200,21 +212,8 @@ export class Interpreter implements InterpretContext {
     const sizeBefore = this.#sizes[b.id]!;
     const beyond = b.blockNumber >= sizeBefore; // also when the fork is missing (-1)
     if (beyond) this.#extend(record, b);
-    const {sink} = this;
-    if (image !== undefined)
-      sink.relationPageImage(b.spcNode, b.dbNode, b.relNode, b.fork, b.blockNumber, record.endLsn, image);
-    else
-      sink.relationPageRecord(
-        b.spcNode,
-        b.dbNode,
-        b.relNode,
-        b.fork,
-        b.blockNumber,
-        record.endLsn,
-        record.bytes,
-        b.id,
-        !(beyond || b.willInit || b.applyImage),
-      );
+    if (image === undefined) this.sink.relationPageRecord(record, b, !(beyond || b.willInit || b.applyImage));
+    else this.sink.relationPageImage(b.spcNode, b.dbNode, b.relNode, b.fork, b.blockNumber, record.endLsn, image);
   }
 
   /**
@@ -244,6 +243,14 @@ export class Interpreter implements InterpretContext {
     }
     sink.setRelationSize(b.spcNode, b.dbNode, b.relNode, b.fork, b.blockNumber + 1, record.endLsn);
   }
+}
+
+/**
+ * An image of one page is kept as the record it is: smaller, and without a copy. One of several pages would be stored
+ * with each of them.
+ */
+function isWholeImage(record: WalRecord): boolean {
+  return record.maxBlockId === 0 && record.blocks[0]!.inUse && record.blocks[0]!.applyImage;
 }
 
 function sameFork(a: BlockRef, b: BlockRef): boolean {

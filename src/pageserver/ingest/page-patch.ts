@@ -26,10 +26,15 @@ export type PagePatchOperation =
   | {readonly kind: 'fill'; readonly offset: number; readonly length: number; readonly value: number}
   | {readonly kind: 'fsm-truncate'; readonly slot: number};
 
+/** Views of the builder's buffer are kept for patches up to this length: nearly all have 5 bytes. */
+const viewsMax = 64;
+
 /** Collects operations of one page; one builder is reused for all patches. */
 export class PagePatchBuilder {
   #buffer = Buffer.allocUnsafe(512);
   #length = 0;
+  /** By length. */
+  #views: Buffer[] = [];
 
   get isEmpty(): boolean {
     return this.#length === 0;
@@ -68,12 +73,12 @@ export class PagePatchBuilder {
     this.#header(this.#reserve(3), opFsmTruncate, slot);
   }
 
-  /** The encoded patch in a new buffer; the builder is empty afterwards. */
+  /** The encoded patch, valid until the next operation; the builder is empty afterwards. */
   take(): Buffer {
-    const patch = Buffer.allocUnsafe(this.#length);
-    this.#buffer.copy(patch, 0, 0, this.#length);
+    const length = this.#length;
     this.#length = 0;
-    return patch;
+    if (length > viewsMax) return this.#buffer.subarray(0, length);
+    return (this.#views[length] ??= this.#buffer.subarray(0, length));
   }
 
   #reserve(count: number): number {
@@ -83,6 +88,7 @@ export class PagePatchBuilder {
       const larger = Buffer.allocUnsafe(Math.max(this.#length, this.#buffer.length * 2));
       this.#buffer.copy(larger, 0, 0, at);
       this.#buffer = larger;
+      this.#views = [];
     }
     return at;
   }

@@ -8,13 +8,14 @@
  * 2. A value with `needsBase` false stands alone: page reconstruction starts from 8192 zero bytes there (WILL_INIT, an image
  *    inside the record, or a page that came into being without WAL) and never looks further back.
  * 3. A block below its relation's size that has no value, or whose newest value is from zeroPages, reads as zeros.
- * 4. Buffers: a record's `bytes` are a view of the WAL chunk, valid only during the call: copy what you keep. Images and
- *    patches are fresh: they may be kept.
+ * 4. Buffers: a record and its BlockRefs are reused, its `bytes` may be kept (nobody writes into a WAL chunk). Images are
+ *    fresh: they may be kept. A patch is valid only during the call: copy it.
  * 5. Calls cannot fail for reasons of data; an I/O error is thrown and stops ingest of the timeline at that record.
  */
 import type {Lsn} from '#postgres/lsn.ts';
 import type {ForkNumber, RelTag} from '#postgres/relation.ts';
 import type {SlruKind} from '#postgres/slru.ts';
+import type {BlockRef, WalRecord} from '#postgres/wal/record.ts';
 
 /** IngestState.relationSize: the fork does not exist. */
 export const relationMissing = -1;
@@ -33,20 +34,9 @@ export interface IngestState {
 
 export interface IngestSink {
   /**
-   * A WAL record that changes this page; redo is due at read time. `bytes` is the whole record; `blockId` says which of its
-   * blocks this page is. The page LSN after redo is `lsn`.
+   * A WAL record that changes block `b` of it; redo is due at read time. The page LSN after redo is `record.endLsn`.
    */
-  relationPageRecord(
-    spcNode: number,
-    dbNode: number,
-    relNode: number,
-    fork: ForkNumber,
-    block: number,
-    lsn: Lsn,
-    bytes: Buffer,
-    blockId: number,
-    needsBase: boolean,
-  ): void;
+  relationPageRecord(record: WalRecord, b: BlockRef, needsBase: boolean): void;
   /** A whole page, 8192 bytes, its page LSN already set. */
   relationPageImage(
     spcNode: number,

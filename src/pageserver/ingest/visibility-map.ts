@@ -53,40 +53,33 @@ export class MapClears {
   find(record: WalRecord): void {
     this.#count = 0;
     const opcode = record.info & 0x70;
-    const {data} = this.#context;
-    data.open(record);
     if (record.rmid === rmgr.heap) {
       switch (opcode) {
         case heapInsert:
-          data.skip(2);
-          if ((data.u8() & allVisibleCleared) !== 0) this.#add(record, 0, bothBits);
+          if ((flagsOf(record, 2) & allVisibleCleared) !== 0) this.#add(record, 0, bothBits);
           return;
         case heapDelete:
-          data.skip(7);
-          if ((data.u8() & allVisibleCleared) !== 0) this.#add(record, 0, bothBits);
+          if ((flagsOf(record, 7) & allVisibleCleared) !== 0) this.#add(record, 0, bothBits);
           return;
         case heapUpdate:
         case heapHotUpdate: {
-          data.skip(7);
-          const flags = data.u8();
+          const flags = flagsOf(record, 7);
           // Block 1 is the old tuple's page when that is another one than the new tuple's, block 0.
           if ((flags & oldAllVisibleCleared) !== 0) this.#add(record, record.block(1) === undefined ? 0 : 1, bothBits);
           if ((flags & newAllVisibleCleared) !== 0) this.#add(record, 0, bothBits);
           return;
         }
         case heapLock:
-          data.skip(7);
-          if ((data.u8() & allFrozenCleared) !== 0) this.#add(record, 0, frozenBit);
+          if ((flagsOf(record, 7) & allFrozenCleared) !== 0) this.#add(record, 0, frozenBit);
           return;
         default:
           return;
       }
     }
     if (opcode === heap2MultiInsert) {
-      if ((data.u8() & allVisibleCleared) !== 0) this.#add(record, 0, bothBits);
-    } else if (opcode === heap2LockUpdated) {
-      data.skip(7);
-      if ((data.u8() & allFrozenCleared) !== 0) this.#add(record, 0, frozenBit);
+      if ((flagsOf(record, 0) & allVisibleCleared) !== 0) this.#add(record, 0, bothBits);
+    } else if (opcode === heap2LockUpdated && (flagsOf(record, 7) & allFrozenCleared) !== 0) {
+      this.#add(record, 0, frozenBit);
     }
   }
 
@@ -124,4 +117,11 @@ export class MapClears {
     const last = entries[count - 1]!;
     sink.relationPagePatch(last.spcNode, last.dbNode, last.relNode, fork.vm, last.mapBlock, lsn, patch.take());
   }
+}
+
+/** The byte of flags at this offset of the main data. */
+function flagsOf(record: WalRecord, at: number): number {
+  if (record.mainDataLength <= at)
+    throw new RecordDataError(`main data of ${record.mainDataLength} bytes has no flags`);
+  return record.bytes[record.mainDataOffset + at]!;
 }

@@ -24,7 +24,14 @@ interface Put {
 function fill(puts: readonly Put[]): MemoryLayer {
   const layer = new MemoryLayer(puts[0]!.lsn, 0);
   for (const p of puts)
-    layer.put(p.key.prefix, p.key.e, p.lsn, valueKind.record, p.starts ? flagStartsHistory : 0, 3, p.payload);
+    layer.put(
+      layer.prefixId(p.key.prefix),
+      p.key.e,
+      p.lsn,
+      valueKind.record,
+      p.starts ? flagStartsHistory : 0,
+      p.payload,
+    );
   layer.freeze(lsn(puts.at(-1)!.lsn + 1));
   return layer;
 }

@@ -1,21 +1,28 @@
 /**
  * The layer that ingest writes into, and, once frozen, the source of a delta layer file.
  *
- * Values lie one after the other in chunks (the arena). Two open-addressed hash tables find them: prefix → prefix id, and
- * (prefix id, e) → key id. A key's versions are a list from the newest to the oldest. Everything is typed arrays: a put
- * allocates nothing, the garbage collector has nothing to walk, and the memory used is known to the byte.
+ * Values lie one after the other in chunks (the arena); a large chunk of WAL becomes a chunk of the arena itself, so that its
+ * records are not copied. Two open-addressed hash tables find values: prefix → prefix id, and (prefix id, e) → newest version.
+ * A key's versions are a list from the newest to the oldest. Everything is typed arrays: a put allocates nothing, the
+ * garbage collector has nothing to walk, and the memory used is known to the byte.
  *
  * Puts come in LSN order. Several values of one key at one LSN are kept in the order of their puts.
  */
 import {assert} from '#runtime/assert.ts';
 import type {Lsn} from '#postgres/lsn.ts';
+import type {WalRecord} from '#postgres/wal/record.ts';
 import {type KeyPrefix, comparePrefixes, samePrefix} from '#pageserver/timeline/key.ts';
-import type {Value} from '#pageserver/timeline/value.ts';
+import {type Value, valueKind} from '#pageserver/timeline/value.ts';
 
 const chunkBytesFirst = 16 * 1024;
 const chunkBytesMax = 1024 * 1024;
-/** Sorting packs (e, key id) into one double: 32 + 21 bits. */
-const keysMax = 1 << 21;
+/** A chunk of WAL from this size on is kept as it is, unless it pins much more memory than it has. */
+const adoptedBytesMin = 16 * 1024;
+/** Sorting packs (e, slot) into one double: 32 + 21 bits. */
+const slotsMax = 1 << 21;
+/** The table is doubled when it is half full; the largest is filled this far, and freezing is due a good deal before. */
+const keysMax = slotsMax * 0.875;
+const keysDue = slotsMax * 0.7;
 
 /** One version as the flush sees it, in (key, LSN) order. The object is reused between steps. */
 export interface LayerEntry {
@@ -43,11 +50,8 @@ export class MemoryLayer {
   #lastPrefix = -1;
 
   #keys = 0;
-  #keySlots = new Int32Array(64).fill(-1);
-  #keyPrefix = new Uint32Array(32);
-  #keyE = new Uint32Array(32);
-  /** Newest version of the key. */
-  #keyHead = new Int32Array(32);
+  /** Four words per slot, so that a look-up touches one cache line: prefix id + 1 (0: free), e, newest version, unused. */
+  #slots = new Int32Array(64 * 4);
 
   #versions = 0;
   #lsn = new Float64Array(32);
@@ -59,11 +63,17 @@ export class MemoryLayer {
   #meta = new Uint32Array(32);
 
   readonly #chunks: Buffer[] = [];
-  #free = 0;
   #arenaBytes = 0;
-  /** The last payload stored: a record that touches several pages is stored once. */
-  #lastPayload: Buffer | undefined;
-  #lastPayloadLsn = -1;
+  /** The chunk that is being filled: its place in #chunks, and its first free byte. */
+  #filling = -1;
+  #free = 0;
+  /** The last chunk of WAL that was kept, and its place. */
+  #adopted: Buffer | undefined;
+  #adoptedChunk = -1;
+  /** LSN of the last record that was copied: one that touches several pages is copied once. */
+  #copiedLsn = -1;
+  #copiedChunk = 0;
+  #copiedOffset = 0;
 
   constructor(startLsn: Lsn, createdMs: number) {
     this.startLsn = startLsn;
@@ -78,60 +88,67 @@ export class MemoryLayer {
   }
   /** All memory the layer holds. */
   get bytes(): number {
-    return this.#arenaBytes + this.#lsn.length * 28 + this.#keyE.length * 12 + this.#keySlots.length * 4;
+    return this.#arenaBytes + this.#lsn.length * 28 + this.#slots.length * 4;
   }
   /** No more keys may be added: freeze. */
   get isFull(): boolean {
-    return this.#keys >= keysMax - 65536;
+    return this.#keys >= keysDue;
+  }
+
+  /** What stands for the prefix in this layer. */
+  prefixId(p: KeyPrefix): number {
+    return this.#addPrefix(p);
   }
 
   /** `payload` is copied. */
-  put(p: KeyPrefix, e: number, lsn: Lsn, kind: number, flags: number, blockId: number, payload: Buffer): void {
-    assert(this.endLsn === undefined, 'no put into a frozen layer');
-    const key = this.#addKey(this.#addPrefix(p), e);
-    const v = this.#versions++;
-    if (v >= this.#lsn.length) this.#growVersions();
-    this.#lsn[v] = lsn;
-    this.#older[v] = this.#keyHead[key]!;
-    this.#keyHead[key] = v;
-    this.#meta[v] = kind | (flags << 8) | (blockId << 16);
-    if (payload === this.#lastPayload && lsn === this.#lastPayloadLsn) {
-      this.#chunkOf[v] = this.#chunkOf[v - 1]!;
-      this.#offsetOf[v] = this.#offsetOf[v - 1]!;
-      this.#lengthOf[v] = this.#lengthOf[v - 1]!;
-      return;
-    }
+  put(prefixId: number, e: number, lsn: Lsn, kind: number, flags: number, payload: Buffer): void {
+    const v = this.#addVersion(prefixId, e, lsn, kind | (flags << 8));
     const length = payload.length;
     const chunk = this.#reserve(length);
     const offset = this.#free;
     if (length < 48) for (let i = 0; i < length; i++) chunk[offset + i] = payload[i]!;
     else payload.copy(chunk, offset);
     this.#free = offset + length;
-    this.#chunkOf[v] = this.#chunks.length - 1;
+    this.#chunkOf[v] = this.#filling;
     this.#offsetOf[v] = offset;
     this.#lengthOf[v] = length;
-    this.#lastPayload = payload;
-    this.#lastPayloadLsn = lsn;
   }
 
-  /** Called after each record: its buffers may be reused by the caller from now on. */
-  endRecord(): void {
-    this.#lastPayload = undefined;
+  /** Block `blockId` of the record is the page. The record's bytes are kept where they are, or copied. */
+  putRecord(prefixId: number, e: number, record: WalRecord, flags: number, blockId: number): void {
+    const {bytes, endLsn} = record;
+    const v = this.#addVersion(prefixId, e, endLsn, valueKind.record | (flags << 8) | (blockId << 16));
+    const length = record.totalLength;
+    this.#lengthOf[v] = length;
+    if (bytes === this.#adopted || this.#adopt(bytes)) {
+      this.#chunkOf[v] = this.#adoptedChunk;
+      this.#offsetOf[v] = record.offset;
+      return;
+    }
+    if (this.#copiedLsn !== endLsn) {
+      const chunk = this.#reserve(length);
+      bytes.copy(chunk, this.#free, record.offset, record.offset + length);
+      this.#free += length;
+      this.#copiedLsn = endLsn;
+      this.#copiedChunk = this.#filling;
+      this.#copiedOffset = this.#free - length;
+    }
+    this.#chunkOf[v] = this.#copiedChunk;
+    this.#offsetOf[v] = this.#copiedOffset;
   }
 
   freeze(endLsn: Lsn): void {
     assert(this.endLsn === undefined && endLsn >= this.startLsn, 'a layer is frozen once');
     this.endLsn = endLsn;
-    this.#lastPayload = undefined;
+    this.#adopted = undefined;
   }
 
   /** Id of the newest version below `belowLsn`, or -1. */
   find(p: KeyPrefix, e: number, belowLsn: number): number {
     const prefixId = this.#findPrefix(p);
     if (prefixId < 0) return -1;
-    const key = this.#findKey(prefixId, e);
-    if (key < 0) return -1;
-    let v = this.#keyHead[key]!;
+    const slot = this.#findSlot(prefixId, e);
+    let v = this.#slots[slot] === 0 ? -1 : this.#slots[slot + 2]!;
     while (v >= 0 && this.#lsn[v]! >= belowLsn) v = this.#older[v]!;
     return v;
   }
@@ -161,9 +178,10 @@ export class MemoryLayer {
   scanPrefixes(matches: (p: KeyPrefix) => boolean, found: (p: KeyPrefix, e: number) => void): void {
     const wanted = this.#prefixes.map(matches);
     if (!wanted.includes(true)) return;
-    for (let key = 0; key < this.#keys; key++) {
-      const id = this.#keyPrefix[key]!;
-      if (wanted[id]) found(this.#prefixes[id]!, this.#keyE[key]!);
+    const slots = this.#slots;
+    for (let slot = 0; slot < slots.length; slot += 4) {
+      const id = slots[slot]! - 1;
+      if (id >= 0 && wanted[id]) found(this.#prefixes[id]!, slots[slot + 1]! >>> 0);
     }
   }
 
@@ -173,12 +191,16 @@ export class MemoryLayer {
       comparePrefixes(this.#prefixes[x]!, this.#prefixes[y]!),
     );
     const ends = new Uint32Array(this.#prefixes.length + 1);
-    for (let key = 0; key < this.#keys; key++) ends[this.#keyPrefix[key]! + 1]!++;
+    const slots = this.#slots;
+    for (let slot = 0; slot < slots.length; slot += 4) ends[slots[slot]!]!++;
+    ends[0] = 0; // free slots were counted there
     for (let i = 0; i < this.#prefixes.length; i++) ends[i + 1]! += ends[i]!;
     const starts = ends.slice();
     const packed = new Float64Array(this.#keys);
-    for (let key = 0; key < this.#keys; key++)
-      packed[starts[this.#keyPrefix[key]!]!++] = this.#keyE[key]! * keysMax + key;
+    for (let slot = 0; slot < slots.length; slot += 4) {
+      const id = slots[slot]! - 1;
+      if (id >= 0) packed[starts[id]!++] = (slots[slot + 1]! >>> 0) * slotsMax + slot / 4;
+    }
     const entry: LayerEntry = {
       prefix: {kind: 0, a: 0, b: 0, c: 0, d: 0},
       e: 0,
@@ -195,10 +217,10 @@ export class MemoryLayer {
       entry.prefix = this.#prefixes[id]!;
       const sorted = packed.subarray(ends[id]!, ends[id + 1]!).sort();
       for (let i = 0; i < sorted.length; i++) {
-        const key = sorted[i]! % keysMax;
-        entry.e = this.#keyE[key]!;
+        const slot = (sorted[i]! % slotsMax) * 4;
+        entry.e = slots[slot + 1]! >>> 0;
         versions.length = 0;
-        for (let v = this.#keyHead[key]!; v >= 0; v = this.#older[v]!) versions.push(v);
+        for (let v = slots[slot + 2]!; v >= 0; v = this.#older[v]!) versions.push(v);
         for (let n = versions.length - 1; n >= 0; n--) {
           const v = versions[n]!;
           const meta = this.#meta[v]!;
@@ -215,13 +237,35 @@ export class MemoryLayer {
     }
   }
 
+  #addVersion(prefixId: number, e: number, lsn: Lsn, meta: number): number {
+    assert(this.endLsn === undefined, 'no put into a frozen layer');
+    const v = this.#versions++;
+    if (v >= this.#lsn.length) this.#growVersions();
+    let slot = this.#findSlot(prefixId, e);
+    if (this.#slots[slot] === 0) slot = this.#addKey(slot, prefixId, e);
+    this.#lsn[v] = lsn;
+    this.#older[v] = this.#slots[slot + 2]!;
+    this.#slots[slot + 2] = v;
+    this.#meta[v] = meta;
+    return v;
+  }
+
+  /** Makes the chunk a chunk of the arena, if it is large enough to be worth it. */
+  #adopt(chunk: Buffer): boolean {
+    if (chunk.length < adoptedBytesMin || chunk.length * 2 < chunk.buffer.byteLength) return false;
+    this.#adopted = chunk;
+    this.#adoptedChunk = this.#chunks.push(chunk) - 1;
+    this.#arenaBytes += chunk.length;
+    return true;
+  }
+
   #reserve(length: number): Buffer {
-    const current = this.#chunks[this.#chunks.length - 1];
+    const current = this.#chunks[this.#filling];
     if (current !== undefined && current.length - this.#free >= length) return current;
     const grown = Math.min(chunkBytesMax, Math.max(chunkBytesFirst, this.#arenaBytes));
     // Without the pool: a chunk lives as long as the layer, a pooled slab would be kept alive with it.
     const chunk = Buffer.allocUnsafeSlow(Math.max(grown, length));
-    this.#chunks.push(chunk);
+    this.#filling = this.#chunks.push(chunk) - 1;
     this.#arenaBytes += chunk.length;
     this.#free = 0;
     return chunk;
@@ -255,41 +299,38 @@ export class MemoryLayer {
     }
   }
 
-  #addKey(prefixId: number, e: number): number {
-    const found = this.#findKey(prefixId, e);
-    if (found >= 0) return found;
-    const key = this.#keys++;
+  /** Takes the free slot for a new key; answers where the key is, for the table may have been doubled. */
+  #addKey(free: number, prefixId: number, e: number): number {
+    this.#keys++;
     assert(this.#keys <= keysMax, 'a memory layer is frozen before it is full');
-    if (key >= this.#keyE.length) {
-      this.#keyE = grow(this.#keyE, new Uint32Array(key * 2));
-      this.#keyPrefix = grow(this.#keyPrefix, new Uint32Array(key * 2));
-      this.#keyHead = grow(this.#keyHead, new Int32Array(key * 2));
+    let slot = free;
+    const before = this.#slots;
+    if (this.#keys * 8 > before.length && before.length < slotsMax * 4) {
+      const slots = new Int32Array(before.length * 2);
+      this.#slots = slots;
+      for (let from = 0; from < before.length; from += 4) {
+        if (before[from] === 0) continue;
+        const to = this.#findSlot(before[from]! - 1, before[from + 1]!);
+        slots[to] = before[from]!;
+        slots[to + 1] = before[from + 1]!;
+        slots[to + 2] = before[from + 2]!;
+      }
+      slot = this.#findSlot(prefixId, e);
     }
-    this.#keyE[key] = e;
-    this.#keyPrefix[key] = prefixId;
-    this.#keyHead[key] = -1;
-    if (this.#keys * 2 > this.#keySlots.length) {
-      this.#keySlots = new Int32Array(this.#keySlots.length * 2).fill(-1);
-      for (let k = 0; k <= key; k++) this.#placeKey(k);
-    } else {
-      this.#placeKey(key);
-    }
-    return key;
+    this.#slots[slot] = prefixId + 1;
+    this.#slots[slot + 1] = e;
+    this.#slots[slot + 2] = -1;
+    return slot;
   }
 
-  #placeKey(key: number): void {
-    const mask = this.#keySlots.length - 1;
-    let at = hashKey(this.#keyPrefix[key]!, this.#keyE[key]!) & mask;
-    while (this.#keySlots[at]! >= 0) at = (at + 1) & mask;
-    this.#keySlots[at] = key;
-  }
-
-  #findKey(prefixId: number, e: number): number {
-    const slots = this.#keySlots;
+  /** Index in #slots of the key, or of the free slot where it would be. */
+  #findSlot(prefixId: number, e: number): number {
+    const slots = this.#slots;
     const mask = slots.length - 1;
-    for (let at = hashKey(prefixId, e) & mask; ; at = (at + 1) & mask) {
-      const key = slots[at]!;
-      if (key < 0 || (this.#keyE[key] === e && this.#keyPrefix[key] === prefixId)) return key;
+    const low = e | 0;
+    for (let at = (hashKey(prefixId, low) << 2) & mask; ; at = (at + 4) & mask) {
+      const id = slots[at]!;
+      if (id === 0 || (slots[at + 1] === low && id === prefixId + 1)) return at;
     }
   }
 

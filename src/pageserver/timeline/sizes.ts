@@ -76,6 +76,9 @@ export function decodeTruncations(b: Buffer): Truncation[] {
   return out;
 }
 
+/** A power of two. */
+const frontSize = 256;
+
 /** What is in memory about one fork. */
 interface CachedRel extends RelTag {
   next: CachedRel | undefined;
@@ -98,6 +101,8 @@ export class RelSizeCache {
   /** By relNode * 4 + fork; different databases are a list. */
   #table = new Map<number, CachedRel>();
   #count = 0;
+  /** What was found last for a hash of relNode and fork: ingest asks for every block of every record. */
+  readonly #front: (CachedRel | undefined)[] = new Array<CachedRel | undefined>(frontSize).fill(undefined);
 
   constructor(entriesMax: number) {
     this.#entriesMax = entriesMax;
@@ -159,6 +164,7 @@ export class RelSizeCache {
     const keep = Math.floor(this.#entriesMax * 0.75);
     const old = this.#table;
     this.#table = new Map();
+    this.#front.fill(undefined);
     this.#count = 0;
     const all: CachedRel[] = [];
     for (const head of old.values())
@@ -171,8 +177,19 @@ export class RelSizeCache {
   }
 
   #find(spcNode: number, dbNode: number, relNode: number, fork: number): CachedRel | undefined {
+    const at = (relNode * 4 + fork) & (frontSize - 1);
+    const front = this.#front[at];
+    if (
+      front !== undefined &&
+      front.relNode === relNode &&
+      front.fork === fork &&
+      front.dbNode === dbNode &&
+      front.spcNode === spcNode
+    )
+      return front;
     let entry = this.#table.get(relNode * 4 + fork);
     while (entry !== undefined && (entry.dbNode !== dbNode || entry.spcNode !== spcNode)) entry = entry.next;
+    if (entry !== undefined) this.#front[at] = entry;
     return entry;
   }
 

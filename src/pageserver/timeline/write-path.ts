@@ -9,6 +9,7 @@ import {assert} from '#runtime/assert.ts';
 import {type Lsn, formatLsn} from '#postgres/lsn.ts';
 import {type ForkNumber, type RelTag, blockSize} from '#postgres/relation.ts';
 import {type SlruKind, slruKinds} from '#postgres/slru.ts';
+import type {BlockRef, WalRecord} from '#postgres/wal/record.ts';
 import {type IngestSink, type IngestState, relationMissing, relationNotLoaded} from '../ingest/sink.ts';
 import {MemoryLayer} from '../layers/memory-layer.ts';
 import {CommitTail, commitsPerChunk, decodeCommitChunk, runningMaxAfter} from './commit-times.ts';
@@ -51,6 +52,16 @@ interface WriterMemory {
   readonly statistics: boolean;
 }
 
+/** A prefix and its id in the layer. */
+interface KnownFork {
+  readonly prefix: KeyPrefix;
+  readonly layer: MemoryLayer;
+  readonly id: number;
+}
+
+/** A power of two. */
+const knownForksMax = 64;
+
 const statisticsPath = 'pg_stat/pgstat.stat';
 
 export class TimelineWriter implements IngestSink, IngestState {
@@ -68,8 +79,8 @@ export class TimelineWriter implements IngestSink, IngestState {
   #importParts = 0;
   /** logicalSizeBytes when the last record ended. */
   #sizeAtRecord: number;
-  /** The prefix of the last page put: most records follow another of the same relation. */
-  #prefix: KeyPrefix = {kind: 0, a: 0, b: 0, c: 0, d: 0};
+  /** Prefixes of pages that were put last, by a hash of relNode and fork. */
+  readonly #knownForks: (KnownFork | undefined)[] = new Array<KnownFork | undefined>(knownForksMax).fill(undefined);
 
   private constructor(
     state: TimelineState,
@@ -148,19 +159,11 @@ export class TimelineWriter implements IngestSink, IngestState {
 
   // ---- pages
 
-  relationPageRecord(
-    spcNode: number,
-    dbNode: number,
-    relNode: number,
-    fork: ForkNumber,
-    block: number,
-    lsn: Lsn,
-    bytes: Buffer,
-    blockId: number,
-    needsBase: boolean,
-  ): void {
+  relationPageRecord(record: WalRecord, b: BlockRef, needsBase: boolean): void {
     const flags = (needsBase ? 0 : flagStartsHistory) | (this.walLogHints ? flagWalLogHints : 0);
-    this.#put(this.#pagePrefix(spcNode, dbNode, relNode, fork), block, lsn, valueKind.record, flags, blockId, bytes);
+    const layer = this.#openLayer(record.endLsn);
+    const prefixId = this.#prefixId(layer, b.spcNode, b.dbNode, b.relNode, b.fork);
+    layer.putRecord(prefixId, b.blockNumber, record, flags, b.id);
   }
 
   relationPageImage(
@@ -173,8 +176,9 @@ export class TimelineWriter implements IngestSink, IngestState {
     image: Buffer,
   ): void {
     assert(image.length === blockSize, 'a page image has 8192 bytes');
-    const prefix = this.#pagePrefix(spcNode, dbNode, relNode, fork);
-    this.#put(prefix, block, lsn, valueKind.image, flagStartsHistory, 0, image);
+    const layer = this.#openLayer(lsn);
+    const prefixId = this.#prefixId(layer, spcNode, dbNode, relNode, fork);
+    layer.put(prefixId, block, lsn, valueKind.image, flagStartsHistory, image);
   }
 
   relationPagePatch(
@@ -186,7 +190,8 @@ export class TimelineWriter implements IngestSink, IngestState {
     lsn: Lsn,
     patch: Buffer,
   ): void {
-    this.#put(this.#pagePrefix(spcNode, dbNode, relNode, fork), block, lsn, valueKind.patch, 0, 0, patch);
+    const layer = this.#openLayer(lsn);
+    layer.put(this.#prefixId(layer, spcNode, dbNode, relNode, fork), block, lsn, valueKind.patch, 0, patch);
   }
 
   /** Nothing to store: blocks without a value read as zeros, and sizes.ts keeps values from before a truncation away. */
@@ -241,17 +246,17 @@ export class TimelineWriter implements IngestSink, IngestState {
   slruPageImage(kind: SlruKind, page: number, lsn: Lsn, image: Buffer): void {
     assert(image.length === blockSize, 'a page image has 8192 bytes');
     this.#memory.slruPages[kind]!.add(page);
-    this.#put(slruPrefix(kind), page, lsn, valueKind.image, flagStartsHistory, 0, image);
+    this.#put(slruPrefix(kind), page, lsn, valueKind.image, flagStartsHistory, image);
   }
 
   slruPagePatch(kind: SlruKind, page: number, lsn: Lsn, patch: Buffer, needsBase: boolean): void {
-    this.#memory.slruPages[kind]!.add(page);
-    this.#put(slruPrefix(kind), page, lsn, valueKind.patch, needsBase ? 0 : flagStartsHistory, 0, patch);
+    if (!this.slruPageExists(kind, page)) this.#memory.slruPages[kind]!.add(page);
+    this.#put(slruPrefix(kind), page, lsn, valueKind.patch, needsBase ? 0 : flagStartsHistory, patch);
   }
 
   slruPageZero(kind: SlruKind, page: number, lsn: Lsn): void {
     this.#memory.slruPages[kind]!.add(page);
-    this.#put(slruPrefix(kind), page, lsn, valueKind.zero, flagStartsHistory, 0, empty);
+    this.#put(slruPrefix(kind), page, lsn, valueKind.zero, flagStartsHistory, empty);
   }
 
   slruDropPages(kind: SlruKind, startPage: number, endPage: number, lsn: Lsn): void {
@@ -259,7 +264,7 @@ export class TimelineWriter implements IngestSink, IngestState {
     for (const page of pages) {
       if (page < startPage || page >= endPage) continue;
       pages.delete(page);
-      this.#put(slruPrefix(kind), page, lsn, valueKind.tombstone, flagStartsHistory, 0, empty);
+      this.#put(slruPrefix(kind), page, lsn, valueKind.tombstone, flagStartsHistory, empty);
     }
   }
 
@@ -331,7 +336,6 @@ export class TimelineWriter implements IngestSink, IngestState {
     state.sizes.trim();
     const {open} = state;
     if (open !== undefined) {
-      open.endRecord();
       if (open.bytes >= state.context.limits.layerBytes || open.isFull) this.freeze();
     }
     this.#onAdvance();
@@ -357,7 +361,6 @@ export class TimelineWriter implements IngestSink, IngestState {
   importStep(): boolean {
     const {open, context} = this.#state;
     if (open === undefined || (open.bytes < context.limits.layerBytes && !open.isFull)) return false;
-    open.endRecord();
     // All values of an import have the LSN of the first.
     this.#freezeNow((open.startLsn + 1) as Lsn, false);
     return true;
@@ -375,25 +378,38 @@ export class TimelineWriter implements IngestSink, IngestState {
 
   // ---- private
 
-  #put(p: KeyPrefix, e: number, lsn: Lsn, kind: number, flags: number, blockId: number, payload: Buffer): void {
-    const state = this.#state;
-    state.open ??= new MemoryLayer(lsn, state.context.clock.monotonicMs());
-    state.open.put(p, e, lsn, kind, flags, blockId, payload);
+  #put(p: KeyPrefix, e: number, lsn: Lsn, kind: number, flags: number, payload: Buffer): void {
+    const layer = this.#openLayer(lsn);
+    layer.put(layer.prefixId(p), e, lsn, kind, flags, payload);
   }
 
-  #pagePrefix(spcNode: number, dbNode: number, relNode: number, fork: ForkNumber): KeyPrefix {
-    const p = this.#prefix;
-    if (p.c === relNode && p.d === fork && p.b === dbNode && p.a === spcNode && p.kind === keyKind.relPage) return p;
-    return (this.#prefix = relPagePrefix({spcNode, dbNode, relNode, fork}));
+  #openLayer(lsn: Lsn): MemoryLayer {
+    const state = this.#state;
+    return (state.open ??= new MemoryLayer(lsn, state.context.clock.monotonicMs()));
+  }
+
+  /** Of the pages of a fork in the open layer. */
+  #prefixId(layer: MemoryLayer, spcNode: number, dbNode: number, relNode: number, fork: ForkNumber): number {
+    const at = (relNode * 4 + fork) & (knownForksMax - 1);
+    const known = this.#knownForks[at];
+    if (known !== undefined) {
+      const p = known.prefix;
+      if (p.c === relNode && p.d === fork && p.b === dbNode && p.a === spcNode && known.layer === layer)
+        return known.id;
+    }
+    const prefix = relPagePrefix({spcNode, dbNode, relNode, fork});
+    const id = layer.prefixId(prefix);
+    this.#knownForks[at] = {prefix, layer, id};
+    return id;
   }
 
   #putBlob(key: Key, lsn: Lsn, bytes: Buffer): void {
-    this.#put(key.prefix, key.e, lsn, valueKind.image, flagStartsHistory, 0, bytes);
+    this.#put(key.prefix, key.e, lsn, valueKind.image, flagStartsHistory, bytes);
   }
 
   #putOptional(key: Key, lsn: Lsn, bytes: Buffer | undefined): void {
     if (bytes !== undefined) this.#putBlob(key, lsn, bytes);
-    else this.#put(key.prefix, key.e, lsn, valueKind.tombstone, flagStartsHistory, 0, empty);
+    else this.#put(key.prefix, key.e, lsn, valueKind.tombstone, flagStartsHistory, empty);
   }
 
   #putCommitChunk(lsn: Lsn): void {
@@ -462,7 +478,7 @@ export class TimelineWriter implements IngestSink, IngestState {
         const pages = await read(state, (pass) => tryRelPages(state, pass, source, block, copyBlocks, at));
         const prefix = relPagePrefix(target);
         pages.forEach((page, i) => {
-          if (!page.equals(zeroPage)) this.#put(prefix, block + i, lsn, valueKind.image, flagStartsHistory, 0, page);
+          if (!page.equals(zeroPage)) this.#put(prefix, block + i, lsn, valueKind.image, flagStartsHistory, page);
         });
         const {open, context} = state;
         if (open !== undefined && (open.bytes >= context.limits.layerBytes || open.isFull)) {
@@ -480,6 +496,7 @@ export class TimelineWriter implements IngestSink, IngestState {
     if (layer === undefined || layer.versionCount === 0) return;
     layer.freeze(endLsn);
     state.open = undefined;
+    this.#knownForks.fill(undefined); // they would keep the layer in memory
     if (this.#importing) this.#importParts++;
     state.frozen.push({
       id: state.nextFrozenId++,

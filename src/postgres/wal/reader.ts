@@ -2,9 +2,9 @@
  * Incremental WAL reader: raw WAL bytes in, in chunks split anywhere; records out (access/transam/xlogreader.c
  * XLogDecodeNextRecord, ValidXLogRecordHeader, ValidXLogRecord, XLogReaderValidatePageHeader).
  *
- * A record that lies inside one page of one chunk is handed out as a view of that chunk (so the caller must not write into
- * a pushed chunk while it uses records of it); every other record is put together in a new buffer. Each byte of a chunk is
- * consumed once: as part of a view, or copied.
+ * A record that lies inside one page of one chunk is handed out where it lies in that chunk (so the caller must not write
+ * into a pushed chunk while it uses records of it); every other record is put together in a new buffer. Each byte of a chunk
+ * is consumed once: in place, or copied.
  *
  *   const reader = new WalReader({startLsn});
  *   reader.push(chunk);
@@ -12,7 +12,7 @@
  *   if (reader.failure) …   // the end of valid WAL: position and reason
  */
 import {type Lsn, formatLsn} from '#postgres/lsn.ts';
-import {WalDecodeError, type WalRecord, decodeRecord, recordHeaderSize} from '#postgres/wal/record.ts';
+import {WalDecodeError, type WalRecord, decodeRecordAt, recordHeaderSize} from '#postgres/wal/record.ts';
 import {recordCrc} from '#postgres/wal/record-crc.ts';
 import {rmgr} from '#postgres/wal/rmgr.ts';
 import {
@@ -77,6 +77,10 @@ export class WalReader {
   #assembled = 0;
   #needed = 0;
 
+  /** What #take found: the record is #recordLength bytes of #recordBytes from #recordStart on. */
+  #recordBytes: Buffer = empty;
+  #recordStart = 0;
+  #recordLength = 0;
   #recordLsn = 0;
   #endLsn: number;
   #previousLsn: number;
@@ -131,10 +135,11 @@ export class WalReader {
    * valid as long as the pushed chunk is not overwritten.
    */
   next(into: WalRecord): boolean {
-    const bytes = this.#take();
-    if (bytes === undefined) return false;
+    if (!this.#take()) return false;
     try {
-      decodeRecord(bytes, this.#previousLsn as Lsn, this.#endLsn as Lsn, into);
+      const start = this.#recordStart;
+      const length = this.#recordLength;
+      decodeRecordAt(this.#recordBytes, start, length, this.#previousLsn as Lsn, this.#endLsn as Lsn, into);
     } catch (error) {
       if (!(error instanceof WalDecodeError)) throw error;
       this.#fail(this.#previousLsn, error.message);
@@ -146,17 +151,17 @@ export class WalReader {
 
   /** Like next() without decoding blocks: only lastRecordStartLsn and lastRecordEndLsn move on. */
   skip(): boolean {
-    return this.#take() !== undefined;
+    return this.#take();
   }
 
-  /** The next whole, valid record, or undefined. */
-  #take(): Buffer | undefined {
+  /** Finds the next whole, valid record. */
+  #take(): boolean {
     while (this.#failure === undefined) {
       const chunk = this.#chunk;
       const at = this.#at;
       const left = chunk.length - at;
       if (left === 0) {
-        if (!this.#nextChunk()) return undefined;
+        if (!this.#nextChunk()) return false;
         continue;
       }
       if (this.#skip > 0) {
@@ -179,11 +184,10 @@ export class WalReader {
           if (total <= pageLeft && total <= left) {
             if (!this.#checkHeader(chunk, at)) break;
             if (!this.#checkCrc(chunk, at, total)) break;
-            const bytes = chunk.subarray(at, at + total);
             this.#at = at + total;
             this.#pageOffset = (this.#pageOffset + total) & (walPageSize - 1);
-            this.#finish(bytes);
-            return bytes;
+            this.#finish(chunk, at, total);
+            return true;
           }
           this.#needed = total;
           if (this.#assembly.length < total) this.#assembly = Buffer.allocUnsafe(Math.min(total, 4 * walPageSize));
@@ -193,14 +197,13 @@ export class WalReader {
         this.#assembling = true;
         this.#assembled = 0;
       }
-      const bytes = this.#assemble(left < pageLeft ? left : pageLeft);
-      if (bytes !== undefined) return bytes;
+      if (this.#assemble(left < pageLeft ? left : pageLeft)) return true;
     }
-    return undefined;
+    return false;
   }
 
-  /** Adds up to `available` bytes of the chunk to the record being put together; answers it when it is whole. */
-  #assemble(available: number): Buffer | undefined {
+  /** Adds up to `available` bytes of the chunk to the record being put together; answers whether it is whole. */
+  #assemble(available: number): boolean {
     const before = this.#assembled;
     const wanted = (this.#needed === 0 ? 4 : this.#needed) - before;
     const count = wanted < available ? wanted : available;
@@ -215,34 +218,37 @@ export class WalReader {
     this.#assembled = before + count;
     this.#advance(count, false);
     if (this.#needed === 0) {
-      if (this.#assembled < 4) return undefined;
+      if (this.#assembled < 4) return false;
       const total = this.#assembly.readUInt32LE(0);
       if (total < recordHeaderSize || total > recordLengthMax) {
         this.#fail(this.#recordLsn, `invalid record length ${total}`);
-        return undefined;
+        return false;
       }
       this.#needed = total;
-      return undefined;
+      return false;
     }
     if (before < recordHeaderSize && this.#assembled >= recordHeaderSize && !this.#checkHeader(this.#assembly, 0))
-      return undefined;
-    if (this.#assembled < this.#needed) return undefined;
-    const bytes = this.#assembly.length === this.#needed ? this.#assembly : this.#assembly.subarray(0, this.#needed);
-    if (!this.#checkCrc(bytes, 0, bytes.length)) return undefined;
+      return false;
+    if (this.#assembled < this.#needed) return false;
+    const bytes = this.#assembly;
+    if (!this.#checkCrc(bytes, 0, this.#needed)) return false;
     this.#assembly = empty; // it belongs to the record now
     this.#assembling = false;
-    this.#finish(bytes);
-    return bytes;
+    this.#finish(bytes, 0, this.#needed);
+    return true;
   }
 
-  #finish(bytes: Buffer): void {
+  #finish(bytes: Buffer, start: number, length: number): void {
+    this.#recordBytes = bytes;
+    this.#recordStart = start;
+    this.#recordLength = length;
     const position = this.#chunkLsn + this.#at;
     const padding = -this.#pageOffset & 7;
     this.#skip = padding;
     this.#endLsn = position + padding;
     this.#previousLsn = this.#recordLsn;
     this.#previousKnown = true;
-    if (bytes[17] === rmgr.xlog && (bytes[16]! & 0xf0) === opcodeSwitch) {
+    if (bytes[start + 17] === rmgr.xlog && (bytes[start + 16]! & 0xf0) === opcodeSwitch) {
       // The switch record owns the rest of its segment.
       this.#endLsn = Math.ceil(this.#endLsn / this.#segmentSize) * this.#segmentSize;
       this.#skip = this.#endLsn - position;

@@ -1,6 +1,7 @@
 /**
  * One WAL record, decoded (access/xlogrecord.h; access/transam/xlogreader.c DecodeXLogRecord). The decoder fills one
- * reused object: nothing is allocated for a record but the Buffer slices the caller asks for. Offsets are into `bytes`.
+ * reused object: nothing is allocated for a record but the Buffer slices the caller asks for. A record is a stretch of
+ * `bytes`, which may hold other records too; all offsets are into `bytes`.
  */
 import type {ForkNumber} from '#postgres/relation.ts';
 import {type Lsn, invalidLsn} from '#postgres/lsn.ts';
@@ -42,8 +43,9 @@ export class BlockRef {
 export class WalDecodeError extends Error {}
 
 export class WalRecord {
-  /** The whole record, header included, contiguous (continuation page headers taken out). */
+  /** Holds the whole record, header included, contiguous (continuation page headers taken out), from `offset` on. */
   bytes: Buffer = Buffer.alloc(0);
+  offset = 0;
   /** Where the record starts in WAL. */
   startLsn: Lsn = invalidLsn;
   /** EndRecPtr: what redo writes as page LSN (rounded up to 8; wal-redo.md 2.5). */
@@ -70,6 +72,11 @@ export class WalRecord {
     return b !== undefined && b.inUse ? b : undefined;
   }
 
+  /** A view, not a copy, of the whole record. */
+  whole(): Buffer {
+    return this.bytes.subarray(this.offset, this.offset + this.totalLength);
+  }
+
   /** A view, not a copy, of the main data. */
   mainData(): Buffer {
     return this.bytes.subarray(this.mainDataOffset, this.mainDataOffset + this.mainDataLength);
@@ -90,49 +97,66 @@ export function decodeRecord(bytes: Buffer, startLsn: Lsn, endLsn: Lsn, into: Wa
     throw new WalDecodeError(`record of ${bytes.length} bytes is shorter than its header`);
   const total = u32(bytes, 0);
   if (total !== bytes.length) throw new WalDecodeError(`record says ${total} bytes, ${bytes.length} are here`);
+  decodeRecordAt(bytes, 0, total, startLsn, endLsn, into);
+}
+
+/**
+ * decodeRecord for the `length` ≥ 24 bytes from `start` on, all of which `bytes` holds; its own length field has been
+ * looked at.
+ */
+export function decodeRecordAt(
+  bytes: Buffer,
+  start: number,
+  length: number,
+  startLsn: Lsn,
+  endLsn: Lsn,
+  into: WalRecord,
+): void {
+  const end = start + length;
   into.bytes = bytes;
+  into.offset = start;
   into.startLsn = startLsn;
   into.endLsn = endLsn;
-  into.totalLength = total;
-  into.xid = u32(bytes, 4);
-  into.prevLsn = (u32(bytes, 8) + u32(bytes, 12) * 4294967296) as Lsn;
-  into.info = bytes[16]!;
-  into.rmid = bytes[17]!;
-  into.crc = u32(bytes, 20);
+  into.totalLength = length;
+  into.xid = u32(bytes, start + 4);
+  into.prevLsn = (u32(bytes, start + 8) + u32(bytes, start + 12) * 4294967296) as Lsn;
+  into.info = bytes[start + 16]!;
+  into.rmid = bytes[start + 17]!;
+  into.crc = u32(bytes, start + 20);
   into.mainDataLength = 0;
   into.originId = 0;
   into.toplevelXid = 0;
   for (let i = 0; i <= into.maxBlockId; i++) into.blocks[i]!.inUse = false;
   into.maxBlockId = -1;
 
-  let at = recordHeaderSize;
+  let at = start + recordHeaderSize;
   let payload = 0;
   let previous: BlockRef | undefined;
-  while (total - at > payload) {
+  while (end - at > payload) {
     const id = bytes[at]!;
     if (id === 255 || id === 254) {
       const long = id === 254;
-      need(total, at, long ? 5 : 2);
+      need(end, at, long ? 5 : 2);
       into.mainDataLength = long ? u32(bytes, at + 1) : bytes[at + 1]!;
       at += long ? 5 : 2;
       payload += into.mainDataLength;
       break; // by convention, the main data header comes last
     }
     if (id === 253) {
-      need(total, at, 3);
+      need(end, at, 3);
       into.originId = u16(bytes, at + 1);
       at += 3;
       continue;
     }
     if (id === 252) {
-      need(total, at, 5);
+      need(end, at, 5);
       into.toplevelXid = u32(bytes, at + 1);
       at += 5;
       continue;
     }
     if (id >= blocksMax) throw new WalDecodeError(`invalid block id ${id}`);
     if (id <= into.maxBlockId) throw new WalDecodeError(`block id ${id} out of order after ${into.maxBlockId}`);
-    need(total, at, 4);
+    need(end, at, 4);
     for (let i = into.maxBlockId + 1; i < id; i++) into.blocks[i]!.inUse = false;
     into.maxBlockId = id;
     const b = into.blocks[id]!;
@@ -155,11 +179,11 @@ export function decodeRecord(bytes: Buffer, startLsn: Lsn, endLsn: Lsn, into: Wa
     b.holeLength = 0;
     b.imageInfo = 0;
     if (b.hasImage) {
-      at = decodeImageHeader(bytes, at, total, b);
+      at = decodeImageHeader(bytes, at, end, b);
       payload += b.imageLength;
     }
     if ((flags & 0x80) === 0) {
-      need(total, at, 12);
+      need(end, at, 12);
       b.spcNode = u32(bytes, at);
       b.dbNode = u32(bytes, at + 4);
       b.relNode = u32(bytes, at + 8);
@@ -171,12 +195,12 @@ export function decodeRecord(bytes: Buffer, startLsn: Lsn, endLsn: Lsn, into: Wa
       b.relNode = previous.relNode;
     }
     previous = b;
-    need(total, at, 4);
+    need(end, at, 4);
     b.blockNumber = u32(bytes, at);
     at += 4;
   }
-  if (total - at !== payload)
-    throw new WalDecodeError(`record of ${total} bytes announces ${payload} bytes of payload and has ${total - at}`);
+  if (end - at !== payload)
+    throw new WalDecodeError(`record of ${length} bytes announces ${payload} bytes of payload and has ${end - at}`);
   for (let id = 0; id <= into.maxBlockId; id++) {
     const b = into.blocks[id]!;
     if (!b.inUse) continue;
@@ -188,13 +212,13 @@ export function decodeRecord(bytes: Buffer, startLsn: Lsn, endLsn: Lsn, into: Wa
   into.mainDataOffset = at;
 }
 
-function need(total: number, at: number, count: number): void {
-  if (total - at < count) throw new WalDecodeError(`record ends inside a header at byte ${at}`);
+function need(end: number, at: number, count: number): void {
+  if (end - at < count) throw new WalDecodeError(`record ends inside a header, ${end - at} bytes before its end`);
 }
 
-function decodeImageHeader(bytes: Buffer, start: number, total: number, b: BlockRef): number {
+function decodeImageHeader(bytes: Buffer, start: number, end: number, b: BlockRef): number {
   let at = start;
-  need(total, at, 5);
+  need(end, at, 5);
   b.imageLength = u16(bytes, at);
   b.holeOffset = u16(bytes, at + 2);
   b.imageInfo = bytes[at + 4]!;
@@ -204,7 +228,7 @@ function decodeImageHeader(bytes: Buffer, start: number, total: number, b: Block
   const hasHole = (b.imageInfo & bkpImageHasHole) !== 0;
   if (compressed) {
     if (hasHole) {
-      need(total, at, 2);
+      need(end, at, 2);
       b.holeLength = u16(bytes, at);
       at += 2;
     }
