@@ -1,0 +1,545 @@
+/**
+ * A whole Pagoda for the nemesis and the crash matrix: the roles and configurations of `pagoda up`, each a real process,
+ * but composed here so that every link between two roles goes through a fault link, each safekeeper and the pageserver
+ * has a network namespace of its own (as root; else all are on loopback), and each safekeeper a file system of its own.
+ */
+import {type ChildProcess, execFileSync, spawn} from 'node:child_process';
+import {existsSync, mkdirSync, openSync, closeSync, readFileSync, readdirSync, rmSync, writeFileSync} from 'node:fs';
+import {join} from 'node:path';
+import {createInterface} from 'node:readline';
+import {setTimeout as sleep} from 'node:timers/promises';
+import pg from 'pg';
+import {Layout, internalPorts} from '#cli/layout.ts';
+import {findProject, makeFirstProject, startProject} from '#cli/first-project.ts';
+import {type RoleConfig, roleConfigs} from '#cli/role-configs.ts';
+import {setUp} from '#cli/setup.ts';
+import {systemDisk} from '#runtime/disk.ts';
+import {changeMode} from '#runtime/permissions.ts';
+import {SeededRandom} from '#runtime/random.ts';
+import {generateKeys} from '#wire/auth.ts';
+import {clientConfig, freeBlock} from '../pagoda.ts';
+import {FaultLink} from './fault-link.ts';
+
+const root = join(import.meta.dirname, '../..');
+const main = join(root, 'src/cli/main.ts');
+const restartMs = 250;
+const readyMsMax = 60_000;
+
+export const safekeeperNames = ['safekeeper-1', 'safekeeper-2', 'safekeeper-3'] as const;
+
+export interface CellOptions {
+  readonly dir: string;
+  readonly seed: number;
+  /** Network namespaces and file systems of their own; needs root. */
+  readonly isolated: boolean;
+  /** Size of each safekeeper's file system. */
+  readonly safekeeperDiskBytes?: number;
+  readonly env?: Readonly<Record<string, string>>;
+  readonly log: (line: string) => void;
+}
+
+interface Role extends RoleConfig {
+  child: ChildProcess | undefined;
+  ready: boolean;
+  /** Not started again by itself. */
+  held: boolean;
+}
+
+interface Namespace {
+  readonly name: string;
+  readonly ip: string;
+  /** The bridge's end of its cable. */
+  readonly cable: string;
+}
+
+export class Cell {
+  readonly dir: string;
+  readonly layout: Layout;
+  readonly links = new Map<string, FaultLink>();
+  readonly isIsolated: boolean;
+  readonly #options: CellOptions;
+  readonly #base: number;
+  readonly #roles = new Map<string, Role>();
+  readonly #namespaces = new Map<string, Namespace>();
+  readonly #mounts: string[] = [];
+  #bridge: string | undefined;
+  #databaseUrl = '';
+  #projectId = '';
+  #stopping = false;
+  readonly #atExit = (): void => this.#clean();
+
+  static async start(options: CellOptions): Promise<Cell> {
+    const cell = new Cell(options, await freeBlock());
+    process.once('exit', cell.#atExit);
+    try {
+      await cell.#start();
+    } catch (error) {
+      const tails = cell.logTails();
+      cell.#clean();
+      throw new Error(`the cell does not start: ${(error as Error).message}\n${tails}`, {cause: error});
+    }
+    return cell;
+  }
+
+  private constructor(options: CellOptions, base: number) {
+    this.#options = options;
+    this.dir = options.dir;
+    this.isIsolated = options.isolated;
+    this.#base = base;
+    this.layout = new Layout(options.dir);
+  }
+
+  get databaseUrl(): string {
+    return this.#databaseUrl;
+  }
+  get projectId(): string {
+    return this.#projectId;
+  }
+  /** Base URL of an HTTP link. */
+  urlOf(link: string): string {
+    return `http://${this.#gateway}:${this.links.get(link)!.port}`;
+  }
+  get roleNames(): string[] {
+    return [...this.#roles.keys()];
+  }
+
+  pidOf(name: string): number {
+    const pid = this.#role(name).child?.pid;
+    if (pid === undefined) throw new Error(`${name} does not run`);
+    return pid;
+  }
+
+  isReady(name: string): boolean {
+    return this.#role(name).ready;
+  }
+
+  /** SIGKILL; it is started again by itself unless held. */
+  kill(name: string): void {
+    this.#role(name).child?.kill('SIGKILL');
+  }
+
+  /** Kills it and leaves it down until `release`. */
+  async hold(name: string): Promise<void> {
+    const role = this.#role(name);
+    role.held = true;
+    const {child} = role;
+    if (child === undefined) return;
+    const closed = new Promise((resolve) => child.once('close', resolve));
+    child.kill('SIGKILL');
+    await closed;
+  }
+
+  async release(name: string): Promise<void> {
+    const role = this.#role(name);
+    role.held = false;
+    if (role.child === undefined) await this.#spawn(role);
+  }
+
+  signal(name: string, signal: 'SIGSTOP' | 'SIGCONT' | 'SIGTERM'): void {
+    this.#role(name).child?.kill(signal);
+  }
+
+  /** Until every role serves. */
+  async settled(msMax = 60_000): Promise<void> {
+    const deadline = performance.now() + msMax;
+    for (;;) {
+      const missing = [...this.#roles.values()].filter((r) => !r.ready && !r.held).map((r) => r.name);
+      if (missing.length === 0) return;
+      if (performance.now() > deadline)
+        throw new Error(`${missing.join(', ')} did not come back in ${msMax / 1000} s\n${this.logTails()}`);
+      await sleep(50);
+    }
+  }
+
+  /** The processes of the compute of an endpoint: agent, proposer, postmaster (its children follow it). */
+  compute(endpointId: string): {agent?: number; proposer?: number; postgres?: number; backends: number[]} {
+    const directory = join(this.layout.computes, endpointId);
+    const all = processes();
+    const inside = all.filter((p) => p.args.some((a) => a.startsWith(`${directory}/`)));
+    const postgres = inside.find((p) => p.args[0]?.endsWith('/postgres'))?.pid;
+    const proposer = inside.find((p) => p.args.includes('proposer'))?.pid;
+    let agent = inside.find((p) => p.args.includes('compute'))?.pid;
+    try {
+      agent = (JSON.parse(readFileSync(join(directory, 'run.json'), 'utf8')) as {pid: number}).pid;
+    } catch {
+      // it has just been started
+    }
+    return {
+      ...(agent !== undefined && all.some((p) => p.pid === agent) ? {agent} : {}),
+      ...(proposer === undefined ? {} : {proposer}),
+      ...(postgres === undefined ? {} : {postgres}),
+      backends: all.filter((p) => p.parent === postgres).map((p) => p.pid),
+    };
+  }
+
+  /** The cable of a namespace is pulled; `sends-lost`: its peers' words still arrive. */
+  partition(name: string, how: 'both' | 'sends-lost'): void {
+    const ns = this.#namespace(name);
+    if (how === 'both') ip('link', 'set', ns.cable, 'down');
+    else ip('netns', 'exec', ns.name, 'ip', 'route', 'add', 'blackhole', `${this.#gateway}/32`);
+  }
+
+  heal(name: string): void {
+    const ns = this.#namespace(name);
+    ip('link', 'set', ns.cable, 'up');
+    quietly(() => ip('netns', 'exec', ns.name, 'ip', 'route', 'del', 'blackhole', `${this.#gateway}/32`));
+  }
+
+  /** Leaves no byte free on a safekeeper's file system. */
+  fillDisk(name: string): void {
+    const path = join(this.layout.node(name), 'ballast');
+    const file = openSync(path, 'w');
+    closeSync(file);
+    quietly(() => execFileSync('fallocate', ['-l', '100G', path], {stdio: 'ignore'}));
+    // fallocate takes all or nothing: halve until nothing fits any more.
+    for (let size = this.#diskBytes; size >= 4096; size = Math.floor(size / 2))
+      for (let n = 0; n < 3; n++)
+        if (!quietly(() => execFileSync('fallocate', ['-l', String(fileSize(path) + size), path], {stdio: 'ignore'})))
+          break;
+  }
+
+  emptyDisk(name: string): void {
+    rmSync(join(this.layout.node(name), 'ballast'), {force: true});
+  }
+
+  async api<T = Record<string, unknown>>(method: string, path: string, body?: unknown): Promise<T> {
+    const response = await fetch(`http://127.0.0.1:${this.#base + 1}/api/v2${path}`, {
+      method,
+      headers: {
+        authorization: `Bearer ${readFileSync(this.layout.apiKeyFile, 'utf8').trim()}`,
+        ...(body === undefined ? {} : {'content-type': 'application/json'}),
+      },
+      ...(body === undefined ? {} : {body: JSON.stringify(body)}),
+    });
+    const text = await response.text();
+    if (!response.ok) throw new Error(`${method} ${path}: ${response.status} ${text}`);
+    return (text === '' ? {} : JSON.parse(text)) as T;
+  }
+
+  async connect(uri = this.#databaseUrl, connectMs = 60_000): Promise<pg.Client> {
+    const client = new pg.Client({...clientConfig(uri), connectionTimeoutMillis: connectMs});
+    client.on('error', () => {});
+    await client.connect();
+    return client;
+  }
+
+  async query(sql: string, uri?: string): Promise<Record<string, unknown>[]> {
+    const client = await this.connect(uri);
+    try {
+      const result: unknown = await client.query(sql);
+      const last = (Array.isArray(result) ? result.at(-1) : result) as pg.QueryResult<Record<string, unknown>>;
+      return last.rows;
+    } finally {
+      await client.end();
+    }
+  }
+
+  /** Tries again until it succeeds: for questions after a fault. */
+  async queryInTheEnd(sql: string, msMax = 120_000): Promise<Record<string, unknown>[]> {
+    const deadline = performance.now() + msMax;
+    for (;;) {
+      try {
+        return await this.query(sql);
+      } catch (error) {
+        if (performance.now() > deadline)
+          throw new Error(`${sql}: ${(error as Error).message}\n${this.logTails()}`, {cause: error});
+        await sleep(200);
+      }
+    }
+  }
+
+  async endpointId(): Promise<string> {
+    const {endpoints} = await this.api<{endpoints: {id: string}[]}>('GET', `/projects/${this.#projectId}/endpoints`);
+    return endpoints[0]!.id;
+  }
+
+  /** Every process of the cell ends; directories stay. */
+  async stopAll(): Promise<void> {
+    this.#stopping = true;
+    await this.#killAll();
+  }
+
+  async startAll(): Promise<void> {
+    this.#stopping = false;
+    await this.#startRoles();
+  }
+
+  logTails(lines = 12): string {
+    if (!existsSync(this.layout.logs)) return '';
+    return readdirSync(this.layout.logs)
+      .map((f) => `==> ${f}\n${readFileSync(join(this.layout.logs, f), 'utf8').split('\n').slice(-lines).join('\n')}`)
+      .join('\n');
+  }
+
+  async close(): Promise<void> {
+    this.#stopping = true;
+    await this.#killAll();
+    for (const link of this.links.values()) await link.close();
+    this.#clean();
+    process.removeListener('exit', this.#atExit);
+  }
+
+  get #gateway(): string {
+    return this.isIsolated ? `10.77.${this.#subnet}.1` : '127.0.0.1';
+  }
+  get #subnet(): number {
+    return Math.floor((this.#base - 20_000) / 40) % 250;
+  }
+  get #diskBytes(): number {
+    return this.#options.safekeeperDiskBytes ?? 1024 * 1024 * 1024;
+  }
+
+  async #start(): Promise<void> {
+    const {layout} = this;
+    mkdirSync(this.dir, {recursive: true});
+    changeMode(layout.data, 0o711);
+    for (const folder of [layout.config, layout.logs, layout.keys, layout.computes, layout.cache, layout.objects])
+      systemDisk.makeDirectory(folder);
+    changeMode(layout.computes, 0o711);
+    changeMode(layout.cache, 0o711);
+    await generateKeys(layout.keys);
+    if (!existsSync(layout.installKeyFile))
+      writeFileSync(layout.installKeyFile, Buffer.from(crypto.getRandomValues(new Uint8Array(32))).toString('hex'), {
+        mode: 0o600,
+      });
+    const installation = await setUp(systemDisk, this.#options.log);
+    const ports = {proxy: this.#base, api: this.#base + 1, internal: this.#base + 10};
+    const roles = roleConfigs({
+      layout,
+      ports,
+      installation,
+      listen: '127.0.0.1',
+      withProxy: true,
+      objectStore: {kind: 'folder', path: layout.objects},
+    });
+    if (this.isIsolated) this.#isolate();
+    for (const role of await this.#throughLinks(roles, internalPorts(ports.internal))) {
+      writeFileSync(layout.configFile(role.name), JSON.stringify(role.config, undefined, 2), {mode: 0o600});
+      this.#roles.set(role.name, {...role, child: undefined, ready: false, held: false});
+    }
+    await this.#startRoles();
+    await makeFirstProject(layout, ports, systemDisk, this.#options.log);
+    await startProject(layout, ports, this.#options.log);
+    const project = await findProject(layout, ports);
+    if (project === undefined) throw new Error('there is no first project');
+    this.#databaseUrl = project.connectionUri;
+    this.#projectId = project.projectId;
+  }
+
+  async #startRoles(): Promise<void> {
+    for (const phase of new Set([...this.#roles.values()].map((r) => r.phase)))
+      await Promise.all([...this.#roles.values()].filter((r) => r.phase === phase).map((r) => this.#spawn(r)));
+  }
+
+  /** Every address by which one role reaches another becomes that of a fault link. */
+  async #throughLinks(roles: readonly RoleConfig[], ports: ReturnType<typeof internalPorts>): Promise<RoleConfig[]> {
+    const random = new SeededRandom(this.#options.seed);
+    let next = this.#base + 12 + 10;
+    const host = this.#gateway;
+    const link = async (name: string, role: string, port: number): Promise<{host: string; port: number}> => {
+      const made = await FaultLink.start({name, host, port: next++, target: {host: this.#hostOf(role), port}, random});
+      this.links.set(name, made);
+      return {host, port: made.port};
+    };
+    const broker = await link('broker', 'broker', ports.broker);
+    const control = await link('control', 'control', ports.control);
+    const pages = await link('pages', 'pageserver', ports.pageserver);
+    const pageserverHttp = await link('pageserver-http', 'pageserver', ports.pageserverHttp);
+    const safekeepers: {nodeId: number; host: string; port: number; httpPort: number}[] = [];
+    for (const nodeId of [1, 2, 3]) {
+      const wal = await link(`safekeeper-${nodeId}`, `safekeeper-${nodeId}`, ports.safekeeper(nodeId));
+      const management = await link(`safekeeper-${nodeId}-http`, `safekeeper-${nodeId}`, ports.safekeeperHttp(nodeId));
+      safekeepers.push({nodeId, host, port: wal.port, httpPort: management.port});
+    }
+    const controlUrl = `http://${control.host}:${control.port}`;
+    return roles.map((role) => {
+      const config = {...(role.config as Record<string, unknown>)};
+      if ('broker' in config) config['broker'] = broker;
+      if ('controlUrl' in config) config['controlUrl'] = controlUrl;
+      if (role.role === 'safekeeper') {
+        config['host'] = this.#hostOf(role.name);
+        config['advertiseHost'] = host;
+        config['advertisePort'] = safekeepers[Number(config['nodeId']) - 1]!.port;
+      }
+      if (role.role === 'pageserver') config['host'] = this.#hostOf(role.name);
+      if (role.role === 'control') {
+        config['safekeepers'] = (config['safekeepers'] as object[]).map((s, i) => ({...s, ...safekeepers[i]}));
+        config['pageservers'] = (config['pageservers'] as object[]).map((p) => ({
+          ...p,
+          ...pages,
+          httpPort: pageserverHttp.port,
+        }));
+      }
+      return {...role, config};
+    });
+  }
+
+  #hostOf(role: string): string {
+    return this.#namespaces.get(role)?.ip ?? '127.0.0.1';
+  }
+
+  #namespace(name: string): Namespace {
+    const ns = this.#namespaces.get(name);
+    if (ns === undefined) throw new Error(`${name} has no network namespace`);
+    return ns;
+  }
+
+  /** One namespace per storage node on a bridge of ours, one file system per safekeeper. */
+  #isolate(): void {
+    const bridge = `pgb${this.#base}`;
+    this.#bridge = bridge;
+    ip('link', 'add', bridge, 'type', 'bridge');
+    ip('addr', 'add', `${this.#gateway}/24`, 'dev', bridge);
+    ip('link', 'set', bridge, 'up');
+    for (const [i, role] of [...safekeeperNames, 'pageserver'].entries()) {
+      const ns = {name: `pg${this.#base}-${i}`, ip: `10.77.${this.#subnet}.${10 + i}`, cable: `pgv${this.#base}.${i}`};
+      this.#namespaces.set(role, ns);
+      ip('netns', 'add', ns.name);
+      ip('link', 'add', ns.cable, 'type', 'veth', 'peer', 'name', 'eth0', 'netns', ns.name);
+      ip('link', 'set', ns.cable, 'master', bridge, 'up');
+      ip('-n', ns.name, 'addr', 'add', `${ns.ip}/24`, 'dev', 'eth0');
+      ip('-n', ns.name, 'link', 'set', 'eth0', 'up');
+      ip('-n', ns.name, 'link', 'set', 'lo', 'up');
+    }
+    for (const name of safekeeperNames) {
+      const image = join(this.dir, `${name}.ext4`);
+      const target = this.layout.node(name);
+      execFileSync('truncate', ['-s', String(this.#diskBytes), image]);
+      execFileSync('mkfs.ext4', ['-q', '-m', '0', '-F', image], {stdio: 'ignore'});
+      mkdirSync(target, {recursive: true});
+      execFileSync('mount', ['-o', 'loop', image, target]);
+      this.#mounts.push(target);
+    }
+  }
+
+  async #spawn(role: Role): Promise<void> {
+    const log = openSync(this.layout.logFile(role.name), 'a');
+    const command = [
+      process.execPath,
+      '--disable-warning=ExperimentalWarning',
+      main,
+      role.role,
+      '--config',
+      this.layout.configFile(role.name),
+    ];
+    const ns = this.#namespaces.get(role.name);
+    const full = ns === undefined ? command : ['ip', 'netns', 'exec', ns.name, ...command];
+    const child = spawn(full[0]!, full.slice(1), {
+      stdio: ['ignore', 'pipe', log],
+      cwd: root,
+      detached: true,
+      env: {...process.env, ...this.#options.env},
+    });
+    closeSync(log);
+    role.child = child;
+    role.ready = false;
+    await new Promise<void>((resolve, reject) => {
+      const timer = setTimeout(
+        () => reject(new Error(`${role.name} was not ready in ${readyMsMax / 1000} s`)),
+        readyMsMax,
+      );
+      createInterface({input: child.stdout!}).on('line', (line) => {
+        if (!line.includes('"ready":true')) return;
+        clearTimeout(timer);
+        role.ready = true;
+        resolve();
+      });
+      child.once('close', (code, signal) => {
+        clearTimeout(timer);
+        role.ready = false;
+        if (role.child === child) role.child = undefined;
+        reject(new Error(`${role.name} ended (${signal ?? code})`));
+        if (this.#stopping || role.held) return;
+        setTimeout(() => {
+          if (!this.#stopping && !role.held && role.child === undefined)
+            this.#spawn(role).catch((error: unknown) => this.#options.log(String((error as Error).message)));
+        }, restartMs);
+      });
+    });
+  }
+
+  #role(name: string): Role {
+    const role = this.#roles.get(name);
+    if (role === undefined) throw new Error(`there is no role ${name}`);
+    return role;
+  }
+
+  /** Roles and computes, until none is left. */
+  async #killAll(): Promise<void> {
+    for (let round = 0; round < 100; round++) {
+      const left = ownProcesses(this.dir);
+      if (left.length === 0) break;
+      for (const pid of left) quietly(() => process.kill(pid, 'SIGKILL'));
+      await sleep(50);
+    }
+    for (const role of this.#roles.values()) role.child = undefined;
+  }
+
+  #clean(): void {
+    this.#stopping = true;
+    for (let round = 0; round < 20; round++) {
+      const left = ownProcesses(this.dir);
+      if (left.length === 0) break;
+      for (const pid of left) quietly(() => process.kill(pid, 'SIGKILL'));
+      Atomics.wait(new Int32Array(new SharedArrayBuffer(4)), 0, 0, 50);
+    }
+    for (const target of this.#mounts.splice(0))
+      quietly(() => execFileSync('umount', ['-l', target], {stdio: 'ignore'}));
+    for (const ns of this.#namespaces.values()) quietly(() => ip('netns', 'del', ns.name));
+    this.#namespaces.clear();
+    if (this.#bridge !== undefined) quietly(() => ip('link', 'del', this.#bridge!));
+    this.#bridge = undefined;
+  }
+}
+
+function ip(...args: string[]): void {
+  execFileSync('ip', args, {stdio: ['ignore', 'ignore', 'pipe']});
+}
+
+function quietly(fn: () => unknown): boolean {
+  try {
+    fn();
+    return true;
+  } catch {
+    return false;
+  }
+}
+
+function fileSize(path: string): number {
+  return systemDisk.stat(path)?.size ?? 0;
+}
+
+interface Process {
+  readonly pid: number;
+  readonly parent: number;
+  readonly args: readonly string[];
+}
+
+function processes(): Process[] {
+  return readdirSync('/proc')
+    .filter((n) => /^\d+$/.test(n))
+    .flatMap((n) => {
+      try {
+        const args = readFileSync(`/proc/${n}/cmdline`, 'utf8').split('\0');
+        const stat = readFileSync(`/proc/${n}/stat`, 'utf8');
+        const fields = stat.slice(stat.lastIndexOf(')') + 2).split(' ');
+        return fields[0] === 'Z' ? [] : [{pid: Number(n), args, parent: Number(fields[1])}];
+      } catch {
+        return [];
+      }
+    });
+}
+
+/** Those that name the directory, and all their descendants. */
+function ownProcesses(dir: string): number[] {
+  const all = processes();
+  const ours = new Set(
+    all.filter((p) => p.pid !== process.pid && p.args.some((a) => a.startsWith(`${dir}/`))).map((p) => p.pid),
+  );
+  for (let grew = true; grew;) {
+    grew = false;
+    for (const p of all) if (!ours.has(p.pid) && ours.has(p.parent)) grew = ours.add(p.pid).size > 0;
+  }
+  ours.delete(process.pid);
+  return [...ours];
+}

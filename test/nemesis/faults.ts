@@ -1,0 +1,321 @@
+/** What the nemesis does: the kinds of faults, and a schedule of them that follows from the seed alone. */
+import {SeededRandom} from '#runtime/random.ts';
+import {type Cell, safekeeperNames} from './cell.ts';
+
+/** Kinds are grouped for the counts that a valid run must reach. */
+export type FaultClass = 'safekeeper' | 'compute' | 'pageserver' | 'network' | 'other';
+
+export interface FaultKind {
+  readonly name: string;
+  readonly class: FaultClass;
+  /** How long it lasts, in milliseconds; a kill has no length of its own. */
+  readonly hold: readonly [number, number];
+  /** Needs namespaces and file systems. */
+  readonly isolated?: boolean;
+  /** A commit must not wait longer than this for it (the goals of the issue); undefined = as long as it lasts. */
+  readonly gapMsMax?: number;
+  /** Begins it on a target drawn from `random`; answers what ends it. */
+  readonly inject: (
+    world: World,
+    random: SeededRandom,
+  ) => Promise<() => void | Promise<void>> | (() => void | Promise<void>);
+}
+
+export interface World {
+  readonly cell: Cell;
+  readonly endpointId: string;
+}
+
+const safekeeperGapMs = 1000;
+const computeGapMs = 5000;
+
+const oneOf = <T>(random: SeededRandom, list: readonly T[]): T => list[random.uint32() % list.length]!;
+const safekeeper = (random: SeededRandom): string => oneOf(random, safekeeperNames);
+const nothing = (): void => {};
+
+function signal(pids: readonly (number | undefined)[], name: 'SIGKILL' | 'SIGSTOP' | 'SIGCONT'): void {
+  for (const pid of pids)
+    try {
+      if (pid !== undefined) process.kill(pid, name);
+    } catch {
+      // gone by itself
+    }
+}
+
+function kill(name: string, of: FaultClass, role: (random: SeededRandom) => string, gapMsMax?: number): FaultKind {
+  return {
+    name: `${name} killed`,
+    class: of,
+    hold: [0, 500],
+    ...(gapMsMax === undefined ? {} : {gapMsMax}),
+    inject({cell}, random) {
+      cell.kill(role(random));
+      return nothing;
+    },
+  };
+}
+
+function pause(name: string, of: FaultClass, role: (random: SeededRandom) => string, gapMsMax?: number): FaultKind {
+  return {
+    name: `${name} paused`,
+    class: of,
+    hold: [500, 6000],
+    ...(gapMsMax === undefined ? {} : {gapMsMax}),
+    inject({cell}, random) {
+      const target = role(random);
+      cell.signal(target, 'SIGSTOP');
+      return () => cell.signal(target, 'SIGCONT');
+    },
+  };
+}
+
+function computeKilled(name: string, pick: (c: ReturnType<Cell['compute']>) => (number | undefined)[]): FaultKind {
+  return {
+    name,
+    class: 'compute',
+    hold: [0, 500],
+    gapMsMax: computeGapMs,
+    inject({cell, endpointId}) {
+      signal(pick(cell.compute(endpointId)), 'SIGKILL');
+      return nothing;
+    },
+  };
+}
+
+const link = (
+  name: string,
+  which: (random: SeededRandom) => readonly string[],
+  fault: Parameters<import('./fault-link.ts').FaultLink['set']>[0],
+  options: {readonly gapMsMax?: number; readonly hold?: readonly [number, number]; readonly reset?: boolean} = {},
+): FaultKind => ({
+  name,
+  class: 'network',
+  hold: options.hold ?? [500, 5000],
+  ...(options.gapMsMax === undefined ? {} : {gapMsMax: options.gapMsMax}),
+  inject({cell}, random) {
+    const links = which(random).map((l) => cell.links.get(l)!);
+    for (const l of links) l.set(fault);
+    return () => {
+      for (const l of links)
+        if (options.reset) l.healThenReset();
+        else l.heal();
+    };
+  },
+});
+
+const oneWalLink = (random: SeededRandom): string[] => [safekeeper(random)];
+const storageLinks = (): string[] => ['pages', 'pageserver-http'];
+
+export const faultKinds: readonly FaultKind[] = [
+  kill('safekeeper', 'safekeeper', safekeeper, safekeeperGapMs),
+  pause('safekeeper', 'safekeeper', safekeeper, safekeeperGapMs),
+  {
+    name: 'two safekeepers killed',
+    class: 'safekeeper',
+    hold: [0, 500],
+    inject({cell}, random) {
+      const spared = safekeeper(random);
+      for (const name of safekeeperNames) if (name !== spared) cell.kill(name);
+      return nothing;
+    },
+  },
+  {
+    name: 'safekeeper down for long',
+    class: 'safekeeper',
+    hold: [3000, 8000],
+    gapMsMax: safekeeperGapMs,
+    async inject({cell}, random) {
+      const name = safekeeper(random);
+      await cell.hold(name);
+      return () => cell.release(name);
+    },
+  },
+  {
+    name: 'safekeeper cut off',
+    class: 'network',
+    hold: [1000, 8000],
+    isolated: true,
+    gapMsMax: safekeeperGapMs,
+    inject({cell}, random) {
+      const name = safekeeper(random);
+      cell.partition(name, 'both');
+      return () => cell.heal(name);
+    },
+  },
+  {
+    name: 'safekeeper hears but is not heard',
+    class: 'network',
+    hold: [1000, 8000],
+    isolated: true,
+    gapMsMax: safekeeperGapMs,
+    inject({cell}, random) {
+      const name = safekeeper(random);
+      cell.partition(name, 'sends-lost');
+      return () => cell.heal(name);
+    },
+  },
+  {
+    name: 'safekeeper disk full',
+    class: 'safekeeper',
+    hold: [1000, 5000],
+    isolated: true,
+    gapMsMax: safekeeperGapMs,
+    inject({cell}, random) {
+      const name = safekeeper(random);
+      cell.fillDisk(name);
+      return () => cell.emptyDisk(name);
+    },
+  },
+  link('link to a safekeeper slow', oneWalLink, {delayMs: 100, jitterMs: 200}, {gapMsMax: safekeeperGapMs}),
+  link('links to all safekeepers slow', () => safekeeperNames, {delayMs: 20, jitterMs: 60}),
+  link('answers of a safekeeper lost', oneWalLink, {hold: 'down'}, {gapMsMax: safekeeperGapMs, reset: true}),
+  link('words to a safekeeper lost', oneWalLink, {hold: 'up'}, {gapMsMax: safekeeperGapMs, reset: true}),
+  link(
+    'proposer cut off from a safekeeper',
+    oneWalLink,
+    {hold: 'both', service: 'proposer'},
+    {gapMsMax: safekeeperGapMs},
+  ),
+  link('bits flipped to and from a safekeeper', oneWalLink, {corruptOneIn: 20}, {gapMsMax: safekeeperGapMs}),
+  link('bits flipped to and from all safekeepers', () => safekeeperNames, {corruptOneIn: 40}, {hold: [500, 3000]}),
+  link('answers of all safekeepers lost', () => safekeeperNames, {hold: 'down'}, {hold: [300, 1500], reset: true}),
+  {
+    name: 'connections to safekeepers reset',
+    class: 'network',
+    hold: [0, 300],
+    inject({cell}) {
+      for (const name of safekeeperNames) cell.links.get(name)!.reset();
+      return nothing;
+    },
+  },
+  computeKilled('compute killed', (c) => [c.agent, c.proposer, c.postgres, ...c.backends]),
+  computeKilled('postgres killed', (c) => [c.postgres]),
+  computeKilled('proposer killed', (c) => [c.proposer]),
+  computeKilled('compute agent killed', (c) => [c.agent]),
+  {
+    name: 'compute paused',
+    class: 'compute',
+    hold: [500, 6000],
+    inject({cell, endpointId}) {
+      const c = cell.compute(endpointId);
+      const pids = [c.agent, c.proposer, c.postgres, ...c.backends];
+      signal(pids, 'SIGSTOP');
+      return () => signal(pids, 'SIGCONT');
+    },
+  },
+  {
+    name: 'proposer paused',
+    class: 'compute',
+    hold: [500, 6000],
+    inject({cell, endpointId}) {
+      const {proposer} = cell.compute(endpointId);
+      signal([proposer], 'SIGSTOP');
+      return () => signal([proposer], 'SIGCONT');
+    },
+  },
+  {
+    name: 'compute killed, bits flipped on its way to storage',
+    class: 'compute',
+    hold: [1000, 3000],
+    inject({cell, endpointId}) {
+      const links = storageLinks().map((l) => cell.links.get(l)!);
+      for (const l of links) l.set({corruptOneIn: 10});
+      const c = cell.compute(endpointId);
+      signal([c.agent, c.proposer, c.postgres, ...c.backends], 'SIGKILL');
+      return () => {
+        for (const l of links) l.heal();
+      };
+    },
+  },
+  {
+    name: 'compute killed while a safekeeper is cut off from it',
+    class: 'compute',
+    hold: [3000, 8000],
+    gapMsMax: computeGapMs,
+    inject({cell, endpointId}, random) {
+      const l = cell.links.get(safekeeper(random))!;
+      l.set({hold: 'both'});
+      const c = cell.compute(endpointId);
+      signal([c.agent, c.proposer, c.postgres, ...c.backends], 'SIGKILL');
+      return () => l.heal();
+    },
+  },
+  kill('pageserver', 'pageserver', () => 'pageserver'),
+  pause('pageserver', 'pageserver', () => 'pageserver'),
+  {
+    name: 'pageserver and compute killed',
+    class: 'pageserver',
+    hold: [0, 500],
+    inject({cell, endpointId}) {
+      cell.kill('pageserver');
+      const c = cell.compute(endpointId);
+      signal([c.agent, c.proposer, c.postgres, ...c.backends], 'SIGKILL');
+      return nothing;
+    },
+  },
+  {
+    name: 'pageserver cut off',
+    class: 'network',
+    hold: [1000, 6000],
+    isolated: true,
+    inject({cell}) {
+      cell.partition('pageserver', 'both');
+      return () => cell.heal('pageserver');
+    },
+  },
+  link('bits flipped to and from storage', storageLinks, {corruptOneIn: 20}),
+  link('answers of storage lost', storageLinks, {hold: 'down'}, {reset: true}),
+  kill('control plane', 'other', () => 'control'),
+  pause('control plane', 'other', () => 'control'),
+  kill('broker', 'other', () => 'broker'),
+  pause('broker', 'other', () => 'broker'),
+  link('bits flipped at broker and control plane', () => ['broker', 'control'], {corruptOneIn: 5}),
+  kill('proxy', 'other', () => 'proxy'),
+  pause('proxy', 'other', () => 'proxy'),
+  {
+    name: 'everything killed',
+    class: 'other',
+    hold: [0, 500],
+    inject({cell, endpointId}) {
+      const c = cell.compute(endpointId);
+      for (const name of cell.roleNames) cell.kill(name);
+      signal([c.agent, c.proposer, c.postgres, ...c.backends], 'SIGKILL');
+      return nothing;
+    },
+  },
+];
+
+export interface PlannedFault {
+  readonly kind: FaultKind;
+  readonly holdMs: number;
+  /** After it is healed and commits have come back. */
+  readonly restMs: number;
+  /** Draws its target. */
+  readonly seed: number;
+}
+
+/** Endless: rounds in which each kind comes once, in an order of the seed; kinds of the classes that must be seen come early. */
+export function* schedule(seed: number, isIsolated: boolean): Generator<PlannedFault> {
+  const random = new SeededRandom(seed);
+  const kinds = faultKinds.filter((k) => isIsolated || !k.isolated);
+  for (let round = 0; ; round++) {
+    const order = kinds
+      .map((kind) => ({kind, at: random.float()}))
+      .toSorted((a, b) => a.at - b.at)
+      .map(({kind}) => kind);
+    if (round === 0) {
+      const classes: readonly FaultClass[] = ['safekeeper', 'compute', 'pageserver', 'network'];
+      const first = classes.map((c) => order.find((k) => k.class === c)!);
+      order.splice(0, order.length, ...first, ...order.filter((k) => !first.includes(k)));
+    }
+    for (const kind of order) {
+      const [least, most] = kind.hold;
+      yield {
+        kind,
+        holdMs: Math.round(least + random.float() * (most - least)),
+        restMs: Math.round(500 + random.float() * 1500),
+        seed: random.uint32(),
+      };
+    }
+  }
+}

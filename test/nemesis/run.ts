@@ -1,0 +1,228 @@
+/** One run of the nemesis: cell, workloads, faults, heal, verdict. */
+import {execFileSync} from 'node:child_process';
+import {readFileSync, rmSync} from 'node:fs';
+import {join} from 'node:path';
+import {setTimeout as sleep} from 'node:timers/promises';
+import {SeededRandom} from '#runtime/random.ts';
+import {clientConfig} from '../pagoda.ts';
+import {postgresBinDir} from '../postgres-cluster.ts';
+import {Cell} from './cell.ts';
+import {checkListAppend, forbiddenAt} from './cycle-checker.ts';
+import {type FaultClass, type FaultKind, schedule} from './faults.ts';
+import {compareSafekeepers} from './safekeeper-content.ts';
+import {Bank} from './workloads/bank.ts';
+import {Commits} from './workloads/client.ts';
+import {Ledger} from './workloads/ledger.ts';
+import {ListAppend} from './workloads/list-append.ts';
+
+export interface NemesisOptions {
+  readonly dir: string;
+  readonly minutes: number;
+  readonly seed: number;
+  readonly isolated: boolean;
+  readonly strictGaps: boolean;
+  readonly only?: string;
+  readonly log: (line: string) => void;
+}
+
+/** Fewer commits than this in a second, on average, and the run proves nothing. */
+const commitsPerSecondMin = 20;
+/** After a heal the first commit must come within this, or the run has failed. */
+const recoveryMsMax = 120_000;
+
+interface Happened {
+  readonly kind: FaultKind;
+  readonly fromMs: number;
+  /** Healed, and commits have come back. */
+  toMs: number;
+}
+
+export async function runNemesis(options: NemesisOptions): Promise<{ok: boolean}> {
+  const {log, seed} = options;
+  const random = new SeededRandom(seed ^ 0x5eed);
+  const started = performance.now();
+  const say = (text: string): void =>
+    log(`${((performance.now() - started) / 1000).toFixed(1).padStart(7)} s  ${text}`);
+  const cell = await Cell.start({dir: options.dir, seed, isolated: options.isolated, log: say});
+  const problems: string[] = [];
+  try {
+    const commits = new Commits();
+    const ledger = new Ledger(commits);
+    const bank = new Bank(commits, random);
+    const lists = [new ListAppend(commits, random, 'serializable'), new ListAppend(commits, random, 'repeatable read')];
+    await cell.query([Ledger.schema, Bank.schema, ...lists.map((l) => l.schema)].join(';'));
+    const world = {cell, endpointId: await cell.endpointId()};
+    const config = clientConfig(cell.databaseUrl);
+    commits.lastMs = performance.now();
+    const loops = [
+      ...ledger.start(config, 4),
+      ...bank.start(config, 2),
+      ...lists.flatMap((l, i) => l.start(config, i === 0 ? 4 : 2)),
+    ];
+    say(
+      `the cell serves (${options.isolated ? 'own network and file systems' : 'one network'}), ${loops.length} clients, seed ${seed}`,
+    );
+    await sleep(2000);
+
+    const happened: Happened[] = [];
+    const beganMs = performance.now();
+    const endMs = beganMs + options.minutes * 60_000;
+    for (const fault of schedule(seed, options.isolated)) {
+      if (performance.now() >= endMs) break;
+      if (options.only !== undefined && !fault.kind.name.includes(options.only)) continue;
+      const entry: Happened = {kind: fault.kind, fromMs: performance.now(), toMs: 0};
+      happened.push(entry);
+      const before = commits.count;
+      const heal = await fault.kind.inject(world, new SeededRandom(fault.seed));
+      await sleep(fault.holdMs);
+      const during = commits.count - before;
+      await heal();
+      const healedMs = performance.now();
+      const healedAt = commits.count;
+      // Twenty commits: an answer that was on its way is no recovery.
+      while (commits.count < healedAt + 20 && performance.now() - healedMs < recoveryMsMax) await sleep(20);
+      const backMs = performance.now() - healedMs;
+      if (commits.count < healedAt + 20) {
+        problems.push(`no commits within ${recoveryMsMax / 1000} s after: ${fault.kind.name}`);
+        log(cell.logTails());
+        break;
+      }
+      await cell.settled();
+      entry.toMs = performance.now();
+      const gap = longestGap(commits, entry.fromMs, entry.toMs);
+      say(
+        `${fault.kind.name}, ${fault.holdMs} ms: ${during} commits meanwhile, back after ${Math.round(backMs)} ms, longest gap ${Math.round(gap)} ms`,
+      );
+      await sleep(fault.restMs);
+    }
+    const minutes = (performance.now() - beganMs) / 60_000;
+    await Promise.all(loops.map((loop) => loop.stop()));
+    await cell.settled();
+    say(`faults are over; verifying`);
+
+    const verdict = await verify(cell, {ledger, bank, lists}, problems, say);
+    if (options.isolated || problems.length === 0) await compareSafekeepers(cell, problems, say);
+    // Only what storage holds: local disks of compute and pageserver are lost.
+    await cell.stopAll();
+    for (const folder of ['computes', 'pageserver']) rmSync(join(options.dir, folder), {recursive: true, force: true});
+    await cell.startAll();
+    const again = await verifyLedger(cell, ledger, problems);
+    say(`after a cold start without local disks: ${again.rows} rows, ${again.lost.length} lost`);
+
+    say('');
+    report(happened, commits, options.strictGaps, problems, log);
+    judgeWorth(commits.count, minutes, happened, options.only !== undefined, problems);
+    for (const p of problems) log(`PROBLEM  ${p}`);
+    log(
+      `seed ${seed}, ${minutes.toFixed(1)} min: ${happened.length} faults, ${commits.unknown} unknown, ${commits.aborted} aborted, ${bank.reads} sums read, ${lists.map((l) => l.history.length).join('+')} list transactions, ${[...cell.links.values()].reduce((n, l) => n + l.corrupted, 0)} bits flipped`,
+    );
+    log(
+      `${commits.count} commits, ${verdict.lost + again.lost.length} lost, ${verdict.doubled + again.doubled.length} doubled, ${verdict.anomalies} anomalies`,
+    );
+    return {ok: problems.length === 0};
+  } finally {
+    await cell.close();
+  }
+}
+
+async function verifyLedger(cell: Cell, ledger: Ledger, problems: string[]): Promise<ReturnType<Ledger['compare']>> {
+  const rows = await cell.queryInTheEnd('select id, part, payload from ledger');
+  const verdict = ledger.compare(rows as unknown as {id: number; part: number; payload: string}[]);
+  for (const what of ['lost', 'doubled', 'wrong'] as const)
+    if (verdict[what].length > 0)
+      problems.push(`ledger: ${verdict[what].length} ${what}, for example ${verdict[what].slice(0, 10).join(', ')}`);
+  return verdict;
+}
+
+async function verify(
+  cell: Cell,
+  work: {readonly ledger: Ledger; readonly bank: Bank; readonly lists: readonly ListAppend[]},
+  problems: string[],
+  say: (line: string) => void,
+): Promise<{lost: number; doubled: number; anomalies: number}> {
+  const ledger = await verifyLedger(cell, work.ledger, problems);
+  say(`ledger: ${ledger.acknowledged} acknowledged entries, ${ledger.rows} rows`);
+  let anomalies = ledger.wrong.length + work.bank.anomalies.length;
+  for (const text of work.bank.anomalies.slice(0, 5)) problems.push(`bank: ${text}`);
+  const [sum] = await cell.queryInTheEnd('select sum(balance)::int as sum, count(*)::int as n from bank');
+  if (Number(sum!['sum']) !== 1000 * Number(sum!['n'])) {
+    anomalies++;
+    problems.push(`bank: ${String(sum!['sum'])} in ${String(sum!['n'])} accounts at the end`);
+  }
+  for (const [i, list] of work.lists.entries()) {
+    const level = i === 0 ? 'serializable' : 'repeatable read';
+    const found = checkListAppend(list.history, await list.final((sql) => cell.queryInTheEnd(sql))).filter((a) =>
+      forbiddenAt[level](a.kind),
+    );
+    say(`list-append at ${level}: ${list.history.length} transactions, ${found.length} anomalies`);
+    anomalies += found.length;
+    for (const a of found.slice(0, 5)) problems.push(`list-append at ${level}: ${a.kind}: ${a.text}`);
+  }
+  try {
+    amcheck(cell, await cell.endpointId());
+    say('pg_amcheck: clean');
+  } catch (error) {
+    problems.push(`pg_amcheck: ${(error as {stdout?: Buffer}).stdout?.toString() ?? (error as Error).message}`);
+  }
+  return {lost: ledger.lost.length, doubled: ledger.doubled.length, anomalies};
+}
+
+function amcheck(cell: Cell, endpointId: string): void {
+  const directory = join(cell.layout.computes, endpointId);
+  const {pgPort} = JSON.parse(readFileSync(join(directory, 'run.json'), 'utf8')) as {pgPort: number};
+  execFileSync(
+    join(postgresBinDir, 'pg_amcheck'),
+    `-h ${join(directory, 'data/run')} -p ${pgPort} -U pagoda_admin --all --heapallindexed --parent-check --install-missing`.split(
+      ' ',
+    ),
+    {stdio: ['ignore', 'pipe', 'pipe']},
+  );
+}
+
+/** The longest time without a commit that touches the span. */
+function longestGap(commits: Commits, fromMs: number, toMs: number): number {
+  let longest = 0;
+  for (const gap of commits.gaps)
+    if (gap.toMs > fromMs && gap.fromMs < toMs) longest = Math.max(longest, gap.toMs - gap.fromMs);
+  return longest;
+}
+
+function report(
+  happened: readonly Happened[],
+  commits: Commits,
+  strict: boolean,
+  problems: string[],
+  log: (line: string) => void,
+): void {
+  const byKind = Map.groupBy(happened, (h) => h.kind);
+  log('fault                                                     times   longest gap       goal');
+  for (const [kind, all] of [...byKind].toSorted(([a], [b]) => (a.name < b.name ? -1 : 1))) {
+    const gap = Math.max(...all.map((h) => longestGap(commits, h.fromMs, h.toMs === 0 ? Infinity : h.toMs)));
+    const over = kind.gapMsMax !== undefined && gap > kind.gapMsMax;
+    if (over && strict)
+      problems.push(`gap of ${Math.round(gap)} ms at "${kind.name}", the goal is ${kind.gapMsMax} ms`);
+    const goal = kind.gapMsMax === undefined ? '-' : `${kind.gapMsMax} ms`;
+    log(
+      `${kind.name.padEnd(56)} ${String(all.length).padStart(6)}   ${`${Math.round(gap)} ms`.padStart(11)}   ${goal.padStart(8)}${over ? '  over' : ''}`,
+    );
+  }
+}
+
+function judgeWorth(
+  commits: number,
+  minutes: number,
+  happened: readonly Happened[],
+  isPartial: boolean,
+  problems: string[],
+): void {
+  if (commits / (minutes * 60) < commitsPerSecondMin)
+    problems.push(
+      `void: ${(commits / (minutes * 60)).toFixed(1)} commits a second, at least ${commitsPerSecondMin} are needed`,
+    );
+  if (isPartial) return;
+  const least = minutes >= 4.5 ? 3 : 1;
+  for (const wanted of ['safekeeper', 'compute', 'pageserver', 'network'] satisfies FaultClass[]) {
+    const count = happened.filter((h) => h.kind.class === wanted).length;
+    if (count < least) problems.push(`void: ${count} faults of class ${wanted}, at least ${least} are needed`);
+  }
+}

@@ -1,0 +1,66 @@
+/** Transfers between accounts: the sum stays, and no account goes below zero. */
+import type pg from 'pg';
+import type {SeededRandom} from '#runtime/random.ts';
+import {BrokenSession, type Commits, type Loop, type Outcome, runClient, transact} from './client.ts';
+
+const accounts = 40;
+const initial = 1000;
+
+export class Bank {
+  readonly anomalies: string[] = [];
+  reads = 0;
+  readonly #commits: Commits;
+  readonly #random: SeededRandom;
+
+  constructor(commits: Commits, random: SeededRandom) {
+    this.#commits = commits;
+    this.#random = random;
+  }
+
+  static readonly schema = `create table bank (id int primary key, balance int not null check (balance >= 0));
+    insert into bank select n, ${initial} from generate_series(1, ${accounts}) as n`;
+
+  start(config: pg.ClientConfig, clients: number): Loop[] {
+    return [
+      ...Array.from({length: clients}, (_, i) =>
+        runClient(config, (client) => this.#transfer(client, i % 2 === 0 ? 'serializable' : 'repeatable read')),
+      ),
+      runClient(config, (client) => this.#read(client)),
+    ];
+  }
+
+  async #transfer(client: pg.Client, level: string): Promise<void> {
+    const from = 1 + (this.#random.uint32() % accounts);
+    const to = 1 + ((from + (this.#random.uint32() % (accounts - 1))) % accounts);
+    const amount = 1 + (this.#random.uint32() % 50);
+    let outcome: Outcome = 'unknown';
+    let wrote = false;
+    try {
+      outcome = await transact(client, `begin isolation level ${level}`, async () => {
+        const {rows} = await client.query<{balance: number}>('select balance from bank where id = $1', [from]);
+        if (rows[0] === undefined) this.anomalies.push(`account ${from} is missing`);
+        else if (rows[0].balance >= amount) {
+          wrote = true;
+          await client.query('update bank set balance = balance - $2 where id = $1', [from, amount]);
+          await client.query('update bank set balance = balance + $2 where id = $1', [to, amount]);
+        }
+      });
+    } catch (error) {
+      if (error instanceof BrokenSession) outcome = error.outcome;
+      throw error;
+    } finally {
+      this.#commits.note(outcome, wrote);
+    }
+  }
+
+  async #read(client: pg.Client): Promise<void> {
+    const {rows} = await client.query<{sum: number; n: number}>(
+      'select sum(balance)::int as sum, count(*)::int as n from bank',
+    );
+    this.reads++;
+    const sum = rows[0]!;
+    if (sum.sum !== accounts * initial || sum.n !== accounts)
+      this.anomalies.push(`${sum.n} accounts hold ${sum.sum} instead of ${accounts * initial}`);
+    await new Promise((resolve) => setTimeout(resolve, 200));
+  }
+}
