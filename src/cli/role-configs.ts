@@ -57,6 +57,7 @@ export function roleConfigs(choices: InstallationChoices): RoleConfig[] {
         dataDir: layout.node(`safekeeper-${nodeId}`),
         keysDir: layout.keys,
         broker,
+        objectStore,
       } satisfies SafekeeperConfig,
     })),
     {

@@ -1,0 +1,171 @@
+/** WAL goes to the object store once, is trimmed only when that is safe, and is read from there by whoever needs it. */
+import assert from 'node:assert/strict';
+import {test} from 'node:test';
+import {WalArchiveError} from '#objectstore/wal-archive.ts';
+import type {Lsn} from '#postgres/lsn.ts';
+import {SeededRandom} from '#runtime/random.ts';
+import {Cell, Writer, mebibyte, startLsn, until} from './cell.ts';
+
+const segmentSize = 16 * mebibyte;
+const firstSegment = Math.floor(startLsn / segmentSize);
+
+test(
+  'whole segments are archived by one member, and trimmed when a pageserver has passed them',
+  {timeout: 90_000},
+  async () => {
+    await using cell = await Cell.create({config: {archive: {takeOverMs: 60_000}}});
+    await cell.createTimeline();
+    const puts: string[] = [];
+    cell.store.decide = (operation, key) => {
+      if (operation === 'put' && key.startsWith('wal/')) puts.push(key);
+      return undefined;
+    };
+    const writer = await Writer.elect(cell, [1, 2, 3]);
+    const wal = await writer.write([100, 18 * mebibyte, 50, 18 * mebibyte, 7]);
+    const third = ((firstSegment + 2) * segmentSize) as Lsn;
+    await until(async () => (await cell.lsn(1, 'archivedLsn')) === third);
+    for (const nodeId of [2, 3]) await until(async () => (await cell.lsn(nodeId, 'archivedLsn')) === third);
+    // One put for each segment and the manifest: the others only looked.
+    assert.deepEqual(
+      puts.filter((key) => !key.endsWith('.json')).map((key) => key.slice(-24)),
+      ['000000010000000100000001', '000000010000000100000002'],
+    );
+    // Archived is not enough.
+    for (const nodeId of [1, 2, 3]) assert.equal(cell.walFiles(nodeId).length, 3);
+    await cell.pageserverHas(2, (third - 5) as Lsn);
+    for (const nodeId of [1, 2, 3]) await until(() => cell.walFiles(nodeId).length === 2);
+    await cell.pageserverHas(2, writer.lsn);
+    for (const nodeId of [1, 2, 3]) {
+      await until(() => cell.walFiles(nodeId).length === 1);
+      assert.equal(await cell.lsn(nodeId, 'localStartLsn'), third);
+      assert.ok(
+        (await cell.read(nodeId, startLsn, writer.lsn)).equals(wal),
+        `node ${nodeId} gives all WAL, trimmed or not`,
+      );
+    }
+    // A restart believes the control file, and nothing that was dropped is missed.
+    await cell.stop(3);
+    await cell.start(3);
+    assert.equal(await cell.lsn(3, 'flushLsn'), writer.lsn);
+    const more = await writer.write([3000], {to: [1, 2]});
+    assert.ok((await cell.read(1, startLsn, writer.lsn)).equals(Buffer.concat([wal, more])));
+    writer.close();
+  },
+);
+
+test('a branch that rests leaves the local disk, and wakes where it was', {timeout: 90_000}, async () => {
+  await using cell = await Cell.create();
+  await cell.createTimeline();
+  let writer = await Writer.elect(cell, [1, 2, 3]);
+  const parts = [await writer.write([100, 5000, 3 * mebibyte])];
+  const rest = async (): Promise<void> => {
+    writer.close();
+    await cell.pageserverHas(1, writer.lsn);
+    for (const nodeId of [1, 2, 3]) {
+      await until(() => cell.walFiles(nodeId).length === 0);
+      assert.equal(await cell.lsn(nodeId, 'localStartLsn'), writer.lsn);
+      assert.equal((await cell.status(nodeId))['localBytes'], 0);
+    }
+  };
+  await rest();
+  // Twice more in the same segment, then over its end: what is gone from the disk is part of the whole segment's object.
+  for (const payloads of [[10, 20_000], [77], [15 * mebibyte, 9]]) {
+    writer = await Writer.elect(cell, [1, 2, 3]);
+    assert.equal(writer.lsn, startLsn + Buffer.concat(parts).length);
+    parts.push(await writer.write(payloads));
+    await rest();
+    assert.ok((await cell.read(2, startLsn, writer.lsn)).equals(Buffer.concat(parts)));
+  }
+  const pieces = await cell.archive.list();
+  assert.deepEqual(
+    pieces.map((piece) => [piece.segment - firstSegment, piece.partialTerm]),
+    [
+      [0, undefined],
+      [1, 4],
+    ],
+    'one whole segment and one part; older parts are gone',
+  );
+  for (const piece of pieces) await cell.archive.get(piece);
+  for (const nodeId of [1, 2, 3]) {
+    await cell.stop(nodeId);
+    await cell.start(nodeId);
+    assert.equal(await cell.lsn(nodeId, 'flushLsn'), writer.lsn);
+  }
+});
+
+test('a store that fails before or after the effect delays, and loses nothing', {timeout: 90_000}, async () => {
+  await using cell = await Cell.create();
+  await cell.createTimeline();
+  const random = new SeededRandom(4);
+  cell.store.decide = () => {
+    const draw = random.float();
+    return draw < 0.25 ? 'before' : draw < 0.5 ? 'after' : undefined;
+  };
+  const writer = await Writer.elect(cell, [1, 2, 3]);
+  const wal = await writer.write([100, 17 * mebibyte, 50]);
+  writer.close();
+  await cell.pageserverHas(3, writer.lsn);
+  for (const nodeId of [1, 2, 3]) await until(() => cell.walFiles(nodeId).length === 0, 60_000);
+  cell.store.decide = () => undefined;
+  assert.ok((await cell.read(1, startLsn, writer.lsn)).equals(wal));
+  assert.equal(await cell.archive.endLsn(startLsn), writer.lsn);
+});
+
+test('no put at all: WAL stays, and says why; it goes when the store is back', {timeout: 90_000}, async () => {
+  await using cell = await Cell.create();
+  await cell.createTimeline();
+  cell.store.decide = (operation) => (operation === 'put' ? 'before' : undefined);
+  const writer = await Writer.elect(cell, [1, 2, 3]);
+  await writer.write([100, 17 * mebibyte]);
+  await cell.pageserverHas(1, writer.lsn);
+  await until(async () =>
+    (await Promise.all([1, 2, 3].map(async (n) => (await cell.status(n))['archiveError']))).some(
+      (error) => typeof error === 'string' && /refused by the test/.test(error),
+    ),
+  );
+  for (const nodeId of [1, 2, 3]) assert.equal(cell.walFiles(nodeId).length, 2);
+  cell.store.decide = () => undefined;
+  for (const nodeId of [1, 2, 3]) await until(() => cell.walFiles(nodeId).length === 1);
+  writer.close();
+});
+
+test('another history under the name of a segment: an alarm, and nothing is trimmed', {timeout: 60_000}, async () => {
+  await using cell = await Cell.create();
+  await cell.createTimeline();
+  const segment = firstSegment;
+  const endLsn = ((segment + 1) * segmentSize) as Lsn;
+  await cell.archive.put({segment, startLsn, endLsn, partialTerm: undefined}, [Buffer.alloc(endLsn - startLsn, 1)]);
+  const writer = await Writer.elect(cell, [1, 2, 3]);
+  await writer.write([100, 17 * mebibyte]);
+  await cell.pageserverHas(1, writer.lsn);
+  await until(async () =>
+    (await Promise.all([1, 2, 3].map(async (n) => (await cell.status(n))['archiveError']))).some(
+      (error) => typeof error === 'string' && /holds other WAL/.test(error),
+    ),
+  );
+  for (const nodeId of [1, 2, 3]) {
+    assert.equal(await cell.lsn(nodeId, 'archivedLsn'), startLsn);
+    assert.equal(cell.walFiles(nodeId).length, 2);
+  }
+  writer.close();
+});
+
+test('a damaged object is found', async () => {
+  await using cell = await Cell.create({withBroker: false});
+  const piece = {segment: firstSegment, startLsn, endLsn: (startLsn + 5000) as Lsn, partialTerm: 1};
+  const bytes = Buffer.alloc(5000, 3);
+  await cell.archive.put(piece, [bytes]);
+  const key = cell.archive.key(piece);
+  const object = await cell.store.get(key);
+  assert.deepEqual(await cell.archive.list(), [piece]);
+  for (const at of [0, 4999, 5001, 5010, 5015, 5020, 5036]) {
+    const damaged = Buffer.from(object);
+    damaged[at]! ^= 4;
+    await cell.store.delete([key]);
+    await cell.store.put(key, damaged);
+    await assert.rejects(async () => await cell.archive.get(piece), WalArchiveError, `byte ${at}`);
+  }
+  await cell.store.delete([key]);
+  await cell.store.put(key, object.subarray(0, 4000));
+  await assert.rejects(async () => await cell.archive.verify(piece), WalArchiveError);
+});
