@@ -310,7 +310,7 @@ export class Cell {
       installation,
       listen: '127.0.0.1',
       withProxy: true,
-      objectStore: {kind: 'folder', path: layout.objects},
+      objectStore: {kind: 'folder', root: layout.objects},
     });
     if (this.isIsolated) this.#isolate();
     for (const role of await this.#throughLinks(roles, internalPorts(ports.internal))) {
