@@ -1,8 +1,9 @@
 /** The compute's data directory: unpacked from a basebackup, configured, thrown away. */
 import {readTar} from '#postgres/tar.ts';
 import type {Lsn} from '#postgres/lsn.ts';
-import {formatLsn} from '#postgres/lsn.ts';
-import {parseSegmentFileName, walSegmentSizeDefault} from '#postgres/wal/segment.ts';
+import {formatLsn, parseLsn} from '#postgres/lsn.ts';
+import {parseControlFile} from '#postgres/control-file.ts';
+import {makeCheckpointSegment} from '#postgres/wal/checkpoint-segment.ts';
 import type {Disk} from '#runtime/disk.ts';
 import {dirname, joinPath, replaceFile} from '#runtime/disk.ts';
 import {requestStream} from '#runtime/http.ts';
@@ -29,7 +30,7 @@ export async function makeDataDirectory(options: {
   const where = `tenant ${spec.tenantId}, branch ${spec.branchId} (timeline ${spec.timelineId}), LSN ${formatLsn(lsn)}`;
   const url =
     `http://${spec.pageserver.host}:${spec.pageserver.httpPort}/v1/tenant/${spec.tenantId}/timeline/${spec.timelineId}` +
-    `/basebackup?lsn=${encodeURIComponent(formatLsn(lsn))}&wal=short`;
+    `/basebackup?lsn=${encodeURIComponent(formatLsn(lsn))}&wal=none`;
   const response = await requestStream({method: 'GET', url, token: options.token, timeoutMs: basebackupMsMax});
   if (response.status !== 200) {
     const parts: Buffer[] = [];
@@ -58,8 +59,7 @@ export async function makeDataDirectory(options: {
         writeSparse(file, part, at);
         at += part.length;
       }
-      const size = isWalSegment(entry.path) ? walSegmentSizeDefault : entry.size;
-      if (file.size() < size) file.truncate(size);
+      if (file.size() < entry.size) file.truncate(entry.size);
     } finally {
       file.close();
     }
@@ -68,20 +68,32 @@ export async function makeDataDirectory(options: {
   // pg_control comes last in the stream: a basebackup that was cut off cannot be started.
   if (!sawControlFile)
     throw new Error(`the basebackup ended before pg_control (${where}); the pageserver's log says why`);
+  const previous = response.headers['x-pagoda-previous-lsn'];
+  writeCheckpoint(disk, path, lsn, previous === undefined ? undefined : parseLsn(previous));
   replaceFile(disk, joinPath(path, 'postgresql.conf'), Buffer.from(postgresqlConf(spec)));
   replaceFile(disk, joinPath(path, 'pg_hba.conf'), Buffer.from(hostBasedAuthentication));
   replaceFile(disk, joinPath(path, 'pg_ident.conf'), Buffer.alloc(0));
   giveAway(disk, path, options.owner);
 }
 
+/** The WAL that pg_control speaks of: one checkpoint at the start LSN. Made here, because most of a segment is zeros. */
+function writeCheckpoint(disk: Disk, pgdata: string, lsn: Lsn, previousLsn: Lsn | undefined): void {
+  const controlFile = parseControlFile(disk.readFile(joinPath(pgdata, 'global', 'pg_control')));
+  const made = makeCheckpointSegment({lsn, controlFile, ...(previousLsn === undefined ? {} : {previousLsn})});
+  for (const {name, bytes} of made.files) {
+    const file = disk.open(joinPath(pgdata, 'pg_wal', name), 'truncate');
+    try {
+      writeSparse(file, bytes, 0);
+      file.truncate(bytes.length);
+    } finally {
+      file.close();
+    }
+  }
+}
+
 function giveAway(disk: Disk, path: string, owner: string): void {
   changeOwner(path, owner);
   if (disk.stat(path)?.isDirectory) for (const name of disk.list(path)) giveAway(disk, joinPath(path, name), owner);
-}
-
-/** They come without the zeros at their end. */
-function isWalSegment(path: string): boolean {
-  return path.startsWith('pg_wal/') && parseSegmentFileName(path.slice('pg_wal/'.length)) !== undefined;
 }
 
 const zeros = Buffer.alloc(65536);

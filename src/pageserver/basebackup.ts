@@ -51,8 +51,8 @@ export interface BasebackupOptions {
   readonly lsn: Lsn;
   /** Start of the record that ends at X, for xl_prev of the synthesised checkpoint. Left out when not known. */
   readonly lastRecordStartLsn?: Lsn;
-  /** WAL files end where their zeros begin; who unpacks them makes them 16 MiB again. A start need not wait for 16 MiB of nothing. */
-  readonly shortWal?: boolean;
+  /** Leaves the files of pg_wal out: who unpacks it makes them from pg_control (makeCheckpointSegment) and saves a transfer of zeros. */
+  readonly withoutWal?: boolean;
 }
 
 /** The state cannot make a data directory; the message names tenant, timeline and LSN. */
@@ -103,7 +103,7 @@ const directories = [
 const versionFile = Buffer.from('15\n');
 const pagesPerRead = 64;
 
-async function* entries({source, lsn, lastRecordStartLsn, shortWal}: BasebackupOptions): AsyncGenerator<TarEntry> {
+async function* entries({source, lsn, lastRecordStartLsn, withoutWal}: BasebackupOptions): AsyncGenerator<TarEntry> {
   const stored = await source.checkpointState(lsn);
   if (stored === undefined)
     throw failure(source, lsn, 'no checkpoint state: nothing was imported or ingested up to this LSN');
@@ -159,8 +159,7 @@ async function* entries({source, lsn, lastRecordStartLsn, shortWal}: BasebackupO
     controlFile: control,
     ...(lastRecordStartLsn === undefined ? {} : {previousLsn: lastRecordStartLsn}),
   });
-  for (const {name, bytes, usedBytes} of made.files)
-    yield file(`pg_wal/${name}`, shortWal === true ? bytes.subarray(0, usedBytes) : bytes);
+  if (withoutWal !== true) for (const {name, bytes} of made.files) yield file(`pg_wal/${name}`, bytes);
   // Last: without it Postgres does not start from a backup that was cut off.
   yield file('global/pg_control', made.controlFile);
 }

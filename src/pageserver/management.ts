@@ -276,12 +276,16 @@ async function sendBasebackup(pageserver: Pageserver, request: HttpRequest): Pro
   const known = lsn === timeline.lastRecordLsn && lastRecordStartLsn !== undefined;
   return {
     status: 200,
-    headers: {'content-type': 'application/x-tar', 'x-pagoda-lsn': formatLsn(lsn)},
+    headers: {
+      'content-type': 'application/x-tar',
+      'x-pagoda-lsn': formatLsn(lsn),
+      ...(known ? {'x-pagoda-previous-lsn': formatLsn(lastRecordStartLsn)} : {}),
+    },
     body: basebackup({
       source: timeline,
       lsn,
       ...(known ? {lastRecordStartLsn} : {}),
-      shortWal: request.query.get('wal') === 'short',
+      withoutWal: request.query.get('wal') === 'none',
     }),
   };
 }

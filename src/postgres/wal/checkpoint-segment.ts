@@ -27,8 +27,6 @@ export interface WalFile {
   readonly name: string;
   /** A whole segment. */
   readonly bytes: Buffer;
-  /** What lies behind these is zeros. */
-  readonly usedBytes: number;
 }
 
 export interface CheckpointSegment {
@@ -106,8 +104,7 @@ export function makeCheckpointSegment(options: CheckpointSegmentOptions): Checkp
       writeWalPageHeader(bytes, pageLsn - fileStart, {pageLsn: lsn(pageLsn), timeline, systemId, segmentSize});
     const from = Math.max(start, fileStart);
     walBytes.copy(bytes, from - fileStart, from - start, Math.min(endLsn, fileStart + segmentSize) - start);
-    const usedBytes = Math.min(endLsn - fileStart, segmentSize);
-    files.push({name: segmentFileName(timeline, segment, segmentSize), bytes, usedBytes});
+    files.push({name: segmentFileName(timeline, segment, segmentSize), bytes});
   }
   return {files, controlFile: control.encode(), recordLsn, endLsn, walBytes};
 }
