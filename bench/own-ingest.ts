@@ -3,6 +3,7 @@
  * without the socket: read (page headers, checksums), decode, interpret, put into the open layer. Layers that are full are
  * frozen and let go, as if uploaded at no cost.
  */
+import {MemoryBudget} from '#pageserver/timeline/memory-budget.ts';
 import {CheckpointState} from '#pageserver/ingest/checkpoint-state.ts';
 import {importDataDirectory} from '#pageserver/ingest/import.ts';
 import {Interpreter} from '#pageserver/ingest/interpret.ts';
@@ -94,6 +95,7 @@ function newState(): TimelineState {
       log: createLog({component: 'bench', level: 'error'}),
       metrics: new PageserverMetrics(),
       limits: defaultLimits,
+      memory: new MemoryBudget(1 << 30),
     },
     {
       tenantId: '0'.repeat(32),
@@ -106,6 +108,8 @@ function newState(): TimelineState {
       initialLsn: invalidLsn,
       diskConsistentLsn: 0 as Lsn,
       safekeepers: [],
+      retention: {windowSeconds: 604_800, windowBytes: 0},
+      gcCutoffLsn: invalidLsn,
     },
   );
 }

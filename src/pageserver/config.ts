@@ -1,5 +1,5 @@
 import type {ObjectStoreConfig} from '#objectstore/open.ts';
-import type {TimelineLimits} from './timeline/state.ts';
+import type {LimitChanges} from './timeline/state.ts';
 
 export interface PageserverConfig {
   /** Unique in the cell. */
@@ -23,5 +23,7 @@ export interface PageserverConfig {
   readonly controlUrl?: string;
   /** Memory for blocks of layer files (default 256 MiB). */
   readonly blockCacheBytes?: number;
-  readonly limits?: Partial<TimelineLimits>;
+  /** Memory for layers that are not uploaded yet, of all branches together (default 512 MiB). */
+  readonly memoryLayerBytes?: number;
+  readonly limits?: LimitChanges;
 }

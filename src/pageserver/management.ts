@@ -21,7 +21,7 @@ const statusOf: Readonly<Record<PageErrorCode, number>> = {
   'not-found': 404,
   'beyond-end': 400,
   'lsn-timeout': 503,
-  'below-horizon': 410,
+  'lsn-too-old': 410,
   'redo-failed': 500,
   corrupt: 500,
   unavailable: 503,

@@ -20,6 +20,13 @@ export class PageserverMetrics {
   readonly layerBytesUploaded: Counter;
   readonly indexesUploaded: Counter;
   readonly uploadFailures: Counter;
+  readonly compactionSteps: Counter;
+  readonly compactionBytes: Counter;
+  readonly compactionFailures: Counter;
+  readonly layersCollected: Counter;
+  readonly orphansDeleted: Counter;
+  readonly memoryLayerBytes: Gauge;
+  readonly l0LayersMax: Gauge;
   readonly timelines: Gauge;
 
   constructor() {
@@ -49,6 +56,13 @@ export class PageserverMetrics {
     this.layerBytesUploaded = m.counter('pagoda_layer_bytes_uploaded_total', 'Bytes of layer objects uploaded');
     this.indexesUploaded = m.counter('pagoda_indexes_uploaded_total', 'Index objects uploaded');
     this.uploadFailures = m.counter('pagoda_upload_failures_total', 'Uploads that failed and are tried again');
+    this.compactionSteps = m.counter('pagoda_compaction_steps_total', 'Steps of compaction carried out');
+    this.compactionBytes = m.counter('pagoda_compaction_bytes_total', 'Bytes of layers written by compaction');
+    this.compactionFailures = m.counter('pagoda_compaction_failures_total', 'Steps of compaction that failed');
+    this.layersCollected = m.counter('pagoda_gc_layers_total', 'Layers removed because nothing can read them any more');
+    this.orphansDeleted = m.counter('pagoda_gc_orphans_total', 'Objects deleted that no index names');
+    this.memoryLayerBytes = m.gauge('pagoda_memory_layer_bytes', 'Memory held by layers that are not uploaded yet');
+    this.l0LayersMax = m.gauge('pagoda_l0_layers', 'Layers not yet compacted, of the timeline with the most');
     this.timelines = m.gauge('pagoda_timelines', 'Timelines attached');
   }
 }

@@ -2,6 +2,7 @@
 import type {Clock, Timer} from '#runtime/clock.ts';
 import type {Log} from '#runtime/log.ts';
 import type {SafekeeperInfo} from '#wire/broker.ts';
+import {Background} from './background.ts';
 import type {GenerationValidator} from './generation-validator.ts';
 import {TimelineIngest} from './ingest/receive.ts';
 import type {SafekeeperNode} from './timeline/index-object.ts';
@@ -30,9 +31,11 @@ export class Pageserver {
   readonly #attaching = new Map<string, Promise<Tenant>>();
   readonly #firstWords = {free: firstWordsMax};
   readonly #ingests = new Map<string, TimelineIngest>();
+  readonly #background: Background;
 
   constructor(parts: PageserverParts) {
     this.#parts = parts;
+    this.#background = new Background(parts.context, () => this.tenants());
   }
 
   tenants(): Tenant[] {
@@ -133,6 +136,7 @@ export class Pageserver {
     const {clock, log} = this.#parts;
     for (const ingest of this.#ingests.values()) ingest.stop();
     this.#ingests.clear();
+    const resting = this.#background.stop();
     const saves = [...this.#tenants.values()].flatMap((tenant) =>
       tenant.timelines().map((timeline) =>
         timeline.save().catch((error: unknown) =>
@@ -145,7 +149,7 @@ export class Pageserver {
     );
     let timer: Timer | undefined;
     const late = new Promise<void>((resolve) => (timer = clock.setTimer(saveMsMax, resolve)));
-    await Promise.race([Promise.all(saves), late]);
+    await Promise.race([Promise.all([...saves, resting]), late]);
     timer?.cancel();
     for (const tenant of this.#tenants.values()) for (const timeline of tenant.timelines()) timeline.stop();
     this.#tenants.clear();
@@ -155,6 +159,8 @@ export class Pageserver {
     const {context, clock, log, safekeeperToken} = this.#parts;
     const id = ingestId(timeline);
     if (this.#ingests.has(id)) return;
+    timeline.state.onLayerAdded = () => this.#background.wake(timeline);
+    this.#background.wake(timeline);
     const ingest = new TimelineIngest({
       timeline,
       token: safekeeperToken,
@@ -169,6 +175,7 @@ export class Pageserver {
 
   #stopIngest(timeline: Timeline): void {
     const id = ingestId(timeline);
+    this.#background.forget(timeline);
     this.#ingests.get(id)?.stop();
     this.#ingests.delete(id);
   }

@@ -130,7 +130,7 @@ test('pages, sizes and errors of a timeline that was attached from the object st
   assert.deepEqual(await client.listDb(0, 5, at), []);
   await assert.rejects(client.getPages(tag, 10, 1, at), {code: 'beyond-end'});
   await assert.rejects(client.getPages({...tag, relNode: 1}, 0, 1, at), {code: 'not-found'});
-  await assert.rejects(client.getPages(tag, 0, 1, {requestLsn: lsn(0x800)}), {code: 'below-horizon'});
+  await assert.rejects(client.getPages(tag, 0, 1, {requestLsn: lsn(0x800)}), {code: 'lsn-too-old'});
   // Not modified since what is there: no need to wait for the newer LSN.
   assert.equal(
     (await client.getPages(tag, 0, 1, {requestLsn: lsn(0x9000), notModifiedSinceLsn: lsn(0x2100)})).length,

@@ -16,9 +16,11 @@ import {managementRoutes} from './management.ts';
 import {PageserverMetrics} from './metrics.ts';
 import {Pageserver} from './pageserver.ts';
 import {servePages} from './pages/service.ts';
-import {type PageserverContext, defaultLimits} from './timeline/state.ts';
+import {MemoryBudget} from './timeline/memory-budget.ts';
+import {type PageserverContext, limitsWith} from './timeline/state.ts';
 
 const blockCacheBytesDefault = 256 * 1024 * 1024;
+const memoryLayerBytesDefault = 512 * 1024 * 1024;
 /** How long the control plane may take to come up before start-up goes on asking in the background. */
 const reAttachRetryMs = 1000;
 
@@ -60,7 +62,8 @@ export async function runPageserver(
     cache,
     log,
     metrics,
-    limits: {...defaultLimits, ...config.limits},
+    limits: limitsWith(config.limits),
+    memory: new MemoryBudget(config.memoryLayerBytes ?? memoryLayerBytesDefault),
   };
   const controlToken = (): Promise<string> => issuer.sign({aud: 'control', scope: 'node'});
   const validator =
@@ -83,6 +86,11 @@ export async function runPageserver(
     let timelines = 0;
     for (const tenant of pageserver.tenants()) timelines += tenant.timelines().length;
     metrics.timelines.set(timelines);
+    metrics.memoryLayerBytes.set(context.memory.bytes);
+    let l0 = 0;
+    for (const tenant of pageserver.tenants())
+      for (const timeline of tenant.timelines()) l0 = Math.max(l0, timeline.compactionDebt);
+    metrics.l0LayersMax.set(l0);
     metrics.ingestLagBytes.set(pageserver.ingests().reduce((lag, ingest) => Math.max(lag, ingest.lagBytes), 0));
     return metrics.registry.text();
   };

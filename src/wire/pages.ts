@@ -47,7 +47,7 @@ export const pageFrame = {
 /**
  * Codes of an error answer. The position is on the wire: only append.
  * beyond-end: the first block lies at or behind the relation's end. lsn-timeout: ingest did not reach the LSN in time.
- * below-horizon: history at that LSN is no longer kept. redo-failed: a WAL record of this page cannot be applied.
+ * lsn-too-old: history at that LSN is no longer kept. redo-failed: a WAL record of this page cannot be applied.
  * corrupt: stored bytes fail their checksum. unavailable: the object store or the service cannot answer now; retry.
  * conflict: what is asked contradicts what is there (management only).
  * disconnected is never sent: the client reports it for requests that lost their connection.
@@ -58,7 +58,7 @@ export const pageErrorCodes = [
   'not-found',
   'beyond-end',
   'lsn-timeout',
-  'below-horizon',
+  'lsn-too-old',
   'redo-failed',
   'corrupt',
   'unavailable',

@@ -5,7 +5,8 @@ import {Interpreter} from '#pageserver/ingest/interpret.ts';
 import {alwaysValid} from '#pageserver/generation-validator.ts';
 import {BlockCache} from '#pageserver/layers/block-cache.ts';
 import {PageserverMetrics} from '#pageserver/metrics.ts';
-import type {PageserverContext} from '#pageserver/timeline/state.ts';
+import {MemoryBudget} from '#pageserver/timeline/memory-budget.ts';
+import {type LimitChanges, type PageserverContext, limitsWith} from '#pageserver/timeline/state.ts';
 import {Tenant} from '#pageserver/timeline/tenant.ts';
 import type {Timeline} from '#pageserver/timeline/timeline.ts';
 import type {ObjectStore} from '#objectstore/object-store.ts';
@@ -22,6 +23,7 @@ export interface StorageOptions {
   readonly store: ObjectStore;
   readonly random: Random;
   readonly layerBytes: number;
+  readonly limits?: LimitChanges;
 }
 
 const tenantId = '0123456789abcdef0123456789abcdef';
@@ -44,7 +46,14 @@ export class Storage {
       log: silentLog,
       metrics: new PageserverMetrics(),
       // Few sizes in memory, so that ingest has to load them from layers now and then.
-      limits: {layerBytes: options.layerBytes, layerAgeMs: 3_600_000, frozenLayersMax: 3, relationSizesMax: 500},
+      limits: limitsWith({
+        layerBytes: options.layerBytes,
+        layerAgeMs: 3_600_000,
+        frozenLayersMax: 3,
+        relationSizesMax: 500,
+        ...options.limits,
+      }),
+      memory: new MemoryBudget(512 << 20),
     };
   }
 

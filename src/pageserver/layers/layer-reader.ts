@@ -91,7 +91,14 @@ export class ReadPass {
   }
 
   async #fetchGroup(layer: LayerReader, group: readonly MissingBlock[], end: number): Promise<void> {
-    const blocks = await layer.fetchBlocks(group, end);
+    let blocks;
+    try {
+      blocks = await layer.fetchBlocks(group, end);
+    } catch (error) {
+      // The next attempt sees the layers that have taken its place.
+      if (layer.retired) return;
+      throw error;
+    }
     for (const [offset, raw] of blocks) this.#fetched.set(`${layer.objectKey}:${offset}`, raw);
   }
 }
@@ -106,7 +113,12 @@ export type OnVersion = (value: Value) => void;
 export type FindOutcome = 'done' | 'continue' | 'missing' | 'done-missing';
 
 export class LayerReader implements BlockOwner {
-  readonly description: LayerDescription;
+  /** A merge narrows it (LayerMap.narrow); what is about the object itself never changes. */
+  description: LayerDescription;
+  /** The timeline consists of other layers by now, and the object may be gone: whoever misses it looks again. */
+  retired = false;
+  /** Look-ups, since whoever plans images has set it back. */
+  visits = 0;
   readonly blocks = new Map<number, CachedBlock>();
   readonly #store: ObjectStore;
   /** Name of the object in the store. */
@@ -142,6 +154,7 @@ export class LayerReader implements BlockOwner {
     const root = this.#root(pass);
     if (root === undefined) return 'missing';
     pass.layersVisited++;
+    this.visits++;
     let at = lastRootEntry(root, p, e, belowLsn);
     let outcome: FindOutcome = 'continue';
     for (; at >= 0; at--) {
@@ -213,6 +226,23 @@ export class LayerReader implements BlockOwner {
     return footer;
   }
 
+  /** Stored bytes of the object, past the cache: for those who read a layer once, in order. */
+  async readStored(offset: number, length: number): Promise<Buffer> {
+    return this.#getRange(offset, length);
+  }
+
+  /** Verifies and decompresses a data or index block that was read with readStored(). Throws LayerCorruption. */
+  decodeStored(offset: number, type: number, stored: Buffer): Buffer {
+    const raw = decodeFrame(this.#identity, offset, type, stored);
+    return type === blockType.index ? this.#checkIndex(offset, raw) : raw;
+  }
+
+  /** The root block, past the cache. */
+  async readRoot(): Promise<Buffer> {
+    const {rootOffset, size} = this.description;
+    return this.#decodeRoot(rootOffset, await this.readStored(rootOffset, size - rootOffset));
+  }
+
   /** One flight for blocks of this layer that lie in [group[0].offset, end). */
   async fetchBlocks(group: readonly MissingBlock[], end: number): Promise<Map<number, Buffer>> {
     const start = group[0]!.offset;
@@ -231,34 +261,38 @@ export class LayerReader implements BlockOwner {
   }
 
   async #fetchNow(group: readonly MissingBlock[], start: number, end: number): Promise<Map<number, Buffer>> {
-    let bytes: Buffer;
+    const bytes = await this.#getRange(start, end - start);
+    const blocks = new Map<number, Buffer>();
+    for (const b of group) {
+      const stored = bytes.subarray(b.offset - start, b.offset - start + b.storedBytes);
+      let raw: Buffer;
+      if (b.type === blockType.root) raw = this.#decodeRoot(b.offset, stored);
+      else raw = this.decodeStored(b.offset, b.type, stored);
+      blocks.set(b.offset, raw);
+      this.#cache.insert(this, b.offset, raw);
+    }
+    return blocks;
+  }
+
+  async #getRange(start: number, length: number): Promise<Buffer> {
     try {
-      bytes = await this.#store.getRange(this.objectKey, start, end - start);
+      const bytes = await this.#store.getRange(this.objectKey, start, length);
+      this.#onRead(bytes.length);
+      return bytes;
     } catch (error) {
       if (error instanceof ObjectStoreError && (error.code === 'bad-range' || error.code === 'not-found'))
         throw corrupt(this.#identity, start, error.message);
       throw error;
     }
-    this.#onRead(bytes.length);
-    const blocks = new Map<number, Buffer>();
-    for (const b of group) {
-      const stored = bytes.subarray(b.offset - start, b.offset - start + b.storedBytes);
-      let raw: Buffer;
-      if (b.type === blockType.root) {
-        // Root and footer come in one read.
-        const footerAt = b.storedBytes - layerFooterBytes;
-        const footer = decodeFooter(this.#identity, b.offset + footerAt, stored.subarray(footerAt));
-        if (footer.rootOffset !== b.offset || footer.rootStoredBytes !== footerAt)
-          throw corrupt(this.#identity, b.offset, 'the footer names another root');
-        raw = this.#checkRoot(decodeFrame(this.#identity, b.offset, blockType.root, stored.subarray(0, footerAt)));
-      } else {
-        raw = decodeFrame(this.#identity, b.offset, b.type, stored);
-        if (b.type === blockType.index) this.#checkIndex(b.offset, raw);
-      }
-      blocks.set(b.offset, raw);
-      this.#cache.insert(this, b.offset, raw);
-    }
-    return blocks;
+  }
+
+  /** Root and footer come in one read. */
+  #decodeRoot(offset: number, stored: Buffer): Buffer {
+    const footerAt = stored.length - layerFooterBytes;
+    const footer = decodeFooter(this.#identity, offset + footerAt, stored.subarray(footerAt));
+    if (footer.rootOffset !== offset || footer.rootStoredBytes !== footerAt)
+      throw corrupt(this.#identity, offset, 'the footer names another root');
+    return this.#checkRoot(decodeFrame(this.#identity, offset, blockType.root, stored.subarray(0, footerAt)));
   }
 
   #root(pass: ReadPass): Buffer | undefined {
@@ -327,7 +361,7 @@ export class LayerReader implements BlockOwner {
     let missing = false;
     for (; v >= first; v--) {
       const lsn = u64(index, layout.lsnsAt + v * 8);
-      if (lsn < floorLsn) return missing ? 'done-missing' : 'done';
+      if (lsn < floorLsn) break; // older layers hold nothing above the floor either, but an image below it may be wanted
       const packed = u32(index, layout.offsetsAt + v * 4);
       const blockAt = layout.blocksAt + u16(index, layout.blockNumbersAt + v * 2) * 12;
       const data = pass.block(this, u64(index, blockAt), u32(index, blockAt + 8), blockType.data);
@@ -339,7 +373,7 @@ export class LayerReader implements BlockOwner {
   }
 }
 
-interface IndexLayout {
+export interface IndexLayout {
   blocks: number;
   firstVersionAt: number;
   lsnsAt: number;
@@ -348,7 +382,7 @@ interface IndexLayout {
   blocksAt: number;
 }
 
-function layoutOf(index: Buffer): IndexLayout {
+export function layoutOf(index: Buffer): IndexLayout {
   const keys = u32(index, 0);
   const versions = u32(index, 4);
   const firstVersionAt = 12 + keys * keyBytes;
@@ -382,7 +416,7 @@ function lastRootEntry(root: Buffer, p: KeyPrefix, e: number, belowLsn: number):
   return found;
 }
 
-function rootBlock(root: Buffer, entry: number): {offset: number; storedBytes: number} {
+export function rootBlock(root: Buffer, entry: number): {offset: number; storedBytes: number} {
   return {offset: u64(root, entry + keyBytes + 8), storedBytes: u32(root, entry + keyBytes + 16)};
 }
 

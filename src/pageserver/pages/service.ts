@@ -171,7 +171,7 @@ class PageConnection {
     const at = request.requestLsn < lastRecordLsn ? request.requestLsn : lastRecordLsn;
     if (state.ancestor === undefined && at < state.initialLsn)
       throw new TimelineError(
-        'below-horizon',
+        'lsn-too-old',
         `${state.describe(at)}: history begins at ${formatLsn(state.initialLsn)}`,
       );
     return at;

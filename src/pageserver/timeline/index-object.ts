@@ -11,7 +11,7 @@
 import {crc32c} from '#runtime/crc.ts';
 import {type Lsn, formatLsn, lsn, lsnToHex, parseLsn} from '#postgres/lsn.ts';
 
-export const indexFormatVersion = 1;
+export const indexFormatVersion = 2;
 
 /** `delta`: what changed in [startLsn, endLsn). `image`: whole values as of startLsn. */
 export type LayerKind = 'delta' | 'image';
@@ -38,6 +38,17 @@ export interface LayerDescription {
   /** Where its root block starts: a cold read begins with [rootOffset, size). */
   readonly rootOffset: number;
   readonly versions: number;
+  /** 0: as ingest (or an import) wrote it. A merge of layers of level n gives a run of level n + 1; a made image has 1. */
+  readonly level: number;
+  /**
+   * Layers of one level and run were made together: they do not overlap in keys. Later history has the higher run; a merge
+   * keeps that of its newest input.
+   */
+  readonly run: number;
+  /** Older layers too may hold versions at startLsn: a record was so long that it was split. */
+  readonly continues: boolean;
+  /** A merge is under way: keys below `from` (36 hex digits) are in layers of the next level already, of run `run`. */
+  readonly moving?: {readonly from: string; readonly run: number};
   /** The timeline whose object it is, when it is not this one. */
   readonly timelineId?: string;
 }
@@ -49,6 +60,15 @@ export interface SafekeeperNode {
   readonly host: string;
   readonly port: number;
 }
+
+/** How much history is kept readable: whatever lies in either of the two windows, counted back from the end. */
+export interface Retention {
+  readonly windowSeconds: number;
+  /** Bytes of WAL. */
+  readonly windowBytes: number;
+}
+
+export const defaultRetention: Retention = {windowSeconds: 7 * 86_400, windowBytes: 0};
 
 export interface TimelineIndex {
   readonly tenantId: string;
@@ -68,7 +88,12 @@ export interface TimelineIndex {
   readonly logicalSizeBytes: number;
   /** Where the WAL beyond diskConsistentLsn is. A hint: the broker knows better when the timeline is active. */
   readonly safekeepers: readonly SafekeeperNode[];
-  /** Newest layers last. */
+  readonly retention: Retention;
+  /** History below this LSN may be gone. Never falls. */
+  readonly gcCutoffLsn: Lsn;
+  /** LSNs under a lease: whoever attaches the tenant keeps them until their holders have had time to ask again. */
+  readonly leases: readonly Lsn[];
+  /** In no order. */
   readonly layers: readonly LayerDescription[];
 }
 
@@ -89,6 +114,12 @@ export function layerObjectId(tenantId: string, timelineId: string, name: string
 
 export function layerName(kind: LayerKind, startLsn: Lsn, endLsn: Lsn, token: number, generation: number): string {
   return `${kind}-${lsnToHex(startLsn)}-${lsnToHex(endLsn)}-${hex8(token)}-${hex8(generation)}`;
+}
+
+/** Generation in the name of a layer object, or undefined when the key is none. */
+export function layerGeneration(key: string): number | undefined {
+  const match = /\/(?:delta|image)-[0-9A-F]{16}-[0-9A-F]{16}-[0-9a-f]{8}-([0-9a-f]{8})$/.exec(key);
+  return match ? parseInt(match[1]!, 16) : undefined;
 }
 
 export function indexObjectKey(tenantId: string, timelineId: string, generation: number, sequence: number): string {
@@ -121,6 +152,9 @@ export function encodeIndex(index: TimelineIndex): Buffer {
     initialLsn: formatLsn(index.initialLsn),
     logicalSizeBytes: index.logicalSizeBytes,
     safekeepers: index.safekeepers,
+    retention: index.retention,
+    gcCutoffLsn: formatLsn(index.gcCutoffLsn),
+    leases: index.leases.map(formatLsn),
     layers: index.layers.map((layer) => ({
       ...layer,
       startLsn: formatLsn(layer.startLsn),
@@ -154,13 +188,14 @@ export function decodeIndex(
     bytes.toString('latin1', 0, Math.max(lineEnd, 0)),
   );
   if (!head) return fail('its first line is not that of an index');
-  if (Number(head[1]) !== indexFormatVersion)
-    return fail(`format version ${head[1]}, this program reads ${indexFormatVersion}`);
+  const version = Number(head[1]);
+  if (version !== indexFormatVersion && version !== indexFormatVersion - 1)
+    return fail(`format version ${version}, this program reads ${indexFormatVersion - 1} and ${indexFormatVersion}`);
   const body = bytes.subarray(lineEnd + 1);
   if (body.length !== Number(head[3])) return fail(`${body.length} bytes, it says ${head[3]}`);
   if (hex8(bodyChecksum(at, body)) !== head[2]) return fail('its checksum is wrong');
   try {
-    return parseBody(JSON.parse(body.toString('utf8')), at);
+    return parseBody(JSON.parse(body.toString('utf8')), at, version);
   } catch (error) {
     return fail((error as Error).message);
   }
@@ -171,6 +206,7 @@ type Json = Readonly<Record<string, unknown>>;
 function parseBody(
   json: Json,
   at: {tenantId: string; timelineId: string; generation: number; sequence: number},
+  version: number,
 ): TimelineIndex {
   const text = (object: Json, name: string): string => {
     const value = object[name];
@@ -190,7 +226,7 @@ function parseBody(
   if (lifecycle !== 'creating' && lifecycle !== 'importing' && lifecycle !== 'active' && lifecycle !== 'deleting')
     throw new Error(`unknown lifecycle ${lifecycle}`);
   if (!Array.isArray(json['layers'])) throw new Error('layers is not a list');
-  const layers = json['layers'].map((layer: Json): LayerDescription => {
+  const layers = json['layers'].map((layer: Json, i): LayerDescription => {
     const kind = text(layer, 'kind');
     if (kind !== 'delta' && kind !== 'image') throw new Error(`unknown kind of layer ${kind}`);
     return {
@@ -206,6 +242,11 @@ function parseBody(
       checksum: whole(layer, 'checksum'),
       rootOffset: whole(layer, 'rootOffset'),
       versions: whole(layer, 'versions'),
+      // Version 1 had no merges: layers in the order in which they were frozen, of which any may share its first LSN.
+      level: version === 1 ? 0 : whole(layer, 'level'),
+      run: version === 1 ? i + 1 : whole(layer, 'run'),
+      continues: version === 1 || layer['continues'] === true,
+      ...(layer['moving'] === undefined ? {} : {moving: parseMoving(layer['moving'] as Json)}),
       ...(layer['timelineId'] === undefined ? {} : {timelineId: text(layer, 'timelineId')}),
     };
   });
@@ -221,8 +262,35 @@ function parseBody(
     initialLsn: position(json, 'initialLsn'),
     logicalSizeBytes: whole(json, 'logicalSizeBytes'),
     safekeepers: parseSafekeepers(json['safekeepers']),
+    retention: version === 1 ? defaultRetention : parseRetention(json['retention']),
+    gcCutoffLsn: version === 1 ? lsn(0) : position(json, 'gcCutoffLsn'),
+    leases: version === 1 ? [] : parseLeases(json['leases']),
     layers,
   };
+}
+
+function parseMoving({from, run}: Json): {from: string; run: number} {
+  if (typeof from !== 'string' || !/^[0-9a-f]{36}$/.test(from) || !Number.isSafeInteger(run))
+    throw new Error('moving is {from, run}');
+  return {from, run: run as number};
+}
+
+function parseLeases(value: unknown): Lsn[] {
+  if (!Array.isArray(value)) throw new Error('leases is not a list');
+  return value.map((text) => parseLsn(String(text)));
+}
+
+/** Or an Error that says what is wrong with it. */
+export function parseRetention(value: unknown): Retention {
+  const {windowSeconds, windowBytes = 0} = (value ?? {}) as Json;
+  if (
+    !Number.isSafeInteger(windowSeconds) ||
+    !Number.isSafeInteger(windowBytes) ||
+    (windowSeconds as number) < 0 ||
+    (windowBytes as number) < 0
+  )
+    throw new Error('retention is {windowSeconds, windowBytes}, whole numbers not below zero');
+  return {windowSeconds: windowSeconds as number, windowBytes: windowBytes as number};
 }
 
 /** The list, or an Error that says what is wrong with it. */

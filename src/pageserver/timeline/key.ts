@@ -169,6 +169,19 @@ function u32(b: Buffer, at: number): number {
   return ((b[at]! << 24) | (b[at + 1]! << 16) | (b[at + 2]! << 8) | b[at + 3]!) >>> 0;
 }
 
+/** The next 18 bytes in order: where a range that ends with `key` (inclusive) ends, exclusively. */
+export function keyAfter(key: Buffer): Buffer {
+  const next = Buffer.from(key);
+  for (let i = keyBytes - 1; i >= 0; i--) {
+    if (next[i] === 0xff) next[i] = 0;
+    else {
+      next[i]!++;
+      return next;
+    }
+  }
+  return Buffer.alloc(keyBytes, 0xff); // no key is larger
+}
+
 export const wholeKeySpace: KeyRange = {start: Buffer.alloc(keyBytes), end: Buffer.alloc(keyBytes, 0xff)};
 
 /** All keys of a kind, or of a kind with its first fields fixed. */

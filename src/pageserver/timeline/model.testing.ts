@@ -9,14 +9,11 @@ import type {ObjectStore} from '#objectstore/object-store.ts';
 import {PagePatchBuilder} from '../ingest/page-patch.ts';
 import {BlockCache} from '../layers/block-cache.ts';
 import {PageserverMetrics} from '../metrics.ts';
-import type {PageserverContext, TimelineLimits} from './state.ts';
+import {MemoryBudget} from './memory-budget.ts';
+import {type LimitChanges, type PageserverContext, limitsWith} from './state.ts';
 import type {TimelineWriter} from './write-path.ts';
 
-export function testContext(
-  store: ObjectStore,
-  limits: Partial<TimelineLimits> = {},
-  cacheBytes = 1 << 20,
-): PageserverContext {
+export function testContext(store: ObjectStore, limits: LimitChanges = {}, cacheBytes = 1 << 20): PageserverContext {
   return {
     clock: systemClock,
     random: systemRandom,
@@ -24,7 +21,14 @@ export function testContext(
     cache: new BlockCache(cacheBytes),
     log: silentLog,
     metrics: new PageserverMetrics(),
-    limits: {layerBytes: 1 << 20, layerAgeMs: 3_600_000, frozenLayersMax: 3, relationSizesMax: 8, ...limits},
+    limits: limitsWith({
+      layerBytes: 1 << 20,
+      layerAgeMs: 3_600_000,
+      frozenLayersMax: 3,
+      relationSizesMax: 8,
+      ...limits,
+    }),
+    memory: new MemoryBudget(64 << 20),
   };
 }
 

@@ -14,7 +14,7 @@ import {ObjectStoreError} from '#objectstore/object-store.ts';
 import {assert} from '#runtime/assert.ts';
 import {PagePatchError, applyPagePatch} from '../ingest/page-patch.ts';
 import {LayerCorruption} from '../layers/layer-format.ts';
-import {ReadPass} from '../layers/layer-reader.ts';
+import {type LayerReader, ReadPass} from '../layers/layer-reader.ts';
 import type {MemoryLayer} from '../layers/memory-layer.ts';
 import {
   type Key,
@@ -30,22 +30,30 @@ import {
   relSizeKey,
   truncationsKey,
 } from './key.ts';
+import {checkKept} from './kept-history.ts';
+import {LayerWalk} from './layer-map.ts';
 import {type RelInfo, blockFloor, decodeSize, decodeTruncations, relMissing} from './sizes.ts';
 import type {TimelineState} from './state.ts';
 import {TimelineError} from './timeline-reader.ts';
 import {type Value, flagStartsHistory, flagWalLogHints, valueKind} from './value.ts';
 
+/** Walks are made one after the other: an attempt does not await. */
+const walk = new LayerWalk();
 /** Layers of which a cold read fetches blocks at the same time. */
 const layersAheadMax = 8;
 
-/** Repeats an attempt until it has all its blocks. Storage errors become TimelineErrors that name the timeline. */
-export async function read<T>(state: TimelineState, attempt: (pass: ReadPass) => T | undefined): Promise<T> {
-  return readOn(state, new ReadPass(state.context.cache), attempt);
+/**
+ * Repeats an attempt to read at `at` until it has all its blocks. Storage errors become TimelineErrors that name the timeline.
+ * 'lsn-too-old' also when history at `at` is given up between two attempts.
+ */
+export async function read<T>(state: TimelineState, at: Lsn, attempt: (pass: ReadPass) => T | undefined): Promise<T> {
+  return readOn(state, at, new ReadPass(state.context.cache), attempt);
 }
 
 /** The same, going on with a pass whose first attempt has noted what it lacks. */
 export async function readOn<T>(
   state: TimelineState,
+  at: Lsn,
   pass: ReadPass,
   attempt: (pass: ReadPass) => T | undefined,
 ): Promise<T> {
@@ -57,6 +65,7 @@ export async function readOn<T>(
         throw explainStorage(state, error);
       }
     }
+    checkKept(state, at);
     const result = attempt(pass);
     if (result !== undefined) return result;
     assert(pass.missing.size > 0, 'an attempt that does not answer says what it lacks');
@@ -93,16 +102,15 @@ export function tryCollect(
       const layer = s.frozen[i]!.layer;
       if (collectFromMemory(layer, p, e, below, floor, values)) return ahead > 0 ? undefined : values;
     }
-    const {layers} = s;
-    for (let i = layers.next(layers.count, p, e, below); i >= 0; i = layers.next(i, p, e, below)) {
-      const reader = layers.reader(i);
-      const {description} = reader;
-      if (description.endLsn <= floor) continue;
-      const outcome = reader.find(pass, p, e, below, floor, (value) => values.push(value));
+    walk.start(s.layers, p, e, below);
+    for (let reader = walk.next(); reader !== undefined; reader = walk.next()) {
+      if (reader.description.endLsn <= floor) break;
+      const lowest = floor > walk.floorLsn ? floor : walk.floorLsn;
+      const outcome = reader.find(pass, p, e, walk.belowLsn, lowest, (value) => values.push(value));
       if (outcome === 'missing' || outcome === 'done-missing') {
         // Not to pay one round trip per layer, a cold read looks ahead into a few older ones that it may need.
-        if (outcome === 'done-missing' || description.complete || ++ahead >= layersAheadMax) return undefined;
-      } else if (outcome === 'done' || description.complete) return ahead > 0 ? undefined : values;
+        if (outcome === 'done-missing' || walk.isImage || ++ahead >= layersAheadMax) return undefined;
+      } else if (outcome === 'done' || walk.isImage) return ahead > 0 ? undefined : values;
     }
     const {ancestor}: TimelineState = s;
     if (ancestor === undefined || ancestor.lsn < floor) return ahead > 0 ? undefined : values;
@@ -211,44 +219,50 @@ export function buildPage(state: TimelineState, values: readonly Value[], at: Ls
   let i = values.length - 1;
   const first = values[i];
   if (first === undefined) return zeroPage;
-  let page: Buffer | undefined;
-  if (first.kind === valueKind.image || first.kind === valueKind.zero || first.kind === valueKind.tombstone) {
-    if (first.kind === valueKind.image && first.payload.length !== blockSize)
-      throw new TimelineError('corrupt', `${state.describe(at)}: ${what()}: image of ${first.payload.length} bytes`);
-    const base = first.kind === valueKind.image ? first.payload : zeroPage;
-    if (i === 0) return base;
-    page = Buffer.allocUnsafe(blockSize);
-    base.copy(page);
-    i--;
-  } else {
-    page = Buffer.alloc(blockSize);
+  if (i === 0) {
+    if (first.kind === valueKind.image && first.payload.length === blockSize) return first.payload;
+    if (first.kind === valueKind.zero || first.kind === valueKind.tombstone) return zeroPage;
   }
-  state.context.metrics.redoRecords.inc(i + 1);
-  for (; i >= 0; i--) {
-    const value = values[i]!;
-    try {
-      if (value.kind === valueKind.record) {
-        // Redo looks at the end of the record only; where it started is not kept.
-        decodeRecord(value.payload, value.lsn, value.lsn, scratch);
-        applyRecord(page, scratch, value.blockId, (value.flags & flagWalLogHints) !== 0 ? withHints : withoutHints);
-      } else if (value.kind === valueKind.patch) {
-        if ((value.flags & flagStartsHistory) !== 0) page.fill(0);
-        applyPagePatch(page, value.payload);
-      } else {
-        throw new RedoError(`a value of kind ${value.kind} inside history`);
-      }
-    } catch (error) {
-      if (!(error instanceof RedoError || error instanceof WalDecodeError || error instanceof PagePatchError))
-        throw error;
-      throw new TimelineError(
-        'redo-failed',
-        `${state.describe(at)}: ${what()} cannot be rebuilt: the ${value.kind === valueKind.patch ? 'patch' : 'record'} that ends at ` +
-          `${formatLsn(value.lsn)}: ${error.message}; other pages are not affected; report this record type`,
-        {cause: error},
-      );
-    }
-  }
+  const page = Buffer.alloc(blockSize);
+  for (; i >= 0; i--) applyValue(state, page, values[i]!, at, what);
   return page;
+}
+
+/** Changes the page by the next version of it. TimelineError 'redo-failed' or 'corrupt'. */
+export function applyValue(state: TimelineState, page: Buffer, value: Value, at: Lsn, what: () => string): void {
+  if (value.kind === valueKind.image) {
+    if (value.payload.length !== blockSize)
+      throw new TimelineError('corrupt', `${state.describe(at)}: ${what()}: image of ${value.payload.length} bytes`);
+    value.payload.copy(page);
+    return;
+  }
+  if (value.kind === valueKind.zero || value.kind === valueKind.tombstone) {
+    page.fill(0);
+    return;
+  }
+  state.context.metrics.redoRecords.inc();
+  try {
+    if (value.kind === valueKind.record) {
+      if ((value.flags & flagStartsHistory) !== 0) page.fill(0);
+      // Redo looks at the end of the record only; where it started is not kept.
+      decodeRecord(value.payload, value.lsn, value.lsn, scratch);
+      applyRecord(page, scratch, value.blockId, (value.flags & flagWalLogHints) !== 0 ? withHints : withoutHints);
+    } else if (value.kind === valueKind.patch) {
+      if ((value.flags & flagStartsHistory) !== 0) page.fill(0);
+      applyPagePatch(page, value.payload);
+    } else {
+      throw new RedoError(`a value of kind ${value.kind} inside history`);
+    }
+  } catch (error) {
+    if (!(error instanceof RedoError || error instanceof WalDecodeError || error instanceof PagePatchError))
+      throw error;
+    throw new TimelineError(
+      'redo-failed',
+      `${state.describe(at)}: ${what()} cannot be rebuilt: the ${value.kind === valueKind.patch ? 'patch' : 'record'} that ends at ` +
+        `${formatLsn(value.lsn)}: ${error.message}; other pages are not affected; report this record type`,
+      {cause: error},
+    );
+  }
 }
 
 /** Keys of a range that have any version at or below `at` (tombstones included), in order. Undefined: blocks are missing. */
@@ -272,7 +286,13 @@ export function tryScanKeys(state: TimelineState, pass: ReadPass, range: KeyRang
         (prefix, e) => add({prefix, e}),
       );
     }
-    for (const reader of s.layers.overlapping(range, until)) if (!reader.scanKeys(pass, range, add)) complete = false;
+    const plan = s.layers.plan(range, until + 1);
+    const scan = (reader: LayerReader, within: KeyRange): void => {
+      if (!reader.scanKeys(pass, within, add)) complete = false;
+    };
+    for (const {reader} of plan.deltas) scan(reader, range);
+    for (const segment of plan.segments) if (segment.image !== undefined) scan(segment.image, segment);
+    if (plan.segments.every((segment) => segment.image !== undefined)) break; // nothing older is needed
     const {ancestor}: TimelineState = s;
     if (ancestor !== undefined && ancestor.lsn < until) until = ancestor.lsn;
     s = ancestor?.state;

@@ -158,6 +158,13 @@ export class RelSizeCache {
           this.setLatest(entry, relMissing, lsn);
   }
 
+  /** Forgets everything; ingest must not be in the middle of a record. */
+  clear(): void {
+    this.#table.clear();
+    this.#front.fill(undefined);
+    this.#count = 0;
+  }
+
   /** Makes room when there are too many: those not used since the last time go. */
   trim(): void {
     if (this.#count <= this.#entriesMax) return;

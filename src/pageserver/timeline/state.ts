@@ -10,6 +10,7 @@
  *  2. remoteConsistentLsn ≤ diskConsistentLsn ≤ lastRecordLsn.
  *  3. lastRecordLsn never falls while the timeline is loaded, and advances only when a record has been put in whole.
  *  4. Nothing is read of the ancestor above ancestor.lsn.
+ *  5. gcCutoffLsn never falls; a layer that is needed at or above it, at a branch point or under a lease is never taken away.
  */
 import type {Clock} from '#runtime/clock.ts';
 import type {Log} from '#runtime/log.ts';
@@ -22,12 +23,16 @@ import type {MemoryLayer} from '../layers/memory-layer.ts';
 import type {PageserverMetrics} from '../metrics.ts';
 import {
   type LayerDescription,
+  type Retention,
   type SafekeeperNode,
   type TimelineLifecycle,
   layerObjectId,
   timelinePrefix,
 } from './index-object.ts';
+import {type CompactionLimits, defaultCompactionLimits} from './compaction-plan.ts';
+import type {CommitTail} from './commit-times.ts';
 import {LayerMap} from './layer-map.ts';
+import type {MemoryBudget} from './memory-budget.ts';
 import {RelSizeCache} from './sizes.ts';
 
 /** What all timelines of a pageserver share. */
@@ -39,6 +44,7 @@ export interface PageserverContext {
   readonly log: Log;
   readonly metrics: PageserverMetrics;
   readonly limits: TimelineLimits;
+  readonly memory: MemoryBudget;
 }
 
 export interface TimelineLimits {
@@ -50,6 +56,11 @@ export interface TimelineLimits {
   readonly frozenLayersMax: number;
   /** Relation sizes kept in memory per timeline. */
   readonly relationSizesMax: number;
+  /** The longest lease; after an attachment GC waits so long for holders to come back. */
+  readonly leaseMsMax: number;
+  /** How often GC looks at each timeline. */
+  readonly gcPeriodMs: number;
+  readonly compaction: CompactionLimits;
 }
 
 export const defaultLimits: TimelineLimits = {
@@ -57,7 +68,19 @@ export const defaultLimits: TimelineLimits = {
   layerAgeMs: 300_000,
   frozenLayersMax: 4,
   relationSizesMax: 50_000,
+  leaseMsMax: 600_000,
+  gcPeriodMs: 300_000,
+  compaction: defaultCompactionLimits,
 };
+
+/** The same with some values changed. */
+export type LimitChanges = Partial<Omit<TimelineLimits, 'compaction'>> & {
+  readonly compaction?: Partial<CompactionLimits>;
+};
+
+export function limitsWith(changes: LimitChanges = {}): TimelineLimits {
+  return {...defaultLimits, ...changes, compaction: {...defaultCompactionLimits, ...changes.compaction}};
+}
 
 export interface FrozenLayer {
   readonly id: number;
@@ -67,6 +90,8 @@ export interface FrozenLayer {
   /** Written as image layer(s) of an import. */
   readonly image: boolean;
   readonly complete: boolean;
+  /** LayerDescription.continues. */
+  readonly continues: boolean;
   /** TimelineState.logicalSizeBytes as of consistentLsn. */
   readonly logicalSizeBytes: number;
 }
@@ -90,7 +115,7 @@ export class TimelineState {
   open: MemoryLayer | undefined;
   /** Write path adds at the end, upload takes away at the front. */
   readonly frozen: FrozenLayer[] = [];
-  /** Upload adds. */
+  /** Upload adds, compaction and GC replace. */
   readonly layers = new LayerMap();
   /** Write path: end of the last record that is in whole. */
   lastRecordLsn: Lsn;
@@ -111,6 +136,27 @@ export class TimelineState {
   /** Why ingest of this timeline stopped; the driver sets it. */
   ingestError: string | undefined;
   nextFrozenId = 1;
+  /** Upload, compaction: keys of objects that are being written and are in no index yet. */
+  readonly writing = new Set<string>();
+  /** Upload, compaction: LayerDescription.run of the next layer. */
+  nextRun = 1;
+
+  /** Management: how much history is to be kept. */
+  retention: Retention;
+  /** GC: kept-history.ts. */
+  gcCutoffLsn: Lsn;
+  /** kept-history.ts: LSN → monotonic time at which the lease ends. */
+  readonly leases = new Map<Lsn, number>();
+  /** Tenant: children, archived ones too → where each begins. */
+  readonly branchPoints = new Map<string, Lsn>();
+  /** Write path: commits that no layer holds yet, while the timeline ingests. */
+  commitTail: CommitTail | undefined;
+  /** Write path: freezes the open layer, when that can be done now. */
+  freezeOpen: () => void = () => {};
+  /** Whoever compacts: a layer was added. */
+  onLayerAdded: () => void = () => {};
+  /** Upload: bytes of layers that ingest has written; compaction spends on images in proportion. */
+  ingestedLayerBytes = 0;
 
   constructor(
     context: PageserverContext,
@@ -125,6 +171,8 @@ export class TimelineState {
       initialLsn: Lsn;
       diskConsistentLsn: Lsn;
       safekeepers: readonly SafekeeperNode[];
+      retention: Retention;
+      gcCutoffLsn: Lsn;
     },
   ) {
     this.context = context;
@@ -137,6 +185,8 @@ export class TimelineState {
     this.ancestor = options.ancestor;
     this.initialLsn = options.initialLsn;
     this.safekeepers = options.safekeepers;
+    this.retention = options.retention;
+    this.gcCutoffLsn = options.gcCutoffLsn;
     this.lastRecordLsn = options.diskConsistentLsn;
     this.diskConsistentLsn = options.diskConsistentLsn;
     this.remoteConsistentLsn = options.diskConsistentLsn;

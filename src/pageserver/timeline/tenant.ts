@@ -10,6 +10,7 @@ import {
   tenantPrefix,
   timelinePrefix,
 } from './index-object.ts';
+import {checkKept} from './kept-history.ts';
 import type {PageserverContext} from './state.ts';
 import {TimelineError} from './timeline-reader.ts';
 import {Timeline} from './timeline.ts';
@@ -81,6 +82,15 @@ export class Tenant {
     return [...this.#timelines.values()];
   }
 
+  has(timelineId: string): boolean {
+    return this.#timelines.has(timelineId);
+  }
+
+  /** Whether the generation is still the tenant's latest. Rejects when nobody can tell. */
+  validate(generation: number): Promise<boolean> {
+    return this.#validator.validate(this.tenantId, generation);
+  }
+
   /** TimelineError 'not-found'. */
   timeline(timelineId: string): Timeline {
     const timeline = this.#timelines.get(timelineId);
@@ -138,12 +148,14 @@ export class Tenant {
       return existing;
     }
     const lsn = ancestorLsn ?? ancestor.lastRecordLsn;
+    checkKept(ancestor.state, lsn);
     if (lsn < ancestor.state.initialLsn)
       throw new TimelineError(
-        'below-horizon',
+        'lsn-too-old',
         `${ancestor.state.name} begins at ${formatLsn(ancestor.state.initialLsn)}; branch at ${formatLsn(lsn)} from its ancestor instead`,
       );
     await ancestor.waitForLsn(lsn);
+    checkKept(ancestor.state, lsn); // and in the same turn the new timeline holds it
     return this.#add(
       Timeline.create(this.#context, this.#validator, {
         tenantId: this.tenantId,
@@ -163,6 +175,7 @@ export class Tenant {
     } catch (error) {
       this.#timelines.delete(timeline.timelineId);
       timeline.stop();
+      timeline.ancestor?.state.branchPoints.delete(timeline.timelineId);
       throw error;
     }
     if (timeline.state.lifecycle === 'active') this.onActive(timeline);
@@ -181,16 +194,18 @@ export class Tenant {
   async deleteTimeline(timelineId: string): Promise<void> {
     const timeline = this.#timelines.get(timelineId);
     if (timeline !== undefined) {
-      if (timeline.children.size > 0)
+      const children = timeline.state.branchPoints.size;
+      if (children > 0)
         throw new TimelineError(
           'conflict',
-          `${timeline.state.name} has ${timeline.children.size} child timelines; delete them first`,
+          `${timeline.state.name} has ${children} child timelines; delete them first`,
         );
       timeline.state.lifecycle = 'deleting';
       this.onGone(timeline);
       await timeline.saveIndex();
       timeline.stop();
       this.#timelines.delete(timelineId);
+      timeline.ancestor?.state.branchPoints.delete(timelineId);
     }
     await deleteObjects(this.#context, timelinePrefix(this.tenantId, timelineId));
   }

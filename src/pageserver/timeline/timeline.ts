@@ -3,41 +3,37 @@
  * it. What others use is here; how it works is in the files beside it.
  */
 import type {Timer} from '#runtime/clock.ts';
+import {failpoint} from '#runtime/failpoint.ts';
+import {ObjectStoreError} from '#objectstore/object-store.ts';
 import {type Lsn, formatLsn, invalidLsn} from '#postgres/lsn.ts';
 import {type RelTag, blockSize} from '#postgres/relation.ts';
 import type {SlruKind} from '#postgres/slru.ts';
 import type {RelListEntry} from '#wire/pages.ts';
 import type {GenerationValidator} from '../generation-validator.ts';
 import {ReadPass} from '../layers/layer-reader.ts';
-import {decodeCommitChunk} from './commit-times.ts';
-import type {LayerDescription, TimelineIndex, TimelineLifecycle} from './index-object.ts';
-import {type Key, checkpointStateKey, keyKind, rangeOf, relationMapKey, slruPrefix} from './key.ts';
+import {Compactor} from './compaction.ts';
 import {
-  buildPage,
-  read,
-  readOn,
-  tryBlob,
-  tryBlobs,
-  tryCollect,
-  tryRelInfo,
-  tryRelPages,
-  tryScanKeys,
-} from './read-path.ts';
+  type LayerDescription,
+  type Retention,
+  type TimelineIndex,
+  type TimelineLifecycle,
+  defaultRetention,
+} from './index-object.ts';
+import {checkKept, lease} from './kept-history.ts';
+import {type Key, checkpointStateKey, keyKind, rangeOf, relationMapKey, slruPrefix} from './key.ts';
+import {buildPage, read, readOn, tryBlob, tryBlobs, tryCollect, tryRelInfo, tryRelPages} from './read-path.ts';
+import {LsnWaiters} from './lsn-waiters.ts';
 import {decodeSize} from './sizes.ts';
 import {type PageserverContext, TimelineState} from './state.ts';
 import {type DatabaseEntry, TimelineError, type TimelineReader} from './timeline-reader.ts';
+import {type LsnAtTime, lsnAtTime} from './time-lookup.ts';
 import {Uploader} from './upload.ts';
 import {valueKind} from './value.ts';
 import {TimelineWriter, existingSlruPages, relOf} from './write-path.ts';
 
 const waitMsDefault = 60_000;
-
-interface LsnWaiter {
-  readonly lsn: Lsn;
-  readonly resolve: () => void;
-  readonly reject: (error: Error) => void;
-  readonly timer: Timer;
-}
+/** Ingest waits so long, per layer it writes, for each layer that compaction is behind. */
+const debtStepMs = 100;
 
 export interface TimelineInfo {
   readonly timelineId: string;
@@ -53,14 +49,14 @@ export interface TimelineInfo {
   readonly logicalSizeBytes: number;
   readonly layers: number;
   readonly layerBytes: number;
+  /** Layers that wait for compaction. */
+  readonly l0Layers: number;
+  readonly retention: Retention;
+  /** History below is not kept, but for branch points and leases. */
+  readonly gcCutoffLsn: Lsn;
   readonly ingestError?: string;
   readonly uploadError?: string;
-}
-
-/** present: `lsn` is the end of the last commit before the first one later than the time. future: nothing is later. */
-export interface LsnAtTime {
-  readonly kind: 'present' | 'future' | 'past' | 'nodata';
-  readonly lsn: Lsn;
+  readonly compactionError?: string;
 }
 
 export class Timeline implements TimelineReader {
@@ -68,16 +64,20 @@ export class Timeline implements TimelineReader {
   readonly state: TimelineState;
   readonly ancestor: Timeline | undefined;
   readonly #uploader: Uploader;
+  readonly #compactor: Compactor;
   #writer: Promise<TimelineWriter> | undefined;
   #loadedWriter: TimelineWriter | undefined;
-  #waiters: LsnWaiter[] = [];
+  readonly #waiters: LsnWaiters;
   #ageTimer: Timer | undefined;
   #stopped = false;
   #importing = false;
-  /** Children on this pageserver. */
-  readonly children = new Set<string>();
+  /** Ingest has frozen a layer while compaction is behind: it waits so long before it goes on. */
+  #debtMs = 0;
+  readonly #attachedMs: number;
   /** Somebody waits for WAL: set by the driver of ingest. */
   onWanted: () => void = () => {};
+  /** The driver of ingest forgets what it has in memory; false: it is at work. */
+  onRelease: () => boolean = () => true;
 
   private constructor(
     state: TimelineState,
@@ -88,7 +88,11 @@ export class Timeline implements TimelineReader {
     this.state = state;
     this.ancestor = ancestor;
     this.#uploader = new Uploader(state, validator, loaded);
-    ancestor?.children.add(state.timelineId);
+    this.#compactor = new Compactor(state, this.#uploader);
+    this.#waiters = new LsnWaiters(state);
+    this.#attachedMs = state.context.clock.monotonicMs();
+    if (ancestor !== undefined && state.ancestor !== undefined)
+      ancestor.state.branchPoints.set(state.timelineId, state.ancestor.lsn);
   }
 
   /** A new timeline: nothing is in the object store until saveIndex(). */
@@ -115,6 +119,8 @@ export class Timeline implements TimelineReader {
       initialLsn: branch?.lsn ?? invalidLsn,
       diskConsistentLsn: branch?.lsn ?? invalidLsn,
       safekeepers: [],
+      retention: branch?.ancestor.state.retention ?? defaultRetention,
+      gcCutoffLsn: invalidLsn,
     });
     if (branch !== undefined) state.setLogicalSize(branch.ancestor.state.logicalSizeBytes);
     return new Timeline(state, branch?.ancestor, validator, {
@@ -144,9 +150,16 @@ export class Timeline implements TimelineReader {
       initialLsn: index.initialLsn,
       diskConsistentLsn: index.diskConsistentLsn,
       safekeepers: index.safekeepers,
+      retention: index.retention,
+      gcCutoffLsn: index.gcCutoffLsn,
     });
     state.setLogicalSize(index.logicalSizeBytes);
-    for (const description of index.layers) state.layers.add(state.openReader(description));
+    const leasedUntil = context.clock.monotonicMs() + context.limits.leaseMsMax;
+    for (const at of index.leases) state.leases.set(at, leasedUntil);
+    for (const description of index.layers) {
+      state.layers.add(state.openReader(description));
+      state.nextRun = Math.max(state.nextRun, description.run + 1);
+    }
     return new Timeline(state, ancestor, validator, {
       generation: index.generation,
       sequence: index.sequence,
@@ -174,6 +187,7 @@ export class Timeline implements TimelineReader {
   info(): TimelineInfo {
     const s = this.state;
     const uploadError = this.#uploader.lastFailure;
+    const compactionError = this.#compactor.lastFailure;
     return {
       timelineId: s.timelineId,
       state: s.lifecycle,
@@ -188,9 +202,13 @@ export class Timeline implements TimelineReader {
       systemId: s.systemId,
       logicalSizeBytes: s.logicalSizeBytes,
       layers: s.layers.count,
-      layerBytes: s.layers.readers().reduce((sum, reader) => sum + reader.description.size, 0),
+      layerBytes: s.layers.bytes,
+      l0Layers: s.layers.l0Count,
+      retention: s.retention,
+      gcCutoffLsn: s.gcCutoffLsn,
       ...(s.ingestError === undefined ? {} : {ingestError: s.ingestError}),
       ...(uploadError === undefined ? {} : {uploadError}),
+      ...(compactionError === undefined ? {} : {compactionError}),
     };
   }
 
@@ -222,62 +240,21 @@ export class Timeline implements TimelineReader {
     if (this.ancestor !== undefined && s.ancestor !== undefined)
       await this.ancestor.waitForLsn(s.ancestor.lsn, timeoutMs);
     if (lsn <= s.lastRecordLsn) return;
-    if (s.ingestError !== undefined) throw this.#stoppedAt(lsn, s.ingestError);
     this.onWanted();
-    await new Promise<void>((resolve, reject) => {
-      const timer = s.context.clock.setTimer(timeoutMs, () => {
-        this.#waiters = this.#waiters.filter((w) => w !== waiter);
-        reject(
-          new TimelineError(
-            'lsn-timeout',
-            `${s.name}: LSN ${formatLsn(lsn)} was waited for ${timeoutMs} ms, ingest has reached ${formatLsn(s.lastRecordLsn)}; ` +
-              'look at the safekeepers of the timeline and at the ingest lag of this pageserver',
-          ),
-        );
-      });
-      const waiter = {lsn, resolve, reject, timer};
-      this.#waiters.push(waiter);
-    });
-  }
-
-  #stoppedAt(lsn: Lsn, reason: string): TimelineError {
-    return new TimelineError(
-      'lsn-timeout',
-      `${this.state.name}: LSN ${formatLsn(lsn)} will not be reached: ingest stopped at ${formatLsn(this.state.lastRecordLsn)}: ${reason}`,
-    );
+    await this.#waiters.wait(lsn, timeoutMs);
   }
 
   /** Ingest cannot go on: everybody who waits is told, reads up to lastRecordLsn go on. */
   ingestStopped(reason: string): void {
     this.state.ingestError = reason;
-    const waiters = this.#waiters;
-    this.#waiters = [];
-    for (const waiter of waiters) {
-      waiter.timer.cancel();
-      waiter.reject(this.#stoppedAt(waiter.lsn, reason));
-    }
-  }
-
-  #advanced(): void {
-    if (this.#waiters.length === 0) return;
-    const reached = this.state.lastRecordLsn;
-    const waiters = this.#waiters;
-    this.#waiters = [];
-    for (const waiter of waiters) {
-      if (waiter.lsn > reached) {
-        this.#waiters.push(waiter);
-        continue;
-      }
-      waiter.timer.cancel();
-      waiter.resolve();
-    }
+    this.#waiters.ingestStopped(reason);
   }
 
   // ---- reading
 
   async relSize(rel: RelTag, at: Lsn): Promise<number | undefined> {
     this.#checkReadable(at);
-    const info = await read(this.state, (pass) => tryRelInfo(this.state, pass, rel, at));
+    const info = await read(this.state, at, (pass) => tryRelInfo(this.state, pass, rel, at));
     return info.blocks < 0 ? undefined : info.blocks;
   }
 
@@ -301,7 +278,7 @@ export class Timeline implements TimelineReader {
       layersPerRead.observe(pass.layersVisited / pages.length);
       return pages;
     }
-    return readOn(state, pass, () => tryRelPages(state, pass, rel, block, count, at)).then((slow) => {
+    return readOn(state, at, pass, () => tryRelPages(state, pass, rel, block, count, at)).then((slow) => {
       layersPerRead.observe(pass.layersVisited / slow.length);
       return slow;
     });
@@ -314,7 +291,7 @@ export class Timeline implements TimelineReader {
   async listRelations(spcNode: number, dbNode: number, at: Lsn): Promise<RelListEntry[]> {
     this.#checkReadable(at);
     const range = spcNode === 0 ? rangeOf(keyKind.relSize) : rangeOf(keyKind.relSize, spcNode, dbNode);
-    const blobs = await read(this.state, (pass) =>
+    const blobs = await read(this.state, at, (pass) =>
       tryBlobs(this.state, pass, range, at, (key) => key.prefix.b === dbNode),
     );
     return blobs.map(({key, bytes}) => ({rel: relOf(key), blocks: decodeSize(bytes).blocks}));
@@ -328,7 +305,7 @@ export class Timeline implements TimelineReader {
 
   async listDatabases(at: Lsn): Promise<DatabaseEntry[]> {
     this.#checkReadable(at);
-    const blobs = await read(this.state, (pass) => tryBlobs(this.state, pass, rangeOf(keyKind.database), at));
+    const blobs = await read(this.state, at, (pass) => tryBlobs(this.state, pass, rangeOf(keyKind.database), at));
     return blobs.map(({key, bytes}) => ({
       spcNode: key.prefix.a,
       dbNode: key.prefix.b,
@@ -348,7 +325,7 @@ export class Timeline implements TimelineReader {
   async getSlruPages(kind: SlruKind, pages: readonly number[], at: Lsn): Promise<Buffer[]> {
     this.#checkReadable(at);
     const {state} = this;
-    return read(state, (pass) => {
+    return read(state, at, (pass) => {
       const out: Buffer[] = [];
       let missing = false;
       for (const page of pages) {
@@ -367,13 +344,13 @@ export class Timeline implements TimelineReader {
 
   async twoPhaseFiles(at: Lsn): Promise<{xid: number; contents: Buffer}[]> {
     this.#checkReadable(at);
-    const blobs = await read(this.state, (pass) => tryBlobs(this.state, pass, rangeOf(keyKind.twoPhase), at));
+    const blobs = await read(this.state, at, (pass) => tryBlobs(this.state, pass, rangeOf(keyKind.twoPhase), at));
     return blobs.map(({key, bytes}) => ({xid: key.e, contents: bytes}));
   }
 
   async auxFiles(at: Lsn): Promise<{path: string; contents: Buffer}[]> {
     this.#checkReadable(at);
-    const blobs = await read(this.state, (pass) => tryBlobs(this.state, pass, rangeOf(keyKind.auxFile), at));
+    const blobs = await read(this.state, at, (pass) => tryBlobs(this.state, pass, rangeOf(keyKind.auxFile), at));
     return blobs
       .map(({bytes}) => {
         const nameBytes = bytes.readUInt16LE(0);
@@ -388,70 +365,17 @@ export class Timeline implements TimelineReader {
 
   /** The end of the last commit of which everything before is not later than the time (µs since 1970). */
   async lsnAtTime(unixMicroseconds: number): Promise<LsnAtTime> {
-    const {state} = this;
-    await this.waitForLsn(state.lastRecordLsn);
-    return this.#lsnAtTime(unixMicroseconds, state.lastRecordLsn);
-  }
-
-  async #lsnAtTime(time: number, until: Lsn): Promise<LsnAtTime> {
-    const {state} = this;
-    const range = rangeOf(keyKind.commitTimes);
-    const at = state.lastRecordLsn;
-    // Chunks name their first commit: the list alone says where to search. The ancestor's are asked for there.
-    const ownStart = state.ancestor?.lsn ?? invalidLsn;
-    const keys = (await read(state, (pass) => tryScanKeys(state, pass, range, at))).filter(
-      ({prefix}) => prefix.a * 4294967296 + prefix.b > ownStart,
-    );
-    const chunkOf = async (key: Key) => decodeCommitChunk((await this.#blob(key, at)) ?? Buffer.alloc(10));
-    const tail = this.#loadedWriter?.commitTail.chunk();
-    const first = keys.length > 0 ? await chunkOf(keys[0]!) : tail;
-    if (first !== undefined && first.runningMaxBefore > time) return this.#lsnBefore(time, ownStart, until);
-    // The last chunk before which nothing is later than the time: the first later commit is in it, or in the tail.
-    let low = 0;
-    let high = keys.length;
-    while (high - low > 1) {
-      const middle = (low + high) >>> 1;
-      if ((await chunkOf(keys[middle]!)).runningMaxBefore > time) high = middle;
-      else low = middle;
-    }
-    const candidates = [];
-    for (let i = Math.max(0, low - 1); i < Math.min(low + 1, keys.length); i++)
-      candidates.push(await chunkOf(keys[i]!));
-    if (low + 1 >= keys.length && tail !== undefined) candidates.push(tail);
-    let last: Lsn | undefined;
-    for (const chunk of candidates)
-      for (let i = 0; i < chunk.lsns.length; i++) {
-        const lsn = chunk.lsns[i]!;
-        if (lsn > until) break;
-        if (chunk.times[i]! > time)
-          return last === undefined ? this.#lsnBefore(time, ownStart, until) : {kind: 'present', lsn: last};
-        last = lsn;
-      }
-    if (last !== undefined) return {kind: 'future', lsn: last};
-    if (state.ancestor === undefined || this.ancestor === undefined) return {kind: 'nodata', lsn: state.lastRecordLsn};
-    return this.ancestor.#lsnAtTime(time, min(until, state.ancestor.lsn));
-  }
-
-  /** The first commit of this timeline is later: what came before it decides. */
-  async #lsnBefore(time: number, ownStart: Lsn, until: Lsn): Promise<LsnAtTime> {
-    const {state, ancestor} = this;
-    if (ancestor === undefined || state.ancestor === undefined) return {kind: 'past', lsn: state.initialLsn};
-    const before = await ancestor.#lsnAtTime(time, min(until, ownStart));
-    // All the ancestor's commits are early enough: the time lies between them and the first one here.
-    return before.kind === 'future'
-      ? {kind: 'present', lsn: before.lsn}
-      : before.kind === 'nodata'
-        ? {kind: 'past', lsn: ownStart}
-        : before;
+    await this.waitForLsn(this.state.lastRecordLsn);
+    return lsnAtTime(this.state, unixMicroseconds);
   }
 
   async #blob(key: Key, at: Lsn): Promise<Buffer | undefined> {
     this.#checkReadable(at);
-    return (await read(this.state, (pass) => tryBlob(this.state, pass, key, at))) ?? undefined;
+    return (await read(this.state, at, (pass) => tryBlob(this.state, pass, key, at))) ?? undefined;
   }
 
   #checkReadable(at: Lsn): void {
-    if (this.isReadableAt(at)) return;
+    if (this.isReadableAt(at)) return checkKept(this.state, at);
     throw new TimelineError(
       'lsn-timeout',
       `${this.state.describe(at)}: not readable yet: the timeline is ${this.state.lifecycle} and has reached ${formatLsn(this.state.lastRecordLsn)}`,
@@ -463,8 +387,8 @@ export class Timeline implements TimelineReader {
   /** The write path: one driver at a time. Loads what ingest needs in memory at the first call. */
   writer(): Promise<TimelineWriter> {
     this.#writer ??= TimelineWriter.load(this.state, {
-      onAdvance: () => this.#advanced(),
-      onFrozen: () => this.#uploader.layerFrozen(this.state.frozen.at(-1)!),
+      onAdvance: () => this.#waiters.advanced(),
+      onFrozen: () => this.#frozen(),
     }).then(
       (writer) => {
         this.#startAgeTimer();
@@ -478,16 +402,34 @@ export class Timeline implements TimelineReader {
     return this.#writer;
   }
 
-  /** Resolves when few enough frozen layers wait for the object store: back-pressure for ingest. */
-  waitForRoom(): Promise<void> {
-    const {frozen, context} = this.state;
-    return frozen.length < context.limits.frozenLayersMax
-      ? Promise.resolve()
-      : this.#uploader.room(context.limits.frozenLayersMax);
+  #frozen(): void {
+    this.#uploader.layerFrozen(this.state.frozen.at(-1)!);
+    const {l0SlowAt, enabled} = this.state.context.limits.compaction;
+    const behind = this.state.layers.l0Count - l0SlowAt;
+    if (enabled && behind >= 0) this.#debtMs = (behind + 1) * debtStepMs;
+  }
+
+  /**
+   * Resolves when ingest may go on: few enough frozen layers wait for the object store, the process has memory, and
+   * compaction is not too far behind; the further it is, the longer each layer's worth of WAL waits.
+   */
+  async waitForRoom(): Promise<void> {
+    const {state} = this;
+    const {limits, memory, clock} = state.context;
+    if (state.frozen.length >= limits.frozenLayersMax) await this.#uploader.room(limits.frozenLayersMax);
+    if (memory.isFull) await memory.room(() => this.#stopped);
+    const {l0StopAt, enabled} = limits.compaction;
+    for (let waited = 0; waited < this.#debtMs && !this.#stopped; waited += debtStepMs) {
+      state.onLayerAdded();
+      await clock.sleep(debtStepMs);
+      if (enabled && state.layers.l0Count >= l0StopAt) waited -= debtStepMs;
+    }
+    this.#debtMs = 0;
   }
 
   get hasRoom(): boolean {
-    return this.state.frozen.length < this.state.context.limits.frozenLayersMax;
+    const {frozen, context} = this.state;
+    return frozen.length < context.limits.frozenLayersMax && this.#debtMs === 0 && !context.memory.isFull;
   }
 
   /** Fills an empty timeline: `fill` gives everything of a data directory to the sink at `lsn`, and answers the system id. */
@@ -551,6 +493,99 @@ export class Timeline implements TimelineReader {
     await this.#uploader.durable();
   }
 
+  // ---- history
+
+  /** See kept-history.ts; answers the milliseconds granted. Waits until the LSN is readable. */
+  async lease(lsn: Lsn, ttlMs: number): Promise<number> {
+    await this.waitForLsn(lsn);
+    return lease(this.state, lsn, ttlMs);
+  }
+
+  async setRetention(retention: Retention): Promise<void> {
+    const {state} = this;
+    const same =
+      retention.windowSeconds === state.retention.windowSeconds &&
+      retention.windowBytes === state.retention.windowBytes;
+    if (same) return;
+    state.retention = retention;
+    await this.saveIndex();
+  }
+
+  /**
+   * Moves the GC cutoff to where the restore window begins, and removes what nobody can read any more. Not while step() runs.
+   * Does nothing in the first leaseMsMax after the attachment: those who held leases come back.
+   */
+  async collectGarbage(): Promise<void> {
+    const {state} = this;
+    const {clock, limits} = state.context;
+    if (this.#stopped || !this.isReadableAt(state.lastRecordLsn)) return;
+    if (clock.monotonicMs() - this.#attachedMs < limits.leaseMsMax) return;
+    const cutoff = await this.#windowStart();
+    if (this.#stopped || state.lifecycle !== 'active') return;
+    failpoint('pageserver.gc.before');
+    // In one turn: from now on nobody reads below, and the next index says so together with the layers it is without.
+    if (cutoff > state.gcCutoffLsn) state.gcCutoffLsn = cutoff;
+    this.#compactor.collect(state.gcCutoffLsn);
+  }
+
+  async #windowStart(): Promise<Lsn> {
+    const {state} = this;
+    const {windowSeconds, windowBytes} = state.retention;
+    const found = await lsnAtTime(state, (state.context.clock.nowMs() - windowSeconds * 1000) * 1000);
+    const byTime = found.kind === 'present' || found.kind === 'future' ? found.lsn : state.initialLsn;
+    const byBytes = windowBytes === 0 ? byTime : state.lastRecordLsn - windowBytes;
+    const end = state.diskConsistentLsn - 1;
+    return Math.max(state.initialLsn, Math.min(byTime, byBytes, end)) as Lsn;
+  }
+
+  /** Layers that wait for compaction: who has most goes first. */
+  get compactionDebt(): number {
+    return this.#stopped ? 0 : this.state.layers.l0Count;
+  }
+
+  /** One step of compaction; false: there is nothing to do. Rejects when the object store or a page does not allow it. */
+  async compactionStep(): Promise<boolean> {
+    if (this.#stopped || this.#uploader.isStale) return false;
+    try {
+      return await this.#compactor.step();
+    } catch (error) {
+      const passes =
+        error instanceof ObjectStoreError || (error instanceof TimelineError && error.code === 'unavailable');
+      if (!passes) this.#compactor.breakOff();
+      throw error;
+    }
+  }
+
+  /** Bytes that compaction has held in memory at once. */
+  get compactionBytesHeldMax(): number {
+    return this.#compactor.heldBytesMax;
+  }
+
+  /** Objects that the timeline's next index names, and whose timeline's they are. */
+  layerObjects(): {name: string; owner: string}[] {
+    return this.#uploader.layers.map(({name, timelineId}) => ({name, owner: timelineId ?? this.timelineId}));
+  }
+
+  /** The last index whose generation was validated after its upload. */
+  get validatedIndex(): {readonly generation: number; readonly sequence: number} | undefined {
+    return this.#uploader.validatedIndex;
+  }
+
+  /** Forgets what only ingest needs; true: done. It is loaded again when WAL comes. */
+  releaseIdle(): boolean {
+    const {state} = this;
+    const writer = this.#loadedWriter;
+    if (writer === undefined || state.open !== undefined || state.frozen.length > 0 || !writer.isEmpty) return false;
+    if (state.lifecycle !== 'active' || !this.#uploader.isIdle || !this.onRelease()) return false;
+    this.#writer = undefined;
+    this.#loadedWriter = undefined;
+    this.#ageTimer?.cancel();
+    state.commitTail = undefined;
+    state.freezeOpen = () => {};
+    state.sizes.clear();
+    return true;
+  }
+
   setGeneration(generation: number): void {
     this.state.generation = generation;
     this.#uploader.generationChanged();
@@ -562,12 +597,11 @@ export class Timeline implements TimelineReader {
     this.#stopped = true;
     this.#ageTimer?.cancel();
     this.#uploader.stop();
-    this.ancestor?.children.delete(this.timelineId);
-    for (const waiter of this.#waiters) {
-      waiter.timer.cancel();
-      waiter.reject(new TimelineError('unavailable', `${this.state.name}: the timeline is being stopped`));
-    }
-    this.#waiters = [];
+    this.#waiters.stop();
+    const {memory} = this.state.context;
+    memory.setOpen(this.state, 0);
+    for (const {layer} of this.state.frozen) memory.addFrozen(-layer.bytes);
+    memory.wakeAll();
     for (const reader of this.state.layers.readers()) this.state.context.cache.forget(reader);
   }
 
@@ -586,8 +620,4 @@ export class Timeline implements TimelineReader {
       this.#startAgeTimer();
     });
   }
-}
-
-function min(x: Lsn, y: Lsn): Lsn {
-  return x < y ? x : y;
 }

@@ -21,6 +21,9 @@ function describe(id: number): LayerDescription {
     checksum: 0,
     rootOffset: 0,
     versions: 1,
+    level: 0,
+    run: id,
+    continues: false,
   };
 }
 
@@ -111,8 +114,8 @@ test('whatever order answers come in: no dangling index, nothing published early
           if (what === 'freeze') step({kind: 'layer-frozen', id: ++frozen, consistentLsn: lsn(frozen * 8)});
           else if (what === 'change') step({kind: 'index-changed'});
           else if (what === 'remove') {
-            const names = queue.layers.map((l) => l.name).slice(0, pick % 2);
-            step({kind: 'layers-removed', names, objects: names});
+            const removed = queue.layers.slice(0, pick % 2);
+            step({kind: 'layers-replaced', added: [], removed, narrowed: [], objects: removed.map((l) => l.name)});
           } else if (what === 'elsewhere') {
             world.latestGeneration = generation + 1; // attached to another pageserver
           } else if (what === 'new-generation') {

@@ -22,8 +22,15 @@ export type UploadInput =
   | {readonly kind: 'layer-uploaded'; readonly id: number; readonly description: LayerDescription}
   /** Something else in the index changed (lifecycle, system id). */
   | {readonly kind: 'index-changed'}
-  /** Compaction or GC: the next index is without these layers; then the objects go. */
-  | {readonly kind: 'layers-removed'; readonly names: readonly string[]; readonly objects: readonly string[]}
+  /** Compaction or GC, once what it adds is uploaded: the next index has the change; then `objects` go. */
+  | {
+      readonly kind: 'layers-replaced';
+      readonly added: readonly LayerDescription[];
+      readonly removed: readonly LayerDescription[];
+      /** Under their names, with a smaller range. */
+      readonly narrowed: readonly LayerDescription[];
+      readonly objects: readonly string[];
+    }
   | {readonly kind: 'index-uploaded'; readonly sequence: number}
   | {readonly kind: 'index-failed'; readonly sequence: number}
   | {readonly kind: 'validated'; readonly sequence: number; readonly valid: boolean}
@@ -73,6 +80,7 @@ export class UploadQueue {
   #inFlight: SentIndex | undefined;
   #validating: SentIndex | undefined;
   #publishedLsn: Lsn;
+  #validated: {readonly generation: number; readonly sequence: number} | undefined;
   #stale = false;
   readonly #indexObject: (generation: number, sequence: number) => string;
 
@@ -97,6 +105,10 @@ export class UploadQueue {
 
   get isStale(): boolean {
     return this.#stale;
+  }
+  /** The last index whose generation was validated after its upload. */
+  get validatedIndex(): {readonly generation: number; readonly sequence: number} | undefined {
+    return this.#validated;
   }
   /** Layers of the next index. */
   get layers(): readonly LayerDescription[] {
@@ -143,11 +155,16 @@ export class UploadQueue {
       case 'index-changed':
         this.#dirty = true;
         break;
-      case 'layers-removed':
-        this.#layers = this.#layers.filter((layer) => !input.names.includes(layer.name));
+      case 'layers-replaced': {
+        const removed = new Set(input.removed.map((layer) => layer.name));
+        const narrowed = new Map(input.narrowed.map((layer) => [layer.name, layer]));
+        const kept = this.#layers.filter((layer) => !removed.has(layer.name));
+        assert(kept.length === this.#layers.length - removed.size, 'only layers of the index are removed');
+        this.#layers = [...kept.map((layer) => narrowed.get(layer.name) ?? layer), ...input.added];
         this.#garbage.push(...input.objects);
         this.#dirty = true;
         break;
+      }
       case 'index-uploaded': {
         const sent = this.#inFlight;
         assert(sent !== undefined && sent.sequence === input.sequence, 'the answer is for the index in flight');
@@ -183,6 +200,7 @@ export class UploadQueue {
           }
           break;
         }
+        this.#validated = {generation: sent.generation, sequence: sent.sequence};
         if (sent.consistentLsn > this.#publishedLsn) this.#publishedLsn = sent.consistentLsn;
         out.push({kind: 'publish', remoteConsistentLsn: this.#publishedLsn});
         if (sent.garbage.length > 0) out.push({kind: 'delete', objects: sent.garbage});

@@ -1,4 +1,5 @@
 /** Does what UploadQueue says: builds layer files, puts objects, asks for validation; tries again until it works. */
+import {failpoint} from '#runtime/failpoint.ts';
 import {type Lsn, formatLsn} from '#postgres/lsn.ts';
 import {ObjectStoreError} from '#objectstore/object-store.ts';
 import type {GenerationValidator} from '../generation-validator.ts';
@@ -61,6 +62,14 @@ export class Uploader {
   get isStale(): boolean {
     return this.#queue.isStale;
   }
+  /** Layers of the next index. */
+  get layers(): readonly LayerDescription[] {
+    return this.#queue.layers;
+  }
+  /** The last index whose generation was validated after its upload. */
+  get validatedIndex(): {readonly generation: number; readonly sequence: number} | undefined {
+    return this.#queue.validatedIndex;
+  }
   /** Why the last try failed, while it has not been made good. */
   get lastFailure(): string | undefined {
     return this.#lastFailure;
@@ -69,6 +78,27 @@ export class Uploader {
   /** A layer was frozen (the last of state.frozen). */
   layerFrozen(frozen: FrozenLayer): void {
     this.#step({kind: 'layer-frozen', id: frozen.id, consistentLsn: frozen.consistentLsn});
+  }
+
+  /** Compaction or GC: in one turn, readers find everything in the new arrangement, and the next index has it. */
+  replaceLayers(change: {
+    added: readonly LayerDescription[];
+    removed: readonly LayerDescription[];
+    narrowed: readonly LayerDescription[];
+  }): void {
+    const state = this.#state;
+    if (this.#stopped) return;
+    const objects: string[] = [];
+    for (const {name, timelineId} of change.removed) {
+      const reader = state.layers.remove(name);
+      reader.retired = true;
+      state.context.cache.forget(reader);
+      // The object of another timeline is that one's to delete.
+      if (timelineId === undefined) objects.push(reader.objectKey);
+    }
+    for (const description of change.narrowed) state.layers.narrow(description);
+    for (const description of change.added) state.layers.add(state.openReader(description));
+    this.#step({kind: 'layers-replaced', ...change, objects});
   }
 
   generationChanged(): void {
@@ -145,7 +175,8 @@ export class Uploader {
         this.#state.remoteConsistentLsn = output.remoteConsistentLsn;
         return;
       case 'delete':
-        // A deletion that fails leaves garbage, never harm: a scrub finds it.
+        failpoint('pageserver.delete.before');
+        // A deletion that fails leaves garbage, never harm: orphans.ts finds it.
         context.store.delete(output.objects).catch((error: unknown) =>
           context.log.warn('objects not deleted', {
             timeline: this.#state.timelineId,
@@ -176,9 +207,16 @@ export class Uploader {
       // A new name at each try: whatever an earlier try left behind is never met again.
       const name = layerName(kind, startLsn, endLsn, random.uint32(), generation);
       const built = await this.#build(frozen.layer, name, generation, frozen.image);
-      await store.put(timelinePrefix(state.tenantId, state.timelineId) + name, Buffer.concat(built.pieces), {
-        ifNoneMatch: '*',
-      });
+      const object = timelinePrefix(state.tenantId, state.timelineId) + name;
+      state.writing.add(object);
+      try {
+        failpoint('pageserver.upload.layer.before');
+        await store.put(object, Buffer.concat(built.pieces), {ifNoneMatch: '*'});
+        failpoint('pageserver.upload.layer.after');
+      } catch (error) {
+        state.writing.delete(object);
+        throw error;
+      }
       const description: LayerDescription = {
         name,
         kind,
@@ -192,15 +230,22 @@ export class Uploader {
         checksum: built.checksum,
         rootOffset: built.rootOffset,
         versions: built.versions,
+        level: 0,
+        run: state.nextRun++,
+        continues: frozen.continues,
       };
       metrics.layersUploaded.inc();
       metrics.layerBytesUploaded.inc(built.size);
       // In one turn: readers find the values in the file from now on (invariant 1 of the state).
       state.layers.add(state.openReader(description));
       state.frozen.splice(state.frozen.indexOf(frozen), 1);
+      if (!this.#stopped) state.context.memory.addFrozen(-frozen.layer.bytes);
       if (frozen.consistentLsn > state.diskConsistentLsn) state.diskConsistentLsn = frozen.consistentLsn;
       state.durableLogicalSizeBytes = frozen.logicalSizeBytes;
+      if (!frozen.image) state.ingestedLayerBytes += built.size;
       this.#step({kind: 'layer-uploaded', id, description});
+      state.writing.delete(object);
+      state.onLayerAdded();
     });
   }
 
@@ -243,11 +288,16 @@ export class Uploader {
       initialLsn: state.initialLsn,
       logicalSizeBytes: state.durableLogicalSizeBytes,
       safekeepers: state.safekeepers,
+      retention: state.retention,
+      gcCutoffLsn: state.gcCutoffLsn,
+      leases: [...state.leases.keys()],
       layers: output.layers,
     };
     const key = indexObjectKey(state.tenantId, state.timelineId, output.generation, output.sequence);
     try {
+      failpoint('pageserver.upload.index.before');
       await store.put(key, encodeIndex(index), {ifNoneMatch: '*'});
+      failpoint('pageserver.upload.index.after');
     } catch (error) {
       metrics.uploadFailures.inc();
       this.#lastFailure = (error as Error).message;

@@ -77,6 +77,10 @@ export class TimelineWriter implements IngestSink, IngestState {
   /** A statistics file is there that the next record makes untrue. */
   #statistics: boolean;
   #importParts = 0;
+  /** What the memory budget knows of the open layer. */
+  #accountedBytes = 0;
+  /** Where the newest frozen layer ends. */
+  #frozenUntil: number;
   /** logicalSizeBytes when the last record ended. */
   #sizeAtRecord: number;
   /** Prefixes of pages that were put last, by a hash of relNode and fork. */
@@ -90,6 +94,11 @@ export class TimelineWriter implements IngestSink, IngestState {
     this.#state = state;
     this.#memory = memory;
     this.#sizeAtRecord = state.logicalSizeBytes;
+    this.#frozenUntil = state.lastRecordLsn + 1;
+    state.commitTail = memory.commits;
+    state.freezeOpen = () => {
+      if (!this.hasUnfinishedWork && !this.#importing && state.lifecycle === 'active') this.freeze();
+    };
     this.#statistics = memory.statistics;
     this.#onAdvance = hooks.onAdvance;
     this.#onFrozen = hooks.onFrozen;
@@ -102,24 +111,24 @@ export class TimelineWriter implements IngestSink, IngestState {
   ): Promise<TimelineWriter> {
     const at = state.lastRecordLsn;
     const databases = new Set<string>();
-    for (const {key} of await read(state, (pass) => tryBlobs(state, pass, rangeOf(keyKind.database), at)))
+    for (const {key} of await read(state, at, (pass) => tryBlobs(state, pass, rangeOf(keyKind.database), at)))
       databases.add(databaseId(key.prefix.a, key.prefix.b));
     const slruPages: Set<number>[] = [];
     for (const kind of slruKinds) slruPages.push(new Set(await existingSlruPages(state, kind, at)));
-    const chunks = await read(state, (pass) => tryScanKeys(state, pass, rangeOf(keyKind.commitTimes), at));
+    const chunks = await read(state, at, (pass) => tryScanKeys(state, pass, rangeOf(keyKind.commitTimes), at));
     const last = chunks.at(-1);
     let runningMax = 0;
     if (last !== undefined) {
-      const bytes = await read(state, (pass) => tryBlob(state, pass, last, at));
+      const bytes = await read(state, at, (pass) => tryBlob(state, pass, last, at));
       if (bytes !== null) runningMax = runningMaxAfter(decodeCommitChunk(bytes));
     }
-    const statistics = (await read(state, (pass) => tryBlob(state, pass, auxFileKey(statisticsPath), at))) !== null;
+    const statistics = (await read(state, at, (pass) => tryBlob(state, pass, auxFileKey(statisticsPath), at))) !== null;
     return new TimelineWriter(state, {databases, slruPages, commits: new CommitTail(runningMax), statistics}, hooks);
   }
 
-  /** Commits that no layer holds yet. */
-  get commitTail(): CommitTail {
-    return this.#memory.commits;
+  /** Nothing would be lost if the writer was forgotten and loaded again. */
+  get isEmpty(): boolean {
+    return !this.hasUnfinishedWork && !this.#importing && this.#memory.commits.count === 0;
   }
 
   // ---- look-ups
@@ -142,7 +151,7 @@ export class TimelineWriter implements IngestSink, IngestState {
   async loadRelations(relations: readonly RelTag[]): Promise<void> {
     const state = this.#state;
     const at = state.lastRecordLsn;
-    await read(state, (pass) => {
+    await read(state, at, (pass) => {
       let missing = false;
       for (const rel of relations) if (tryRelInfo(state, pass, rel, at) === undefined) missing = true;
       return missing ? undefined : true;
@@ -336,7 +345,9 @@ export class TimelineWriter implements IngestSink, IngestState {
     state.sizes.trim();
     const {open} = state;
     if (open !== undefined) {
-      if (open.bytes >= state.context.limits.layerBytes || open.isFull) this.freeze();
+      const {bytes} = open;
+      if (bytes >= state.context.limits.layerBytes || open.isFull) this.freeze();
+      else if (bytes !== this.#accountedBytes) this.#account(bytes);
     }
     this.#onAdvance();
   }
@@ -445,7 +456,7 @@ export class TimelineWriter implements IngestSink, IngestState {
     const state = this.#state;
     const at = state.lastRecordLsn;
     const range = rangeOf(keyKind.relSize, spcNode, dbNode);
-    for (const {key} of await read(state, (pass) => tryBlobs(state, pass, range, at)))
+    for (const {key} of await read(state, at, (pass) => tryBlobs(state, pass, range, at)))
       await this.#dropRelationNow(relOf(key), lsn);
     this.#putOptional(databaseKey(spcNode, dbNode), lsn, undefined);
     this.#putOptional(relationMapKey(spcNode, dbNode), lsn, undefined);
@@ -459,7 +470,7 @@ export class TimelineWriter implements IngestSink, IngestState {
   ): Promise<void> {
     const state = this.#state;
     const at = state.lastRecordLsn;
-    const blob = (key: Key): Promise<Buffer | null> => read(state, (pass) => tryBlob(state, pass, key, at));
+    const blob = (key: Key): Promise<Buffer | null> => read(state, at, (pass) => tryBlob(state, pass, key, at));
     const directory = await blob(databaseKey(...from));
     if (directory === null)
       throw new Error(
@@ -469,13 +480,13 @@ export class TimelineWriter implements IngestSink, IngestState {
     const map = await blob(relationMapKey(...from));
     if (map !== null) this.#putBlob(relationMapKey(...to), lsn, map);
     const range = rangeOf(keyKind.relSize, ...from);
-    for (const {key} of await read(state, (pass) => tryBlobs(state, pass, range, at))) {
+    for (const {key} of await read(state, at, (pass) => tryBlobs(state, pass, range, at))) {
       const source = relOf(key);
       const target: RelTag = {...source, spcNode: to[0], dbNode: to[1]};
-      const info = await read(state, (pass) => tryRelInfo(state, pass, source, at));
+      const info = await read(state, at, (pass) => tryRelInfo(state, pass, source, at));
       this.#setRelation(target, {blocks: info.blocks, floorLsn: lsn, truncations: []}, lsn);
       for (let block = 0; block < info.blocks; block += copyBlocks) {
-        const pages = await read(state, (pass) => tryRelPages(state, pass, source, block, copyBlocks, at));
+        const pages = await read(state, at, (pass) => tryRelPages(state, pass, source, block, copyBlocks, at));
         const prefix = relPagePrefix(target);
         pages.forEach((page, i) => {
           if (!page.equals(zeroPage)) this.#put(prefix, block + i, lsn, valueKind.image, flagStartsHistory, page);
@@ -490,11 +501,19 @@ export class TimelineWriter implements IngestSink, IngestState {
     }
   }
 
+  /** Between records: the budget may freeze this layer, or that of any other timeline. */
+  #account(bytes: number): void {
+    this.#accountedBytes = bytes;
+    this.#state.context.memory.setOpen(this.#state, bytes);
+  }
+
   #freezeNow(endLsn: Lsn, last: boolean): void {
     const state = this.#state;
     const layer = state.open;
     if (layer === undefined || layer.versionCount === 0) return;
+    const continues = layer.startLsn < this.#frozenUntil;
     layer.freeze(endLsn);
+    this.#frozenUntil = endLsn;
     state.open = undefined;
     this.#knownForks.fill(undefined); // they would keep the layer in memory
     if (this.#importing) this.#importParts++;
@@ -504,8 +523,11 @@ export class TimelineWriter implements IngestSink, IngestState {
       consistentLsn: state.lastRecordLsn,
       image: this.#importing,
       complete: this.#importing && last && this.#importParts === 1,
+      continues,
       logicalSizeBytes: this.#sizeAtRecord,
     });
+    state.context.memory.addFrozen(layer.bytes);
+    this.#account(0);
     this.#onFrozen();
   }
 }
@@ -521,7 +543,7 @@ export function relOf(key: Key): RelTag {
 
 /** Numbers of the pages that exist at `at`, ascending. */
 export async function existingSlruPages(state: TimelineState, kind: SlruKind, at: Lsn): Promise<number[]> {
-  return read(state, (pass) => {
+  return read(state, at, (pass) => {
     const keys = tryScanKeys(state, pass, rangeOf(keyKind.slruPage, kind), at);
     if (keys === undefined) return undefined;
     const pages: number[] = [];

@@ -1,0 +1,179 @@
+/**
+ * What compaction does next for a timeline: pure functions over the descriptions of its layers. compaction.ts carries it out,
+ * one step (one stretch of keys, one output layer) at a time; after each step everything is planned anew, so that there is
+ * no job whose progress could be lost.
+ *
+ * In this order:
+ *  1. parts of an import become complete image layers;
+ *  2. level 0 (what ingest wrote, all keys) → level 1 (a stretch of keys each), when l0Threshold have gathered;
+ *  3. `runsPerLevel` runs of level n → one run of level n + 1;
+ *  4. images: at the horizon, when what they set free is worth it (gc-plan.ts); near the end of history, where reads have
+ *     to look into many layers.
+ *
+ * Merge: the inputs cover one span of LSNs without gap. A step takes their keys from `moving.from` on, writes them to layers
+ * of the next level, and notes in every input how far it got: layers stay rectangles that do not overlap.
+ *
+ * Bound of writing, for each byte of layers that ingest writes: 1 (level 0) + at most levelsMax (one for each level) +
+ * imageBytesPerIngested (images near the end) + 1 / garbageRatio (images at the horizon).
+ * Bound of reading: l0StopAt layers of level 0, runsPerLevel of each further level below levelsMax, one image.
+ */
+import type {Lsn} from '#postgres/lsn.ts';
+import type {LayerDescription} from './index-object.ts';
+import type {ImageSegment, RangePlan} from './layer-map.ts';
+import {effectiveFirstKey, isL0, touched} from './layer-map.ts';
+
+export interface CompactionLimits {
+  /** False: nothing is merged, no images are made. For tests. */
+  readonly enabled: boolean;
+  /** Layers of level 0 that start a merge. */
+  readonly l0Threshold: number;
+  /** Of which one merge takes at most so many. */
+  readonly l0BatchMax: number;
+  /** Runs of one level that are merged into one of the next. */
+  readonly runsPerLevel: number;
+  readonly levelsMax: number;
+  /** Size of the layers it writes. */
+  readonly targetBytes: number;
+  /** Stored bytes that the inputs of a step hold in memory, together. */
+  readonly readAheadBytes: number;
+  /** An image pays when so many deltas lie above the last one … */
+  readonly imageDepth: number;
+  /** … and so many look-ups have gone through them since. */
+  readonly imageVisits: number;
+  /** Bytes that may be written as images near the end of history for each byte that ingest wrote. */
+  readonly imageBytesPerIngested: number;
+  /** Images at the horizon are made when they set free this share of their own size. */
+  readonly garbageRatio: number;
+  /** From so many layers of level 0 on ingest is slowed … */
+  readonly l0SlowAt: number;
+  /** … and from here on it stands still. */
+  readonly l0StopAt: number;
+}
+
+export const defaultCompactionLimits: CompactionLimits = {
+  enabled: true,
+  l0Threshold: 8,
+  l0BatchMax: 16,
+  runsPerLevel: 4,
+  levelsMax: 4,
+  targetBytes: 32 * 1024 * 1024,
+  readAheadBytes: 16 * 1024 * 1024,
+  imageDepth: 6,
+  imageVisits: 1000,
+  imageBytesPerIngested: 2,
+  garbageRatio: 0.5,
+  l0SlowAt: 24,
+  l0StopAt: 48,
+};
+
+export interface MergePlan {
+  readonly inputs: readonly LayerDescription[];
+  /** Keys below have been merged already; 36 hex digits. */
+  readonly from: string;
+  /** Of the layers to be written. */
+  readonly kind: 'delta' | 'image';
+  readonly startLsn: Lsn;
+  readonly endLsn: Lsn;
+  readonly level: number;
+  readonly run: number;
+  readonly continues: boolean;
+}
+
+const firstKeyOfAll = '0'.repeat(36);
+
+/** The next merge, or undefined. `historyBytes`: LSNs from the GC cutoff to the end. */
+export function planMerge(
+  layers: readonly LayerDescription[],
+  limits: CompactionLimits,
+  historyBytes: number,
+): MergePlan | undefined {
+  const parts = layers.filter((layer) => layer.kind === 'image' && !layer.complete);
+  if (parts.length > 0) return merge('image', parts, 0);
+  const l0 = layers.filter(isL0);
+  const moving = l0.filter((layer) => layer.moving !== undefined);
+  if (moving.length > 0) return merge('delta', moving, 0);
+  if (l0.length >= limits.l0Threshold) return merge('delta', byHistory(l0).slice(0, limits.l0BatchMax), 0);
+  for (let level = 1; level < limits.levelsMax; level++) {
+    const ofLevel = layers.filter((layer) => layer.kind === 'delta' && layer.level === level);
+    const stopped = ofLevel.filter((layer) => layer.moving !== undefined);
+    if (stopped.length > 0) return merge('delta', stopped, level);
+    const runs = [...new Set(ofLevel.map((layer) => layer.run))].sort((x, y) => x - y);
+    if (runs.length < limits.runsPerLevel) continue;
+    const oldest = new Set(runs.slice(0, limits.runsPerLevel));
+    const plan = merge(
+      'delta',
+      ofLevel.filter((layer) => oldest.has(layer.run)),
+      level,
+    );
+    // A layer goes when history has left it behind altogether: none may span much of what is kept.
+    if (plan.endLsn - plan.startLsn <= historyBytes / 4 || level === 1) return plan;
+  }
+  return undefined;
+}
+
+function merge(kind: 'delta' | 'image', layers: readonly LayerDescription[], level: number): MergePlan {
+  const inputs = byHistory(layers);
+  const startLsn = inputs.reduce(
+    (least, layer) => (layer.startLsn < least ? layer.startLsn : least),
+    inputs[0]!.startLsn,
+  );
+  const endLsn = inputs.reduce((most, layer) => (layer.endLsn > most ? layer.endLsn : most), inputs[0]!.endLsn);
+  const moving = inputs[0]!.moving;
+  return {
+    inputs,
+    from: moving?.from ?? firstKeyOfAll,
+    kind,
+    startLsn,
+    endLsn,
+    level: level + 1,
+    run: moving?.run ?? inputs.reduce((most, layer) => Math.max(most, layer.run), 0),
+    continues: inputs.every((layer) => layer.startLsn > startLsn || layer.continues),
+  };
+}
+
+/** What becomes of the inputs of a merge when their keys up to `lastKey` (inclusive, hex; undefined: all) are in other layers. */
+export function inputsAfter(
+  plan: MergePlan,
+  nextKey: string | undefined,
+): {removed: LayerDescription[]; narrowed: LayerDescription[]} {
+  const removed: LayerDescription[] = [];
+  const narrowed: LayerDescription[] = [];
+  for (const input of plan.inputs) {
+    if (nextKey === undefined || input.lastKey < nextKey) removed.push(input);
+    else narrowed.push({...input, moving: {from: nextKey, run: plan.run}});
+  }
+  return {removed, narrowed};
+}
+
+function byHistory(layers: readonly LayerDescription[]): LayerDescription[] {
+  return [...layers].sort((x, y) => x.run - y.run || (effectiveFirstKey(x) < effectiveFirstKey(y) ? -1 : 1));
+}
+
+/**
+ * The stretch of keys near the end of history for which an image pays most: reads have looked into many deltas there.
+ * `visits`: look-ups in a layer since the last image. `budgetBytes`: what may be written.
+ */
+export function planImage(
+  plan: RangePlan,
+  limits: CompactionLimits,
+  budgetBytes: number,
+  logicalSizeBytes: number,
+): ImageSegment | undefined {
+  const depths = new Map<ImageSegment, {depth: number; visits: number}>();
+  for (const layer of plan.deltas)
+    for (const segment of touched(plan.segments, layer)) {
+      if (layer.endLsn <= segment.imageLsn + 1) continue;
+      const {depth, visits} = depths.get(segment) ?? {depth: 0, visits: 0};
+      depths.set(segment, {depth: depth + 1, visits: visits + layer.reader.visits});
+    }
+  let best: ImageSegment | undefined;
+  let bestValue = 0;
+  for (const [segment, {depth, visits}] of depths) {
+    const cost = Math.min(segment.image?.description.size ?? logicalSizeBytes / 4, limits.targetBytes);
+    if (depth < limits.imageDepth || visits < limits.imageVisits || cost > budgetBytes) continue;
+    if (depth * visits <= bestValue) continue;
+    best = segment;
+    bestValue = depth * visits;
+  }
+  return best;
+}

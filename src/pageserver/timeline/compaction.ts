@@ -1,0 +1,534 @@
+/**
+ * Carries out what compaction-plan.ts and gc-plan.ts say, a step at a time: reads a stretch of keys from layers in order,
+ * writes one layer (more only when a single key fills it), puts it into the object store, and changes the timeline's layers
+ * in one turn of the event loop.
+ *
+ * Memory of a step: readAheadBytes over all inputs (but a block of each), an index and a data block of each, and twice
+ * targetBytes for the layer being written. `heldBytesMax` is what was really held. One step runs at a time in a process.
+ *
+ * It shares the event loop with reads: after sliceMs of work they get a turn.
+ */
+import {assert} from '#runtime/assert.ts';
+import {failpoint} from '#runtime/failpoint.ts';
+import {type Lsn, formatLsn} from '#postgres/lsn.ts';
+import {blockSize, formatRel} from '#postgres/relation.ts';
+import {LayerCursor} from '../layers/layer-cursor.ts';
+import {layerFlagImage, objectIdentity} from '../layers/layer-format.ts';
+import {LayerMerge} from '../layers/layer-merge.ts';
+import type {LayerReader} from '../layers/layer-reader.ts';
+import {LayerWriter} from '../layers/layer-writer.ts';
+import {type MergePlan, inputsAfter, planImage, planMerge} from './compaction-plan.ts';
+import {planGc, planSweep} from './gc-plan.ts';
+import {type LayerDescription, layerName, layerObjectId, timelinePrefix} from './index-object.ts';
+import {
+  type Key,
+  type KeyPrefix,
+  type KeyRange,
+  keyAfter,
+  keyBytes,
+  keyKind,
+  readKey,
+  samePrefix,
+  wholeKeySpace,
+} from './key.ts';
+import {heldPoints} from './kept-history.ts';
+import type {RangePlan} from './layer-map.ts';
+import {applyValue, read, tryRelInfo, zeroPage} from './read-path.ts';
+import {type RelInfo, blockFloor} from './sizes.ts';
+import type {TimelineState} from './state.ts';
+import type {Uploader} from './upload.ts';
+import {type Value, flagStartsHistory, valueKind} from './value.ts';
+import {relOf} from './write-path.ts';
+
+const sliceMs = 3;
+const sleepMs = 0;
+/** Versions between two looks at the clock. */
+const stepsPerLook = 64;
+/** After a step failed because of its data: not to fail again all the time. */
+const brokenMs = 3_600_000;
+const readAheadBytesMin = 64 * 1024;
+
+export class Compactor {
+  readonly #state: TimelineState;
+  readonly #uploader: Uploader;
+  /** Images of everything at `lsn` are being made; those up to `from` are. */
+  #sweep: {readonly lsn: Lsn; from: Buffer} | undefined;
+  #imageBytesSpent = 0;
+  #brokenUntilMs = 0;
+  /** Why the last step failed, while none has succeeded since. */
+  lastFailure: string | undefined;
+  /** The most memory that steps have held at once. */
+  heldBytesMax = 0;
+
+  constructor(state: TimelineState, uploader: Uploader) {
+    this.#state = state;
+    this.#uploader = uploader;
+  }
+
+  /** Whether step() would find something to do. */
+  get hasWork(): boolean {
+    return this.#plan() !== undefined;
+  }
+
+  /**
+   * One step; false when there is nothing to do. Rejects when the object store cannot be reached; nothing has changed then.
+   */
+  async step(): Promise<boolean> {
+    const work = this.#plan();
+    if (work === undefined) return false;
+    try {
+      await work();
+      this.lastFailure = undefined;
+    } catch (error) {
+      this.lastFailure = (error as Error).message;
+      throw error;
+    }
+    return true;
+  }
+
+  /** A page cannot be rebuilt or a layer is damaged: images wait, so that the rest of the process is not kept busy with it. */
+  breakOff(): void {
+    this.#brokenUntilMs = this.#state.context.clock.monotonicMs() + brokenMs;
+    this.#sweep = undefined;
+  }
+
+  /** What GC looks at: removes layers that nothing can read, and begins images that set others free. */
+  collect(cutoff: Lsn): void {
+    const state = this.#state;
+    // At the end of history a version may still come for an LSN that was reached already (putStatistics).
+    const points = [...heldPoints(state, cutoff), cutoff].filter((at) => at < state.diskConsistentLsn);
+    const removable = planGc(state.layers.descriptions(), points);
+    if (removable.length > 0) {
+      this.#uploader.replaceLayers({added: [], removed: removable, narrowed: []});
+      state.context.metrics.layersCollected.inc(removable.length);
+    }
+    if (this.#sweep !== undefined || !state.context.limits.compaction.enabled) return;
+    const {garbageRatio} = state.context.limits.compaction;
+    const lsn = planSweep(state.layers.descriptions(), points, garbageRatio, state.logicalSizeBytes);
+    if (lsn !== undefined) this.#sweep = {lsn, from: wholeKeySpace.start};
+  }
+
+  #plan(): (() => Promise<void>) | undefined {
+    const state = this.#state;
+    const {limits, clock} = state.context;
+    if (!limits.compaction.enabled || state.lifecycle !== 'active') return undefined;
+    if (clock.monotonicMs() < this.#brokenUntilMs) return undefined;
+    const merge = planMerge(
+      state.layers.descriptions(),
+      limits.compaction,
+      state.diskConsistentLsn - state.gcCutoffLsn,
+    );
+    if (merge !== undefined) return () => this.#merge(merge);
+    const sweep = this.#sweep;
+    if (sweep !== undefined)
+      return async () => {
+        const next = await this.#writeImage({start: sweep.from, end: wholeKeySpace.end}, sweep.lsn);
+        if (next === undefined) this.#sweep = undefined;
+        else sweep.from = next;
+      };
+    if (state.layers.count < limits.compaction.imageDepth) return undefined;
+    const budget = state.ingestedLayerBytes * limits.compaction.imageBytesPerIngested - this.#imageBytesSpent;
+    if (budget <= 0) return undefined;
+    const plan = state.layers.plan(wholeKeySpace, state.diskConsistentLsn);
+    const segment = planImage(plan, limits.compaction, budget, state.logicalSizeBytes);
+    if (segment === undefined) return undefined;
+    return async () => {
+      for (const {reader} of plan.deltas) reader.visits = Math.floor(reader.visits / 2);
+      const before = state.layers.bytes;
+      // One below the end of history, for the reason given in collect().
+      await this.#writeImage(segment, (state.diskConsistentLsn - 1) as Lsn);
+      this.#imageBytesSpent += Math.max(0, state.layers.bytes - before);
+    };
+  }
+
+  async #merge(plan: MergePlan): Promise<void> {
+    const output = this.#output(plan.kind, plan.level, plan.run);
+    try {
+      await this.#mergeInto(output, plan);
+    } finally {
+      output.end();
+    }
+  }
+
+  async #mergeInto(output: LayerOutput, plan: MergePlan): Promise<void> {
+    const state = this.#state;
+    const byName = new Map(state.layers.readers().map((reader) => [reader.description.name, reader]));
+    const readers = plan.inputs.map((input) => byName.get(input.name)!);
+    const from = Buffer.from(plan.from, 'hex');
+    const merge = await this.#open(readers, {start: from, end: wholeKeySpace.end});
+    const slices = this.#slices(() => merge.heldBytes + output.size);
+    output.begin(plan.startLsn, plan.endLsn, plan.continues);
+    let next: string | undefined;
+    const key = Buffer.alloc(keyBytes);
+    let present: Key | undefined;
+    for (let cursor = merge.first; cursor !== undefined; cursor = merge.first) {
+      const sameKey =
+        present !== undefined &&
+        cursor.keyBuffer.compare(key, 0, keyBytes, cursor.keyOffset, cursor.keyOffset + keyBytes) === 0;
+      const {lsn} = cursor;
+      if (output.size >= state.context.limits.compaction.targetBytes) {
+        if (!sameKey) {
+          next = cursor.keyBuffer.toString('hex', cursor.keyOffset, cursor.keyOffset + keyBytes);
+          break;
+        }
+        // A single key fills a layer: the next one goes on with it, at later LSNs.
+        if (lsn > output.lastLsn) {
+          await output.finish();
+          output.begin(lsn, plan.endLsn, false);
+        }
+      }
+      if (!sameKey) {
+        cursor.keyBuffer.copy(key, 0, cursor.keyOffset, cursor.keyOffset + keyBytes);
+        present = sharingPrefix(readKey(key, 0), present);
+      }
+      output.add(present!, cursor.value ?? (await cursor.fetchValue()));
+      const moved = merge.advance();
+      if (moved !== undefined) await moved;
+      const pause = slices.next();
+      if (pause !== undefined) await pause;
+    }
+    if (plan.kind === 'image') output.cover(from, next === undefined ? wholeKeySpace.end : Buffer.from(next, 'hex'));
+    await output.finish();
+    const {removed, narrowed} = inputsAfter(plan, next);
+    this.#install({added: output.written, removed, narrowed});
+  }
+
+  /**
+   * Writes complete images of the range at `lsn`, up to the size of a layer. Answers the key to go on with; undefined: the
+   * range is done.
+   */
+  async #writeImage(range: KeyRange, lsn: Lsn): Promise<Buffer | undefined> {
+    const output = this.#output('image', 1, this.#state.nextRun++);
+    try {
+      return await this.#writeImageInto(output, range, lsn);
+    } finally {
+      output.end();
+    }
+  }
+
+  async #writeImageInto(output: LayerOutput, range: KeyRange, lsn: Lsn): Promise<Buffer | undefined> {
+    const state = this.#state;
+    output.begin(lsn, (lsn + 1) as Lsn, false);
+    const source = await this.#valuesAt(range, lsn, () => output.size);
+    let next: Buffer | undefined;
+    for (;;) {
+      const found = await source.next();
+      if (found === undefined) break;
+      if (output.size >= state.context.limits.compaction.targetBytes) {
+        next = found.encoded;
+        break;
+      }
+      output.add(found.key, found.value);
+    }
+    if (output.isEmpty) return undefined;
+    output.cover(range.start, next ?? range.end);
+    await output.finish();
+    this.#install({added: output.written, removed: [], narrowed: []});
+    return next;
+  }
+
+  /** The value of every key of the range at `lsn`, in order of keys, without those that need not be in a complete image. */
+  async #valuesAt(
+    range: KeyRange,
+    lsn: Lsn,
+    writtenBytes: () => number,
+  ): Promise<{next(): Promise<{key: Key; encoded: Buffer; value: Value} | undefined>}> {
+    const state = this.#state;
+    const sources: {readonly plan: RangePlan; readonly below: number}[] = [];
+    for (let s: TimelineState | undefined = state, below: number = lsn + 1; s !== undefined;) {
+      const plan = s.layers.plan(range, below);
+      sources.push({plan, below});
+      const {ancestor}: TimelineState = s;
+      if (plan.segments.every((segment) => segment.image !== undefined)) break;
+      if (ancestor !== undefined && ancestor.lsn + 1 < below) below = ancestor.lsn + 1;
+      s = ancestor?.state;
+    }
+    // Oldest first: the ancestors' layers, the images, the deltas.
+    const origin = new Map<LayerReader, number>();
+    const readers: LayerReader[] = [];
+    for (let depth = sources.length - 1; depth >= 0; depth--) {
+      const {segments, deltas} = sources[depth]!.plan;
+      for (const reader of [
+        ...segments.flatMap((s) => (s.image === undefined ? [] : [s.image])),
+        ...deltas.map((d) => d.reader),
+      ])
+        if (!origin.has(reader)) {
+          origin.set(reader, depth);
+          readers.push(reader);
+        }
+    }
+    const merge = await this.#open(readers, range);
+    const slices = this.#slices(() => merge.heldBytes + writtenBytes());
+    const at = sources.map(() => 0);
+    const encoded = Buffer.alloc(keyBytes);
+    const page = Buffer.alloc(blockSize);
+    let key: Key | undefined;
+    let rel: {readonly prefix: KeyPrefix; readonly info: RelInfo} | undefined;
+    /** A chunk of commit times before the cutoff is of no use when the next one begins before it too. */
+    let heldChunk: {key: Key; encoded: Buffer; value: Value} | undefined;
+
+    /** Whether a read at `lsn` would look at this version. */
+    const isWanted = (depth: number, reader: LayerReader, version: Lsn, floor: Lsn): boolean => {
+      if (version >= sources[depth]!.below || version < floor) return false;
+      for (let d = 0; d <= depth; d++) {
+        const {segments} = sources[d]!.plan;
+        while (segments[at[d]!]!.end.compare(encoded) <= 0) at[d]!++;
+        const segment = segments[at[d]!]!;
+        if (d < depth) {
+          if (segment.image !== undefined) return false;
+        } else if (reader.description.complete) return segment.image === reader;
+        else if (version <= segment.imageLsn) return false;
+      }
+      return true;
+    };
+
+    const readOne = async (): Promise<{key: Key; encoded: Buffer; value: Value} | undefined> => {
+      for (let cursor = merge.first; cursor !== undefined; cursor = merge.first) {
+        cursor.keyBuffer.copy(encoded, 0, cursor.keyOffset, cursor.keyOffset + keyBytes);
+        key = sharingPrefix(readKey(encoded, 0), key);
+        const {prefix, e} = key;
+        const isPage = prefix.kind === keyKind.relPage || prefix.kind === keyKind.slruPage;
+        let floor = 0 as Lsn;
+        let exists = true;
+        if (prefix.kind === keyKind.relPage) {
+          if (rel === undefined || !samePrefix(rel.prefix, prefix)) {
+            const tag = relOf(key);
+            rel = {prefix, info: await read(state, lsn, (pass) => tryRelInfo(state, pass, tag, lsn))};
+          }
+          exists = e < rel.info.blocks;
+          floor = blockFloor(rel.info, e);
+        }
+        const what = (): string =>
+          prefix.kind === keyKind.relPage ? `relation ${formatRel(relOf(key!))} block ${e}` : `page ${e}`;
+        let last: Value | undefined;
+        do {
+          const version = cursor.lsn;
+          if (exists && isWanted(origin.get(cursor.reader)!, cursor.reader, version, floor)) {
+            const value = cursor.value ?? (await cursor.fetchValue());
+            if (isPage) {
+              // A page begins as zeros.
+              if (last === undefined) page.fill(0);
+              applyValue(state, page, value, lsn, what);
+            }
+            last = value;
+          }
+          const moved = merge.advance();
+          if (moved !== undefined) await moved;
+          const pause = slices.next();
+          if (pause !== undefined) await pause;
+          cursor = merge.first;
+        } while (
+          cursor !== undefined &&
+          cursor.keyBuffer.compare(encoded, 0, keyBytes, cursor.keyOffset, cursor.keyOffset + keyBytes) === 0
+        );
+        if (last === undefined || last.kind === valueKind.tombstone) continue;
+        const found = {key, encoded: Buffer.from(encoded)};
+        if (!isPage) return {...found, value: {...last, lsn, flags: flagStartsHistory}};
+        const zero = page.equals(zeroPage);
+        // Blocks of a relation that are not there read as zeros; which pages an SLRU has is told by its keys.
+        if (zero && prefix.kind === keyKind.relPage) continue;
+        const kind = zero ? valueKind.zero : valueKind.image;
+        const payload = zero ? Buffer.alloc(0) : page;
+        return {...found, value: {lsn, kind, flags: flagStartsHistory, blockId: 0, payload}};
+      }
+      return undefined;
+    };
+
+    return {
+      next: async () => {
+        for (;;) {
+          const found = await readOne();
+          const chunk = heldChunk;
+          heldChunk = undefined;
+          if (found?.key.prefix.kind !== keyKind.commitTimes) {
+            if (chunk === undefined) return found;
+            assert(found === undefined, 'commit times are the last keys');
+            return chunk;
+          }
+          heldChunk = found;
+          const begins = found.key.prefix.a * 4294967296 + found.key.prefix.b;
+          if (chunk !== undefined && begins > state.gcCutoffLsn) return chunk;
+        }
+      },
+    };
+  }
+
+  async #open(readers: readonly LayerReader[], range: KeyRange): Promise<LayerMerge> {
+    const {readAheadBytes} = this.#state.context.limits.compaction;
+    const each = Math.max(readAheadBytesMin, Math.floor(readAheadBytes / Math.max(1, readers.length)));
+    return LayerMerge.start(
+      readers.map((reader) => {
+        const {lastKey, moving, firstKey} = reader.description;
+        const first = Buffer.from(moving !== undefined && moving.from > firstKey ? moving.from : firstKey, 'hex');
+        const end = keyAfter(Buffer.from(lastKey, 'hex'));
+        return new LayerCursor(
+          reader,
+          first.compare(range.start) > 0 ? first : range.start,
+          end.compare(range.end) < 0 ? end : range.end,
+          each,
+        );
+      }),
+    );
+  }
+
+  #slices(heldBytes: () => number): {next(): Promise<void> | undefined} {
+    const {clock} = this.#state.context;
+    let until = clock.monotonicMs() + sliceMs;
+    let steps = 0;
+    return {
+      next: () => {
+        if (++steps % stepsPerLook !== 0) return undefined;
+        this.heldBytesMax = Math.max(this.heldBytesMax, heldBytes());
+        if (clock.monotonicMs() < until) return undefined;
+        return clock.sleep(sleepMs).then(() => void (until = clock.monotonicMs() + sliceMs));
+      },
+    };
+  }
+
+  #output(kind: 'delta' | 'image', level: number, run: number): LayerOutput {
+    return new LayerOutput(this.#state, kind, level, run);
+  }
+
+  #install(change: {
+    added: readonly LayerDescription[];
+    removed: readonly LayerDescription[];
+    narrowed: readonly LayerDescription[];
+  }): void {
+    failpoint('pageserver.compaction.install.before');
+    const {metrics, log} = this.#state.context;
+    this.#uploader.replaceLayers(change);
+    metrics.compactionSteps.inc();
+    for (const layer of change.added) metrics.compactionBytes.inc(layer.size);
+    log.debug('compacted', {
+      timeline: this.#state.timelineId,
+      added: change.added.length,
+      removed: change.removed.length,
+      until: formatLsn(change.added[0]?.endLsn ?? (0 as Lsn)),
+    });
+  }
+}
+
+/** Layers being written by one step. */
+class LayerOutput {
+  readonly written: LayerDescription[] = [];
+  readonly #objects: string[] = [];
+  readonly #state: TimelineState;
+  readonly #kind: 'delta' | 'image';
+  readonly #level: number;
+  readonly #run: number;
+  #writer: LayerWriter | undefined;
+  #name = '';
+  #startLsn = 0 as Lsn;
+  #endLsn = 0 as Lsn;
+  #continues = false;
+  #generation = 0;
+  #cover: {readonly first: Buffer; readonly end: Buffer} | undefined;
+  /** LSN of the last version added. */
+  lastLsn = -1;
+
+  constructor(state: TimelineState, kind: 'delta' | 'image', level: number, run: number) {
+    this.#state = state;
+    this.#kind = kind;
+    this.#level = level;
+    this.#run = run;
+  }
+
+  get size(): number {
+    return this.#writer?.size ?? 0;
+  }
+  get isEmpty(): boolean {
+    return this.#writer === undefined;
+  }
+
+  /** A layer of these LSNs; it is made with its first version. */
+  begin(startLsn: Lsn, endLsn: Lsn, continues: boolean): void {
+    this.#startLsn = startLsn;
+    this.#endLsn = endLsn;
+    this.#continues = continues;
+  }
+
+  /** The image holds everything of these keys. */
+  cover(first: Buffer, end: Buffer): void {
+    this.#cover = {first, end};
+  }
+
+  add({prefix, e}: Key, value: Value): void {
+    const writer = (this.#writer ??= this.#newWriter());
+    const {lsn, kind, flags, blockId, payload} = value;
+    writer.add(prefix, e, lsn, kind, flags, blockId, payload, 0, payload.length);
+    this.lastLsn = lsn;
+  }
+
+  async finish(): Promise<void> {
+    const state = this.#state;
+    const {store, metrics} = state.context;
+    if (this.#writer === undefined) return;
+    const built = this.#writer.finish();
+    this.#writer = undefined;
+    const name = this.#name;
+    const object = timelinePrefix(state.tenantId, state.timelineId) + name;
+    state.writing.add(object);
+    this.#objects.push(object);
+    failpoint('pageserver.compaction.upload.before');
+    await store.put(object, Buffer.concat(built.pieces), {ifNoneMatch: '*'});
+    failpoint('pageserver.compaction.upload.after');
+    metrics.layersUploaded.inc();
+    metrics.layerBytesUploaded.inc(built.size);
+    const image = this.#kind === 'image';
+    this.written.push({
+      name,
+      kind: this.#kind,
+      generation: this.#generation,
+      firstKey: (this.#cover?.first ?? built.firstKey).toString('hex'),
+      lastKey: this.#cover === undefined ? built.lastKey.toString('hex') : keyBefore(this.#cover.end).toString('hex'),
+      startLsn: this.#startLsn,
+      endLsn: this.#endLsn,
+      complete: image,
+      size: built.size,
+      checksum: built.checksum,
+      rootOffset: built.rootOffset,
+      versions: built.versions,
+      level: image ? 1 : this.#level,
+      run: this.#run,
+      continues: this.#continues,
+    });
+  }
+
+  /** The step is over: what it has written is in the index, or is an orphan. */
+  end(): void {
+    for (const object of this.#objects) this.#state.writing.delete(object);
+  }
+
+  #newWriter(): LayerWriter {
+    const state = this.#state;
+    const {tenantId, timelineId, generation} = state;
+    this.#generation = generation;
+    this.#name = layerName(this.#kind, this.#startLsn, this.#endLsn, state.context.random.uint32(), generation);
+    const identity = objectIdentity(layerObjectId(tenantId, timelineId, this.#name), generation);
+    return new LayerWriter(identity, {
+      tenantId,
+      timelineId,
+      flags: this.#kind === 'image' ? layerFlagImage : 0,
+      startLsn: this.#startLsn,
+      endLsn: this.#endLsn,
+    });
+  }
+}
+
+/** Keys of one relation share their prefix, so that comparing them is quick. */
+function sharingPrefix(key: Key, before: Key | undefined): Key {
+  return before !== undefined && samePrefix(before.prefix, key.prefix) ? {prefix: before.prefix, e: key.e} : key;
+}
+
+/** The largest key below `end`. */
+function keyBefore(end: Buffer): Buffer {
+  const key = Buffer.from(end);
+  for (let i = keyBytes - 1; i >= 0; i--) {
+    if (key[i] === 0) key[i] = 0xff;
+    else {
+      key[i]!--;
+      break;
+    }
+  }
+  return key;
+}

@@ -1,0 +1,57 @@
+/**
+ * Objects that no index names: what a crash between an upload and its index has left, or a deletion that failed.
+ *
+ * A layer object is an orphan when it carries this attachment's generation or an older one, is in no index of the tenant, and
+ * is not being written now: indexes of older generations are not read any more by anybody, and layers are put into the index
+ * by the process that writes them, under its own generation. An index object is an orphan when a later one was validated.
+ * The generation is validated after the list was made and before anything is deleted: a pageserver that was replaced
+ * meanwhile deletes nothing. Objects of a higher generation are not ours to judge.
+ */
+import {indexObjectKey, layerGeneration, parseIndexObjectKey, tenantPrefix, timelinePrefix} from './index-object.ts';
+import type {PageserverContext} from './state.ts';
+import type {Tenant} from './tenant.ts';
+
+/** Of one request. */
+const deleteMax = 1000;
+
+/** Answers how many objects were deleted. */
+export async function sweepOrphans(context: PageserverContext, tenant: Tenant): Promise<number> {
+  const {tenantId, generation} = tenant;
+  // Written but not in an index yet: taken before and after the list, so that nothing that moves between is missed.
+  const writing = tenant.timelines().flatMap((timeline) => [...timeline.state.writing]);
+  const prefix = `${tenantPrefix(tenantId)}timelines/`;
+  const listed = await context.store.list(prefix);
+  const known = new Set<string>(writing);
+  const indexes = new Map<string, {generation: number; sequence: number}>();
+  for (const timeline of tenant.timelines()) {
+    for (const name of timeline.state.writing) known.add(name);
+    for (const {name, owner} of timeline.layerObjects()) known.add(timelinePrefix(tenantId, owner) + name);
+    const validated = timeline.validatedIndex;
+    if (validated !== undefined) indexes.set(timeline.timelineId, validated);
+  }
+  const orphans: string[] = [];
+  for (const {key} of listed) {
+    const timelineId = key.slice(prefix.length, key.indexOf('/', prefix.length));
+    const index = parseIndexObjectKey(key);
+    if (index === undefined) {
+      const written = layerGeneration(key);
+      // Only of timelines that are here: others may be archived, or on their way in or out.
+      if (written !== undefined && written <= generation && tenant.has(timelineId) && !known.has(key))
+        orphans.push(key);
+      continue;
+    }
+    const newest = indexes.get(timelineId);
+    if (newest === undefined || key === indexObjectKey(tenantId, timelineId, newest.generation, newest.sequence))
+      continue;
+    if (
+      index.generation < newest.generation ||
+      (index.generation === newest.generation && index.sequence < newest.sequence)
+    )
+      orphans.push(key);
+  }
+  if (orphans.length === 0) return 0;
+  if (!(await tenant.validate(generation))) return 0;
+  for (let i = 0; i < orphans.length; i += deleteMax) await context.store.delete(orphans.slice(i, i + deleteMax));
+  context.metrics.orphansDeleted.inc(orphans.length);
+  return orphans.length;
+}
