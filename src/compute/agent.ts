@@ -25,6 +25,7 @@ import {formatLsn} from '#postgres/lsn.ts';
 import {ActivityWatch} from '#compute/activity.ts';
 import {applyCatalog} from '#compute/catalog.ts';
 import {makeDataDirectory} from '#compute/data-directory.ts';
+import {hotBlockSettings, keepHotBlocks, restoreHotBlocks} from '#compute/hot-blocks.ts';
 import {HydrationServer} from '#compute/hydration-server.ts';
 import {PageSource} from '#compute/page-source.ts';
 import {PostgresProcess} from '#compute/postgres-process.ts';
@@ -128,6 +129,7 @@ class ComputeAgent {
   #http: {port: number; close(): Promise<void>} | undefined;
   #pgPort = 0;
   #catalogApplied: boolean;
+  #prewarming = false;
   #stopping: Promise<void> | undefined;
   #end: (end: {state: ComputeState; reason: string}) => void = () => {};
 
@@ -161,13 +163,14 @@ class ComputeAgent {
     return this.#http?.port ?? 0;
   }
 
-  get #paths(): {pgdata: string; run: string; proposerConfig: string; hydrationSocket: string} {
+  get #paths(): {pgdata: string; run: string; proposerConfig: string; hydrationSocket: string; hotBlocks: string} {
     const {dataDir} = this.#config;
     return {
       pgdata: joinPath(dataDir, 'pgdata'),
       run: joinPath(dataDir, 'run'),
       proposerConfig: joinPath(dataDir, 'proposer.json'),
       hydrationSocket: joinPath(dataDir, 'run', 'hydration.sock'),
+      hotBlocks: joinPath(dataDir, 'hot-blocks'),
     };
   }
 
@@ -226,6 +229,10 @@ class ComputeAgent {
       token,
       owner: config.systemUser,
     });
+    const hotBlocks = hotBlockSettings(this.#disk, config.binDir);
+    const prewarmed = restoreHotBlocks(this.#disk, paths.pgdata, paths.hotBlocks);
+    this.#prewarming = prewarmed > 0;
+    if (prewarmed > 0) changeOwner(joinPath(paths.pgdata, 'autoprewarm.blocks'), config.systemUser);
     const pages = new PageSource({
       spec: this.#spec,
       token: () => this.#tokens.current,
@@ -249,16 +256,22 @@ class ComputeAgent {
         binDir: config.binDir,
         dataDir: paths.pgdata,
         user: config.systemUser,
-        settings: storageSettings({
-          extensionLibrary: config.extensionLibrary,
-          agentSocket: paths.hydrationSocket,
-          socketDir: paths.run,
-          port: this.#pgPort,
-          preloadLibraries: this.#spec.settings['shared_preload_libraries'],
-        }),
+        settings: {
+          ...storageSettings({
+            extensionLibrary: config.extensionLibrary,
+            agentSocket: paths.hydrationSocket,
+            socketDir: paths.run,
+            port: this.#pgPort,
+            preloadLibraries: [hotBlocks.library, this.#spec.settings['shared_preload_libraries']],
+          }),
+          ...hotBlocks.settings,
+        },
         clock: this.#clock,
         log: this.#log,
-        onLine: (line) => this.#log.info(`postgres: ${line}`),
+        onLine: (line) => {
+          this.#log.info(`postgres: ${line}`);
+          if (line.includes('autoprewarm successfully prewarmed')) this.#prewarming = false;
+        },
       });
     } catch (error) {
       pages.stop();
@@ -283,6 +296,7 @@ class ComputeAgent {
       pgPort: this.#pgPort,
       electedMs: Math.round(electedMs),
       unpackedMs: Math.round(unpackedMs),
+      prewarmed,
       totalMs: Math.round(this.#clock.monotonicMs() - started),
     });
   }
@@ -386,6 +400,8 @@ class ComputeAgent {
       const timer = this.#clock.setTimer(stopFastMsMax, () => postgres.stopImmediately());
       await postgres.exited;
       timer.cancel();
+      // A list that was not read to its end is still better than what was read of it.
+      if (!this.#prewarming) keepHotBlocks(this.#disk, this.#paths.pgdata, this.#paths.hotBlocks);
       const committed = await Promise.race([
         proposer.stopped,
         proposer.exited.then(() => undefined),

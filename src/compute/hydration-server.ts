@@ -1,10 +1,11 @@
 /** The unix socket on which the extension asks for the base pages of this compute (protocol: wire/hydration.ts). */
-import type {RelTag} from '#postgres/relation.ts';
+import {type RelTag, blockSize} from '#postgres/relation.ts';
 import type {Log} from '#runtime/log.ts';
 import type {Counter, Histogram, Metrics} from '#runtime/metrics.ts';
 import {systemClock} from '#runtime/clock.ts';
 import {type Listener, type Socket, listenSockets} from '#runtime/net.ts';
 import {type HydrationListEntry, HydrationSession, type HydrationSource} from '#wire/hydration.ts';
+import type {PageRun} from '#wire/pages.ts';
 
 export class HydrationServer {
   readonly #listener: Listener;
@@ -37,9 +38,10 @@ export class HydrationServer {
 }
 
 function serveBackend(socket: Socket, source: HydrationSource, log: Log): void {
-  const session = new HydrationSession(source, (parts) => {
+  const session = new HydrationSession(source, (parts, onWritten) => {
     socket.cork();
-    for (const part of parts) socket.write(part);
+    for (const [i, part] of parts.entries())
+      socket.write(part, i === parts.length - 1 && onWritten !== undefined ? () => onWritten() : undefined);
     socket.uncork();
   });
   socket.on('data', (chunk: Buffer) => {
@@ -85,10 +87,10 @@ class CountedSource implements HydrationSource {
     return this.#timed(this.#source.relSize(rel));
   }
 
-  async getPages(rel: RelTag, block: number, count: number): Promise<readonly Buffer[]> {
-    const pages = await this.#timed(this.#source.getPages(rel, block, count));
-    this.#pages.inc(pages.length);
-    return pages;
+  async getPages(rel: RelTag, block: number, count: number): Promise<PageRun> {
+    const run = await this.#timed(this.#source.getPages(rel, block, count));
+    this.#pages.inc(run.bytes.length / blockSize);
+    return run;
   }
 
   listDb(spcNode: number, dbNode: number): Promise<readonly HydrationListEntry[]> {

@@ -8,7 +8,7 @@ import type {RelTag} from '#postgres/relation.ts';
 import {formatRel} from '#postgres/relation.ts';
 import type {Clock} from '#runtime/clock.ts';
 import type {Log} from '#runtime/log.ts';
-import {PageServiceError, PagesClient, type RelListEntry} from '#wire/pages.ts';
+import {type PageRun, PageServiceError, PagesClient, type RelListEntry} from '#wire/pages.ts';
 import type {HydrationSource} from '#wire/hydration.ts';
 import type {ComputeSpec} from '#wire/compute-spec.ts';
 
@@ -45,9 +45,9 @@ export class PageSource implements HydrationSource {
     return this.#withClient(`size of ${formatRel(rel)}`, (client) => client.relSize(rel, {requestLsn: this.#lsn}));
   }
 
-  getPages(rel: RelTag, block: number, count: number): Promise<Buffer[]> {
+  getPages(rel: RelTag, block: number, count: number): Promise<PageRun> {
     return this.#withClient(`block ${block} of ${formatRel(rel)}`, (client) =>
-      client.getPages(rel, block, count, {requestLsn: this.#lsn}),
+      client.getPageRun(rel, block, count, {requestLsn: this.#lsn}),
     );
   }
 

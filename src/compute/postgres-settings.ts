@@ -12,11 +12,14 @@ export function storageSettings(options: {
   agentSocket: string;
   socketDir: string;
   port: number;
-  preloadLibraries?: string | undefined;
+  /** Further ones, each a name or a list with commas. */
+  preloadLibraries?: readonly (string | undefined)[];
 }): Record<string, string> {
-  const libraries = [options.extensionLibrary, ...(options.preloadLibraries ?? '').split(',').map((l) => l.trim())];
+  const libraries = [options.extensionLibrary, ...(options.preloadLibraries ?? [])].flatMap((l) =>
+    (l ?? '').split(','),
+  );
   return {
-    shared_preload_libraries: libraries.filter((l) => l !== '').join(','),
+    shared_preload_libraries: [...new Set(libraries.map((l) => l.trim()))].filter((l) => l !== '').join(','),
     'pagoda.agent_socket': options.agentSocket,
     listen_addresses: '127.0.0.1',
     port: String(options.port),
