@@ -11,6 +11,7 @@ import {
   relSegmentBlocks,
 } from '#postgres/relation.ts';
 import {type HydrationListEntry, HydrationSession, type HydrationSource} from '#wire/hydration.ts';
+import type {PageRun} from '#wire/pages.ts';
 
 const suffixes = ['', '_fsm', '_vm', '_init'] as const;
 
@@ -93,7 +94,7 @@ export class FakeAgent implements HydrationSource {
     return this.#blocks(rel);
   }
 
-  async getPages(rel: RelTag, block: number, count: number): Promise<Buffer[]> {
+  async getPages(rel: RelTag, block: number, count: number): Promise<PageRun> {
     await this.#pause(rel);
     const blocks = this.#blocks(rel) ?? 0;
     const pages: Buffer[] = [];
@@ -106,7 +107,7 @@ export class FakeAgent implements HydrationSource {
       pages.push(page);
     }
     this.pagesServed += pages.length;
-    return pages;
+    return {bytes: Buffer.concat(pages), release() {}};
   }
 
   async listDb(spcNode: number, dbNode: number): Promise<HydrationListEntry[]> {

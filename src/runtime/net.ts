@@ -38,9 +38,114 @@ export interface FrameConnection {
   pause(): void;
   resume(): void;
   readonly bufferedBytes: number;
+  /**
+   * Like send, for large parts that are used again: `onSent` is called when the system has taken them, or never will; until
+   * then they must not change.
+   */
+  sendThen(onSent: () => void, type: number, ...parts: readonly Buffer[]): boolean;
+  /**
+   * Gives the memory of a received payload back, to be used for a later one: nothing of it may be looked at any more. Worth
+   * calling for payloads of hundreds of kilobytes; never necessary.
+   */
+  recycle(payload: Buffer): void;
   /** Ends after what is queued. */
   close(): void;
   destroy(): void;
+}
+
+/** Payloads of this size and more are read straight into memory of their own, and that memory may be recycled. */
+const largeBytes = 64 * 1024;
+/** Memory of large payloads kept for later ones, by a connection. */
+const recycledMax = 8;
+const readBytes = 64 * 1024;
+
+/**
+ * The receiving end of a connection that we opened. Reads go into one buffer that is used again and again, or, for the rest
+ * of a large frame, straight to where its payload will be. (Fresh memory for every 64 KiB, then copied together, cost more
+ * time in the garbage collector than everything else that is done with a page.)
+ */
+class FrameReader {
+  readonly #scratch = Buffer.allocUnsafeSlow(readBytes);
+  /** In scratch: [0, #have) is the beginning of a frame that is not whole. */
+  #have = 0;
+  /** A large frame whose payload is being read. */
+  #payload: Buffer | undefined;
+  #filled = 0;
+  #type = 0;
+  #check = 0;
+  #sum = 0;
+  readonly #recycled: Buffer[] = [];
+
+  /** Where the next bytes go. */
+  target(): Buffer {
+    return this.#payload === undefined ? this.#scratch.subarray(this.#have) : this.#payload.subarray(this.#filled);
+  }
+
+  /** `bytes` have been read into target(). Throws FrameError. */
+  advance(bytes: number, peer: string, onFrame: (type: number, payload: Buffer) => boolean): void {
+    if (this.#payload !== undefined) {
+      this.#filled += bytes;
+      if (this.#filled < this.#payload.length) return;
+      const payload = this.#payload;
+      this.#payload = undefined;
+      checkPayload(peer, this.#type, payload, this.#check, this.#sum);
+      onFrame(this.#type, payload);
+      return;
+    }
+    const end = this.#have + bytes;
+    const scratch = this.#scratch;
+    let at = 0;
+    while (end - at >= headerBytes) {
+      const length = scratch.readUInt32LE(at);
+      const type = scratch[at + 4]!;
+      const check = scratch.readUInt16LE(at + 5);
+      checkHeader(peer, length, type, check);
+      const sum = scratch.readUInt32LE(at + 7);
+      const from = at + headerBytes;
+      if (end - from < length && length >= largeBytes - headerBytes) {
+        const payload = this.#take(length);
+        this.#filled = scratch.copy(payload, 0, from, end);
+        this.#payload = payload;
+        this.#type = type;
+        this.#check = check;
+        this.#sum = sum;
+        this.#have = 0;
+        return;
+      }
+      if (end - from < length) break;
+      const payload = Buffer.from(scratch.subarray(from, from + length));
+      checkPayload(peer, type, payload, check, sum);
+      at = from + length;
+      if (!onFrame(type, payload)) return;
+    }
+    if (at > 0) scratch.copyWithin(0, at, end);
+    this.#have = end - at;
+  }
+
+  recycle(payload: Buffer): void {
+    if (payload.length >= largeBytes && payload.byteOffset === 0 && this.#recycled.length < recycledMax)
+      this.#recycled.push(payload);
+  }
+
+  #take(length: number): Buffer {
+    const at = this.#recycled.findIndex((b) => b.buffer.byteLength >= length && b.buffer.byteLength <= 2 * length);
+    if (at < 0) return Buffer.allocUnsafeSlow(length);
+    const [found] = this.#recycled.splice(at, 1);
+    return Buffer.from(found!.buffer, 0, length);
+  }
+}
+
+function checkHeader(peer: string, length: number, type: number, check: number): void {
+  if (check !== headerCheck(length, type))
+    throw new FrameError(`the header of a frame from ${peer} was damaged on the way, or is none of ours; closing`);
+  if (length > frameBytesMax) throw new FrameError(`peer ${peer} announced a frame of ${length} bytes; closing`);
+}
+
+function checkPayload(peer: string, type: number, payload: Buffer, check: number, sum: number): void {
+  if (sum !== crc32c(payload, check))
+    throw new FrameError(
+      `a frame of type ${type} and ${payload.length} bytes from ${peer} was damaged on the way; closing`,
+    );
 }
 
 class SocketConnection implements FrameConnection {
@@ -55,12 +160,15 @@ class SocketConnection implements FrameConnection {
   #need = headerBytes;
   #error: Error | undefined;
   #corked = false;
+  readonly #reader: FrameReader | undefined;
 
-  constructor(socket: net.Socket, peer: string) {
+  /** `reader`: of a socket made with `onread`, whose reads go to `read()`; other sockets give their data as events. */
+  constructor(socket: net.Socket, peer: string, reader?: FrameReader) {
     this.#socket = socket;
     this.peer = peer;
+    this.#reader = reader;
     if (socket.remoteAddress !== undefined) socket.setNoDelay(true);
-    socket.on('data', (chunk: Buffer) => this.#receive(chunk));
+    if (reader === undefined) socket.on('data', (chunk: Buffer) => this.#receive(chunk));
     socket.on('drain', () => this.onDrain());
     socket.on('error', (error) => (this.#error ??= error));
     socket.on('close', () => this.onClose(this.#error));
@@ -70,8 +178,36 @@ class SocketConnection implements FrameConnection {
     return this.#socket.writableLength;
   }
 
+  /** So many bytes have been read into the reader's target. */
+  read(bytes: number): void {
+    try {
+      this.#reader?.advance(bytes, this.peer, (type, payload) => {
+        this.onFrame(type, payload);
+        return !this.#socket.destroyed;
+      });
+    } catch (error) {
+      if (!(error instanceof FrameError)) throw error;
+      this.#fail(error.message);
+    }
+  }
+
+  recycle(payload: Buffer): void {
+    this.#reader?.recycle(payload);
+  }
+
+  sendThen(onSent: () => void, type: number, ...parts: readonly Buffer[]): boolean {
+    if (this.#socket.destroyed) {
+      onSent();
+      return false;
+    }
+    return this.#write(type, parts, () => onSent());
+  }
+
   send(type: number, ...parts: readonly Buffer[]): boolean {
-    if (this.#socket.destroyed) return false;
+    return this.#socket.destroyed ? false : this.#write(type, parts, undefined);
+  }
+
+  #write(type: number, parts: readonly Buffer[], onSent: (() => void) | undefined): boolean {
     let length = 0;
     for (const part of parts) length += part.length;
     const check = headerCheck(length, type);
@@ -93,13 +229,15 @@ class SocketConnection implements FrameConnection {
       let at = headerBytes;
       for (const part of parts) at += part.copy(header, at);
       header.writeUInt32LE(crc32c(header.subarray(headerBytes), check), 7);
-      this.#socket.write(header);
+      this.#socket.write(header, onSent);
     } else {
       let sum = check;
       for (const part of parts) sum = crc32c(part, sum);
       header.writeUInt32LE(sum, 7);
       this.#socket.write(header);
-      for (const part of parts) if (part.length > 0) this.#socket.write(part);
+      const last = parts.findLastIndex((part) => part.length > 0);
+      for (let i = 0; i <= last; i++)
+        if (parts[i]!.length > 0) this.#socket.write(parts[i]!, i === last ? onSent : undefined);
     }
     return this.#socket.writableLength < sendBufferBytesHigh;
   }
@@ -129,30 +267,26 @@ class SocketConnection implements FrameConnection {
     }
     let at = 0;
     this.#need = headerBytes;
-    while (buffer.length - at >= headerBytes) {
-      const length = buffer.readUInt32LE(at);
-      const type = buffer[at + 4]!;
-      const check = buffer.readUInt16LE(at + 5);
-      if (check !== headerCheck(length, type)) {
-        this.#fail(`the header of a frame from ${this.peer} was damaged on the way, or is none of ours; closing`);
-        return;
+    try {
+      while (buffer.length - at >= headerBytes) {
+        const length = buffer.readUInt32LE(at);
+        const type = buffer[at + 4]!;
+        const check = buffer.readUInt16LE(at + 5);
+        checkHeader(this.peer, length, type, check);
+        if (buffer.length - at < headerBytes + length) {
+          this.#need = headerBytes + length;
+          break;
+        }
+        const payload = buffer.subarray(at + headerBytes, at + headerBytes + length);
+        checkPayload(this.peer, type, payload, check, buffer.readUInt32LE(at + 7));
+        at += headerBytes + length;
+        this.onFrame(type, payload);
+        if (this.#socket.destroyed) return;
       }
-      if (length > frameBytesMax) {
-        this.#fail(`peer ${this.peer} announced a frame of ${length} bytes; closing`);
-        return;
-      }
-      if (buffer.length - at < headerBytes + length) {
-        this.#need = headerBytes + length;
-        break;
-      }
-      const payload = buffer.subarray(at + headerBytes, at + headerBytes + length);
-      if (buffer.readUInt32LE(at + 7) !== crc32c(payload, check)) {
-        this.#fail(`a frame of type ${type} and ${length} bytes from ${this.peer} was damaged on the way; closing`);
-        return;
-      }
-      at += headerBytes + length;
-      this.onFrame(type, payload);
-      if (this.#socket.destroyed) return;
+    } catch (error) {
+      if (!(error instanceof FrameError)) throw error;
+      this.#fail(error.message);
+      return;
     }
     if (at < buffer.length) {
       this.#parts = [buffer.subarray(at)];
@@ -173,7 +307,18 @@ function describe(address: Address): string {
 /** Rejects with an Error that names the address when no connection is made within `timeoutMs` (default 5 s). */
 export function connectFrames(address: Address, timeoutMs = 5000): Promise<FrameConnection> {
   return new Promise((resolve, reject) => {
-    const socket = net.connect('path' in address ? {path: address.path} : {host: address.host, port: address.port});
+    const reader = new FrameReader();
+    let connection: SocketConnection | undefined;
+    const onread: net.OnReadOpts = {
+      buffer: () => reader.target(),
+      callback(bytes) {
+        connection?.read(bytes);
+        return true;
+      },
+    };
+    const socket = net.connect(
+      'path' in address ? {path: address.path, onread} : {host: address.host, port: address.port, onread},
+    );
     const timer = setTimeout(() => socket.destroy(new Error(`no answer within ${timeoutMs} ms`)), timeoutMs);
     const fail = (error: Error): void => {
       clearTimeout(timer);
@@ -183,7 +328,8 @@ export function connectFrames(address: Address, timeoutMs = 5000): Promise<Frame
     socket.once('connect', () => {
       clearTimeout(timer);
       socket.off('error', fail);
-      resolve(new SocketConnection(socket, describe(address)));
+      connection = new SocketConnection(socket, describe(address), reader);
+      resolve(connection);
     });
   });
 }

@@ -28,8 +28,10 @@ const request: HydrationRequest = {
 
 const source: HydrationSource = {
   relSize: async (rel) => (rel.relNode === 16384 && rel.fork !== 3 ? 10 + rel.fork : undefined),
-  getPages: async (_rel, block, count) =>
-    Array.from({length: Math.min(count, 10 - block)}, (_, i) => Buffer.alloc(8192, block + i)),
+  getPages: async (_rel, block, count) => ({
+    bytes: Buffer.concat(Array.from({length: Math.min(count, 10 - block)}, (_, i) => Buffer.alloc(8192, block + i))),
+    release() {},
+  }),
   listDb: async (spcNode, dbNode) => [{rel: {spcNode, dbNode, relNode: 4000000000, fork: 2}, blocks: 4000000001}],
   dbSize: async (dbNode) => {
     if (dbNode === 13) throw new Error('the pageserver is away');

@@ -33,7 +33,8 @@
  * The extension sends op 1 with fork 255 only.
  */
 import type {ForkNumber, RelTag} from '#postgres/relation.ts';
-import {fork} from '#postgres/relation.ts';
+import {blockSize, fork} from '#postgres/relation.ts';
+import type {PageRun} from '#wire/pages.ts';
 
 export const hydrationOp = {blocks: 1, getPages: 2, listDatabase: 3, databaseSize: 4} as const;
 export const hydrationStatus = {ok: 0, missing: 1, error: 2} as const;
@@ -81,7 +82,7 @@ export interface HydrationSource {
   /** Blocks of one fork; undefined when storage does not have it. */
   relSize(rel: RelTag): Promise<number | undefined>;
   /** Pages from `block` on, at least one, at most `count`; fewer at the end of the fork. */
-  getPages(rel: RelTag, block: number, count: number): Promise<readonly Buffer[]>;
+  getPages(rel: RelTag, block: number, count: number): Promise<PageRun>;
   /** Every fork of a database (0: the shared relations) in a tablespace (0: in any). */
   listDb(spcNode: number, dbNode: number): Promise<readonly HydrationListEntry[]>;
   /** Bytes of all relations of a database; 0 or undefined when storage has no such database. */
@@ -96,12 +97,13 @@ export class HydrationProtocolError extends Error {}
  */
 export class HydrationSession {
   readonly #source: HydrationSource;
-  readonly #write: (parts: readonly Buffer[]) => void;
+  readonly #write: (parts: readonly Buffer[], onWritten?: () => void) => void;
   readonly #decoder = new FixedDecoder(requestBytes, () => 0);
   #unanswered = 0;
   #closed = false;
 
-  constructor(source: HydrationSource, write: (parts: readonly Buffer[]) => void) {
+  /** `write` calls `onWritten`, when there is one, once the system has taken the parts, or never will. */
+  constructor(source: HydrationSource, write: (parts: readonly Buffer[], onWritten?: () => void) => void) {
     this.#source = source;
     this.#write = write;
   }
@@ -129,21 +131,27 @@ export class HydrationSession {
 
   async #answer(request: HydrationRequest): Promise<void> {
     let parts: readonly Buffer[];
+    let run: PageRun | undefined;
     try {
-      parts = await answerHydrationRequest(this.#source, request);
+      if (request.op === hydrationOp.getPages) {
+        const {spcNode, dbNode, relNode} = request;
+        const rel = {spcNode, dbNode, relNode, fork: request.fork as ForkNumber};
+        run = await this.#source.getPages(rel, request.block, request.count);
+        const {bytes} = run;
+        parts = encodeHydrationResponse(request, {count: bytes.length / blockSize, payload: [bytes]});
+      } else parts = await answerHydrationRequest(this.#source, request);
     } catch (error) {
       parts = encodeHydrationError(request, error instanceof Error ? error.message : String(error));
     }
     this.#unanswered--;
-    if (!this.#closed) this.#write(parts);
+    if (this.#closed) run?.release();
+    else if (run === undefined) this.#write(parts);
+    else this.#write(parts, run.release);
   }
 }
 
-/** Asks the source and encodes its answer. Rejects when the source does. */
-export async function answerHydrationRequest(
-  source: HydrationSource,
-  request: HydrationRequest,
-): Promise<readonly Buffer[]> {
+/** Asks the source for anything but pages, and encodes its answer. Rejects when the source does. */
+async function answerHydrationRequest(source: HydrationSource, request: HydrationRequest): Promise<readonly Buffer[]> {
   const {op, spcNode, dbNode, relNode} = request;
   switch (op) {
     case hydrationOp.blocks: {
@@ -160,11 +168,6 @@ export async function answerHydrationRequest(
       const payload = Buffer.alloc(4 * sizes.length);
       for (const [number, size] of sizes.entries()) payload.writeUInt32LE(size ?? noSuchFork, 4 * number);
       return encodeHydrationResponse(request, {payload: [payload]});
-    }
-    case hydrationOp.getPages: {
-      const rel = {spcNode, dbNode, relNode, fork: request.fork as ForkNumber};
-      const pages = await source.getPages(rel, request.block, request.count);
-      return encodeHydrationResponse(request, {count: pages.length, payload: pages});
     }
     case hydrationOp.listDatabase:
       return encodeHydrationResponse(request, {payload: [encodeList(await source.listDb(spcNode, dbNode))]});

@@ -222,7 +222,7 @@ export function encodePageError(requestId: number, code: PageErrorCode, message:
 // Answers, client side.
 
 export type PageAnswer =
-  | {readonly kind: 'pages'; readonly requestId: number; readonly pages: readonly Buffer[]}
+  | {readonly kind: 'pages'; readonly requestId: number; readonly bytes: Buffer; readonly frame: Buffer}
   | {readonly kind: 'relSize'; readonly requestId: number; readonly blocks: number | undefined}
   | {readonly kind: 'relExists'; readonly requestId: number; readonly exists: boolean}
   | {readonly kind: 'dbSize'; readonly requestId: number; readonly bytes: number}
@@ -238,9 +238,7 @@ export function decodePageAnswer(type: number, b: Buffer): PageAnswer {
       if (b.length < 8) throw malformed(type, b);
       const count = b.readUInt16LE(4);
       if (b.length !== 8 + count * blockSize) throw malformed(type, b);
-      const pages: Buffer[] = [];
-      for (let i = 0; i < count; i++) pages.push(b.subarray(8 + i * blockSize, 8 + (i + 1) * blockSize));
-      return {kind: 'pages', requestId, pages};
+      return {kind: 'pages', requestId, bytes: b.subarray(8), frame: b};
     }
     case pageFrame.relSizeAnswer:
       if (b.length !== 12) throw malformed(type, b);
@@ -284,6 +282,12 @@ function malformed(type: number, b: Buffer): PageServiceError {
 export interface ReadAt {
   readonly requestLsn: Lsn;
   readonly notModifiedSinceLsn?: Lsn;
+}
+
+/** Pages one after the other. After `release`, which need not be called, nobody may look at the bytes. */
+export interface PageRun {
+  readonly bytes: Buffer;
+  release(): void;
 }
 
 interface Waiter {
@@ -345,8 +349,18 @@ export class PagesClient {
    * not exist. The buffers are views of one received frame.
    */
   async getPages(rel: RelTag, block: number, count: number, at: ReadAt): Promise<Buffer[]> {
+    const {bytes} = await this.getPageRun(rel, block, count, at);
+    const pages: Buffer[] = [];
+    for (let from = 0; from < bytes.length; from += blockSize) pages.push(bytes.subarray(from, from + blockSize));
+    return pages;
+  }
+
+  /** The same in one piece, for those who pass it on. */
+  async getPageRun(rel: RelTag, block: number, count: number, at: ReadAt): Promise<PageRun> {
     const answer = await this.#ask('getPages', rel, block, count, at, `pages ${block}+${count} of ${formatRel(rel)}`);
-    return answer.kind === 'pages' ? (answer.pages as Buffer[]) : wrongKind(answer);
+    if (answer.kind !== 'pages') return wrongKind(answer);
+    const {bytes, frame} = answer;
+    return {bytes, release: () => this.#connection.recycle(frame)};
   }
 
   /** Blocks of the fork, or undefined when it does not exist. */
