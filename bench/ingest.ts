@@ -1,7 +1,7 @@
 /**
  * `npm run bench -- ingest`: the same WAL through our ingest (own-ingest.ts) and through a stock physical standby, in CPU
  * seconds. ratio = stock's CPU time ÷ ours, the lower of the two loads. mbPerSecond: WAL of TPC-B per second of our CPU.
- * Before the rounds our side runs twice unmeasured: a pageserver has been running for long.
+ * Before the rounds our side runs five times unmeasured: a pageserver has been running for long.
  *
  *   --transactions N   of TPC-B, default 60000 (about 35 MiB of WAL)    --rows N   of COPY + index build, default 400000
  *   --rounds N         default 3                                       --fresh    record the WAL anew
@@ -42,7 +42,7 @@ async function measure(load: Load, rounds: number, fresh: boolean) {
     (await replayByStock(recording, false)).cpuNs,
     (await replayByStock(recording, false)).cpuNs,
   ]);
-  for (let i = 0; i < 2; i++) await ingestByPagoda(recording);
+  for (let i = 0; i < 5; i++) await ingestByPagoda(recording);
   const {pagoda, reference} = await alternate({
     rounds,
     pagoda: () => ingestByPagoda(recording),

@@ -5,6 +5,7 @@ import {MemoryObjectStore} from '#objectstore/memory-object-store.ts';
 import {type Lsn, lsn} from '#postgres/lsn.ts';
 import {compareKeys, encodeKey, rangeOf, readKey, type Key, wholeKeySpace} from '#pageserver/timeline/key.ts';
 import {type Value, flagStartsHistory, valueKind} from '#pageserver/timeline/value.ts';
+import {WalRecord} from '#postgres/wal/record.ts';
 import {BlockCache} from './block-cache.ts';
 import {objectIdentity} from './layer-format.ts';
 import {LayerReader, ReadPass} from './layer-reader.ts';
@@ -214,4 +215,42 @@ test('the block cache is bounded, and forgets layers', () => {
   for (const owner of owners) cache.forget(owner);
   assert.equal(cache.bytes, 0);
   assert.equal(cache.blockCount, 0);
+});
+
+test('a record is kept in its chunk of WAL when that is large, copied once otherwise', () => {
+  const prefix = {kind: 0x10, a: 1663, b: 5, c: 100, d: 0};
+  for (const [size, allocated] of [
+    [20_000, 20_000], // kept
+    [20_000, 60_000], // would pin too much
+    [1000, 1000],
+  ] as const) {
+    const chunk = Buffer.from(new ArrayBuffer(allocated), 0, size).fill(1);
+    const layer = new MemoryLayer(lsn(8), 0);
+    const record = new WalRecord();
+    record.bytes = chunk;
+    for (let i = 0; i < 50_000; i++) {
+      record.endLsn = lsn(8 + i * 8);
+      record.offset = i % 900;
+      record.totalLength = 60 + (i % 40);
+      chunk[record.offset] = 1;
+      // two pages of one record
+      layer.putRecord(layer.prefixId(prefix), i % 7000, record, 3, 1);
+      layer.putRecord(layer.prefixId({...prefix, c: 101}), 0xffffffff - (i % 3), record, 0, 32);
+    }
+    const kept = size * 2 > allocated && size > 16_384;
+    assert.equal(layer.bytes < 24 * 131_072 + 500_000 + 20_000, kept, `${layer.bytes} bytes`);
+    chunk.fill(2);
+    const values = findInMemory(layer, {prefix, e: 6999}, 1e9);
+    assert.equal(values.length, 1); // it starts history
+    assert.deepEqual(
+      {...values[0]!, payload: values[0]!.payload.length},
+      {lsn: 8 + 48_999 * 8, kind: valueKind.record, flags: 3, blockId: 1, payload: 60 + (48_999 % 40)},
+    );
+    assert.equal(values[0]!.payload[0], kept ? 2 : 1);
+    const last = findInMemory(layer, {prefix: {...prefix, c: 101}, e: 0xffffffff}, 1e9);
+    assert.equal(last.length, 16_667);
+    assert.equal(last.at(-1)!.lsn, 8);
+    layer.freeze(lsn(1e9));
+    assert.equal([...layer.entries()].length, 100_000);
+  }
 });

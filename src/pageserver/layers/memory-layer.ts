@@ -38,6 +38,26 @@ export interface LayerEntry {
   blockId: number;
 }
 
+/**
+ * Versions, 24 bytes each, as doubles and as words:
+ *   f64 LSN | u32 older version of the key, or all ones | u32 chunk << 16 | blockId << 8 | flags << 4 | kind | u32 offset in
+ *   the chunk | u32 length
+ */
+interface Segment {
+  readonly lsns: Float64Array;
+  readonly words: Uint32Array;
+}
+
+const versionBytes = 24;
+const segmentBits = 14;
+const segmentVersions = 1 << segmentBits;
+const chunksMax = 0xffff;
+
+function newSegment(versions: number): Segment {
+  const bytes = new ArrayBuffer(versions * versionBytes);
+  return {lsns: new Float64Array(bytes), words: new Uint32Array(bytes)};
+}
+
 export class MemoryLayer {
   /** LSN of the first put, or of the end before it: the layer holds LSNs ≥ this. */
   readonly startLsn: Lsn;
@@ -54,13 +74,10 @@ export class MemoryLayer {
   #slots = new Int32Array(64 * 4);
 
   #versions = 0;
-  #lsn = new Float64Array(32);
-  #older = new Int32Array(32);
-  #chunkOf = new Uint32Array(32);
-  #offsetOf = new Uint32Array(32);
-  #lengthOf = new Uint32Array(32);
-  /** kind | flags << 8 | blockId << 16 */
-  #meta = new Uint32Array(32);
+  /** The first one grows to its full size; then there is another. */
+  readonly #segments: Segment[] = [newSegment(32)];
+  #segment = this.#segments[0]!;
+  #segmentBytes = 32 * versionBytes;
 
   readonly #chunks: Buffer[] = [];
   #arenaBytes = 0;
@@ -88,11 +105,11 @@ export class MemoryLayer {
   }
   /** All memory the layer holds. */
   get bytes(): number {
-    return this.#arenaBytes + this.#lsn.length * 28 + this.#slots.length * 4;
+    return this.#arenaBytes + this.#segmentBytes + this.#slots.length * 4;
   }
   /** No more keys may be added: freeze. */
   get isFull(): boolean {
-    return this.#keys >= keysDue;
+    return this.#keys >= keysDue || this.#chunks.length >= chunksMax / 2;
   }
 
   /** What stands for the prefix in this layer. */
@@ -102,39 +119,34 @@ export class MemoryLayer {
 
   /** `payload` is copied. */
   put(prefixId: number, e: number, lsn: Lsn, kind: number, flags: number, payload: Buffer): void {
-    const v = this.#addVersion(prefixId, e, lsn, kind | (flags << 8));
+    assert(kind < 16 && flags < 16, 'kinds and flags have four bits in memory');
     const length = payload.length;
     const chunk = this.#reserve(length);
     const offset = this.#free;
     if (length < 48) for (let i = 0; i < length; i++) chunk[offset + i] = payload[i]!;
     else payload.copy(chunk, offset);
     this.#free = offset + length;
-    this.#chunkOf[v] = this.#filling;
-    this.#offsetOf[v] = offset;
-    this.#lengthOf[v] = length;
+    this.#addVersion(prefixId, e, lsn, (flags << 4) | kind, this.#filling, offset, length);
   }
 
   /** Block `blockId` of the record is the page. The record's bytes are kept where they are, or copied. */
   putRecord(prefixId: number, e: number, record: WalRecord, flags: number, blockId: number): void {
     const {bytes, endLsn} = record;
-    const v = this.#addVersion(prefixId, e, endLsn, valueKind.record | (flags << 8) | (blockId << 16));
+    const meta = (blockId << 8) | (flags << 4) | valueKind.record;
     const length = record.totalLength;
-    this.#lengthOf[v] = length;
     if (bytes === this.#adopted || this.#adopt(bytes)) {
-      this.#chunkOf[v] = this.#adoptedChunk;
-      this.#offsetOf[v] = record.offset;
+      this.#addVersion(prefixId, e, endLsn, meta, this.#adoptedChunk, record.offset, length);
       return;
     }
     if (this.#copiedLsn !== endLsn) {
       const chunk = this.#reserve(length);
       bytes.copy(chunk, this.#free, record.offset, record.offset + length);
-      this.#free += length;
       this.#copiedLsn = endLsn;
       this.#copiedChunk = this.#filling;
-      this.#copiedOffset = this.#free - length;
+      this.#copiedOffset = this.#free;
+      this.#free += length;
     }
-    this.#chunkOf[v] = this.#copiedChunk;
-    this.#offsetOf[v] = this.#copiedOffset;
+    this.#addVersion(prefixId, e, endLsn, meta, this.#copiedChunk, this.#copiedOffset, length);
   }
 
   freeze(endLsn: Lsn): void {
@@ -149,28 +161,30 @@ export class MemoryLayer {
     if (prefixId < 0) return -1;
     const slot = this.#findSlot(prefixId, e);
     let v = this.#slots[slot] === 0 ? -1 : this.#slots[slot + 2]!;
-    while (v >= 0 && this.#lsn[v]! >= belowLsn) v = this.#older[v]!;
+    while (v >= 0 && this.lsnOf(v) >= belowLsn) v = this.olderThan(v);
     return v;
   }
 
   /** The next older version of the same key, or -1. */
   olderThan(version: number): number {
-    return this.#older[version]!;
+    return this.#segments[version >>> segmentBits]!.words[(version & (segmentVersions - 1)) * 6 + 2]! | 0;
   }
 
   lsnOf(version: number): Lsn {
-    return this.#lsn[version]! as Lsn;
+    return this.#segments[version >>> segmentBits]!.lsns[(version & (segmentVersions - 1)) * 3]! as Lsn;
   }
 
   value(version: number): Value {
-    const meta = this.#meta[version]!;
-    const offset = this.#offsetOf[version]!;
+    const {words} = this.#segments[version >>> segmentBits]!;
+    const at = (version & (segmentVersions - 1)) * 6;
+    const meta = words[at + 3]!;
+    const offset = words[at + 4]!;
     return {
-      lsn: this.#lsn[version]! as Lsn,
-      kind: meta & 0xff,
-      flags: (meta >>> 8) & 0xff,
-      blockId: meta >>> 16,
-      payload: this.#chunks[this.#chunkOf[version]!]!.subarray(offset, offset + this.#lengthOf[version]!),
+      lsn: this.lsnOf(version),
+      kind: meta & 0xf,
+      flags: (meta >>> 4) & 0xf,
+      blockId: (meta >>> 8) & 0xff,
+      payload: this.#chunks[meta >>> 16]!.subarray(offset, offset + words[at + 5]!),
     };
   }
 
@@ -220,34 +234,49 @@ export class MemoryLayer {
         const slot = (sorted[i]! % slotsMax) * 4;
         entry.e = slots[slot + 1]! >>> 0;
         versions.length = 0;
-        for (let v = slots[slot + 2]!; v >= 0; v = this.#older[v]!) versions.push(v);
+        for (let v = slots[slot + 2]!; v >= 0; v = this.olderThan(v)) versions.push(v);
         for (let n = versions.length - 1; n >= 0; n--) {
           const v = versions[n]!;
-          const meta = this.#meta[v]!;
-          entry.lsn = this.#lsn[v]! as Lsn;
-          entry.chunk = this.#chunks[this.#chunkOf[v]!]!;
-          entry.offset = this.#offsetOf[v]!;
-          entry.length = this.#lengthOf[v]!;
-          entry.kind = meta & 0xff;
-          entry.flags = (meta >>> 8) & 0xff;
-          entry.blockId = meta >>> 16;
+          const {words} = this.#segments[v >>> segmentBits]!;
+          const at = (v & (segmentVersions - 1)) * 6;
+          const meta = words[at + 3]!;
+          entry.lsn = this.lsnOf(v);
+          entry.chunk = this.#chunks[meta >>> 16]!;
+          entry.offset = words[at + 4]!;
+          entry.length = words[at + 5]!;
+          entry.kind = meta & 0xf;
+          entry.flags = (meta >>> 4) & 0xf;
+          entry.blockId = (meta >>> 8) & 0xff;
           yield entry;
         }
       }
     }
   }
 
-  #addVersion(prefixId: number, e: number, lsn: Lsn, meta: number): number {
+  #addVersion(
+    prefixId: number,
+    e: number,
+    lsn: Lsn,
+    meta: number,
+    chunk: number,
+    offset: number,
+    length: number,
+  ): void {
     assert(this.endLsn === undefined, 'no put into a frozen layer');
     const v = this.#versions++;
-    if (v >= this.#lsn.length) this.#growVersions();
+    const i = v & (segmentVersions - 1);
+    if (i * 3 >= this.#segment.lsns.length || (i === 0 && v > 0)) this.#growVersions(v);
     let slot = this.#findSlot(prefixId, e);
     if (this.#slots[slot] === 0) slot = this.#addKey(slot, prefixId, e);
-    this.#lsn[v] = lsn;
-    this.#older[v] = this.#slots[slot + 2]!;
-    this.#slots[slot + 2] = v;
-    this.#meta[v] = meta;
-    return v;
+    const slots = this.#slots;
+    const {lsns, words} = this.#segment;
+    const at = i * 6;
+    lsns[i * 3] = lsn;
+    words[at + 2] = slots[slot + 2]!;
+    words[at + 3] = (chunk << 16) | meta;
+    words[at + 4] = offset;
+    words[at + 5] = length;
+    slots[slot + 2] = v;
   }
 
   /** Makes the chunk a chunk of the arena, if it is large enough to be worth it. */
@@ -334,20 +363,19 @@ export class MemoryLayer {
     }
   }
 
-  #growVersions(): void {
-    const size = this.#lsn.length * 2;
-    this.#lsn = grow(this.#lsn, new Float64Array(size));
-    this.#older = grow(this.#older, new Int32Array(size));
-    this.#chunkOf = grow(this.#chunkOf, new Uint32Array(size));
-    this.#offsetOf = grow(this.#offsetOf, new Uint32Array(size));
-    this.#lengthOf = grow(this.#lengthOf, new Uint32Array(size));
-    this.#meta = grow(this.#meta, new Uint32Array(size));
+  /** Makes room for version `v`, the first that has none. */
+  #growVersions(v: number): void {
+    const full = (v & (segmentVersions - 1)) === 0;
+    const grown = newSegment(full ? segmentVersions : v * 2);
+    if (!full) {
+      grown.words.set(this.#segment.words);
+      this.#segments.pop();
+      this.#segmentBytes -= this.#segment.words.byteLength;
+    }
+    this.#segments.push(grown);
+    this.#segmentBytes += grown.words.byteLength;
+    this.#segment = grown;
   }
-}
-
-function grow<T extends Uint32Array | Int32Array | Float64Array>(from: T, to: T): T {
-  to.set(from);
-  return to;
 }
 
 function hashPrefix(p: KeyPrefix): number {
