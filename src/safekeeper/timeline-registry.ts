@@ -8,6 +8,7 @@ import {HttpError} from '#runtime/http.ts';
 import type {Log} from '#runtime/log.ts';
 import type {SafekeeperMetrics} from '#safekeeper/metrics.ts';
 import {WalRecordBoundary} from '#safekeeper/record-boundary.ts';
+import {SyncPace} from '#safekeeper/sync-pace.ts';
 import {ArchiveSlots, type ArchiveTimes} from '#safekeeper/timeline-archive.ts';
 import {type NewTimeline, TimelineStorage, initialState} from '#safekeeper/timeline-storage.ts';
 import {type PeerNews, Timeline} from '#safekeeper/timeline.ts';
@@ -36,6 +37,7 @@ export class TimelineRegistry {
   /** `<tenant>/<timeline>` of all that are on the disk: what is not loaded costs no more memory than this. */
   readonly #known = new Set<string>();
   readonly #unseen: Set<string>;
+  readonly #syncPace = new SyncPace();
   readonly #slots = new ArchiveSlots(archiveSlots);
 
   constructor(options: TimelineRegistryOptions) {
@@ -103,6 +105,7 @@ export class TimelineRegistry {
       clock,
       log: log.with({tenant: tenantId, timeline: timelineId}),
       metrics,
+      syncPace: this.#syncPace,
       onProgress,
       onDiskFailure,
       onStateUnsaved: (failed) => {

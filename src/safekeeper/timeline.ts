@@ -15,6 +15,7 @@ import {Acceptor, type AcceptorInput, type AcceptorOutput} from '#safekeeper/acc
 import type {SafekeeperMetrics} from '#safekeeper/metrics.ts';
 import {PeerRecovery} from '#safekeeper/peer-recovery.ts';
 import type {RecordBoundary} from '#safekeeper/record-boundary.ts';
+import type {SyncPace} from '#safekeeper/sync-pace.ts';
 import {type ArchiveSlots, type ArchiveTimes, TimelineArchive} from '#safekeeper/timeline-archive.ts';
 import type {TimelineStorage} from '#safekeeper/timeline-storage.ts';
 import {WalSender} from '#safekeeper/wal-sender.ts';
@@ -43,6 +44,8 @@ export interface TimelineOptions {
   readonly clock: Clock;
   readonly log: Log;
   readonly metrics: SafekeeperMetrics;
+  /** Shared by all timelines of the disk. */
+  readonly syncPace: SyncPace;
   /** commitLsn has advanced, or the term has changed. */
   readonly onProgress: (timeline: Timeline) => void;
   /** The disk failed under us: the node must stop, and find out at its next start what is durable. */
@@ -335,10 +338,12 @@ export class Timeline {
   }
 
   #flush(epoch: number): void {
-    const {storage, clock, metrics} = this.#options;
+    const {storage, clock, metrics, syncPace} = this.#options;
     const startedMs = clock.monotonicMs();
     const finish = (): void => {
-      metrics.flushSeconds.observe((clock.monotonicMs() - startedMs) / 1000);
+      const endedMs = clock.monotonicMs();
+      metrics.flushSeconds.observe((endedMs - startedMs) / 1000);
+      syncPace.took(endedMs - startedMs, endedMs);
       storage.endSync();
       failpoint('safekeeper.sync.after');
       this.#step({kind: 'flushed', epoch});
@@ -347,6 +352,16 @@ export class Timeline {
     const fail = (error: unknown): void => void this.#fail(error);
     const files = storage.beginSync();
     failpoint('safekeeper.sync.before');
+    if (syncPace.mayWait(this, startedMs)) {
+      try {
+        for (const file of files) file.syncNow();
+      } catch (error) {
+        fail(error);
+        return;
+      }
+      finish();
+      return;
+    }
     const [only] = files;
     if (files.length === 1) only!.sync().then(finish, fail);
     else syncAll(files).then(finish, fail);
