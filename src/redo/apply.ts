@@ -6,7 +6,7 @@ import {formatLsn, readPageLsn, writePageLsn} from '#postgres/lsn.ts';
 import {restoreImage} from '#postgres/wal/image.ts';
 import type {BlockRef, WalRecord} from '#postgres/wal/record.ts';
 import {rmgr, rmgrNames} from '#postgres/wal/rmgr.ts';
-import {pageIsNew, pageSize} from './bufpage.ts';
+import {pageIsNew, pageSize, startFromZeros} from './bufpage.ts';
 import {redoBrin} from './brin.ts';
 import {redoBtree} from './btree.ts';
 import {redoGeneric} from './generic.ts';
@@ -53,7 +53,7 @@ export function applyRecord(page: Buffer, record: WalRecord, blockId: number, en
       // an image of an all-new page stays as it is
       if (!pageIsNew(page)) writePageLsn(page, record.endLsn);
     } else if (block.willInit) {
-      page.fill(0);
+      startFromZeros(page);
     } else {
       if (record.endLsn <= readPageLsn(page)) return;
       if (pageIsNew(page) && !startsFromZeros(record, block))
@@ -62,6 +62,8 @@ export function applyRecord(page: Buffer, record: WalRecord, blockId: number, en
     if (redo(page, record, block, restored, environment)) writePageLsn(page, record.endLsn);
   } catch (error) {
     throw explain(error, record, blockId);
+  } finally {
+    startFromZeros(undefined);
   }
 }
 

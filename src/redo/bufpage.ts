@@ -40,12 +40,22 @@ export interface AddItemFlags {
   readonly isHeap?: boolean;
 }
 
+/** The page that is known to be zeros: pageInit need not do it again. */
+let zeros: Buffer | undefined;
+
+/** Zeroes the page of a block with WILL_INIT, whose redo nearly always begins with pageInit. Undefined: the record is done. */
+export function startFromZeros(page: Buffer | undefined): void {
+  page?.fill(0);
+  zeros = page;
+}
+
 /** Zeroes the page and writes an empty header with `specialSize` bytes (rounded up to 8) of special space (PageInit). */
 export function pageInit(page: Buffer, specialSize: number): void {
   const special = pageSize - maxAlign(specialSize);
   if (specialSize < 0 || special < pageHeaderSize)
     throw new RedoError(`page cannot hold a special space of ${specialSize} bytes`);
-  page.fill(0);
+  if (zeros !== page) page.fill(0);
+  zeros = undefined;
   setU16(page, pdLowerAt, pageHeaderSize);
   setU16(page, pdUpperAt, special);
   setU16(page, pdSpecialAt, special);
@@ -403,14 +413,17 @@ export function pageRepairFragmentation(page: Buffer): void {
   let lastUsed = 0;
   let last = special;
   let presorted = true;
-  for (let n = 1; n <= lines; n++) {
-    if (itemFlags(page, n) === lpUnused) {
+  let at = pageHeaderSize;
+  for (let n = 1; n <= lines; n++, at += itemIdSize) {
+    const offsetAndFlag = page[at]! | (page[at + 1]! << 8);
+    const flagAndLength = page[at + 2]! | (page[at + 3]! << 8);
+    if (offsetAndFlag < 0x8000 && (flagAndLength & 1) === 0) {
       unused++;
       continue;
     }
-    if (hasStorage(page, n)) {
-      const offset = itemOffset(page, n);
-      const size = maxAlign(itemLength(page, n));
+    if (flagAndLength > 1) {
+      const offset = offsetAndFlag & 0x7fff;
+      const size = maxAlign(flagAndLength >>> 1);
       if (offset < upper || offset >= special || offset + size > special) throw corruptedItem(page, n);
       itemIndex[stored] = n;
       itemAt[stored] = offset;
@@ -473,15 +486,20 @@ function compactify(page: Buffer, count: number, presorted: boolean): void {
     let tail = itemAt[i]! + itemSize[i]!;
     let head = tail;
     for (; i < count; i++) {
-      const end = itemAt[i]! + itemSize[i]!;
+      const offset = itemAt[i]!;
+      const size = itemSize[i]!;
+      const end = offset + size;
       if (head !== end) {
         if (presorted) moveBytes(page, upper, head, tail - head);
         else copyBytes(page, upper, source, head, tail - head);
         tail = end;
       }
-      upper -= itemSize[i]!;
-      head = itemAt[i]!;
-      setItemOffset(page, itemIndex[i]!, upper);
+      upper -= size;
+      head = offset;
+      // setItemOffset
+      const at = 20 + itemIndex[i]! * 4;
+      page[at] = upper;
+      page[at + 1] = (page[at + 1]! & 0x80) | (upper >>> 8);
     }
     if (presorted) moveBytes(page, upper, head, tail - head);
     else copyBytes(page, upper, source, head, tail - head);
