@@ -5,7 +5,10 @@
  */
 #include "pagoda.h"
 
+#include <signal.h>
+#include <sys/prctl.h>
 #include <sys/un.h>
+#include <unistd.h>
 
 #include "fmgr.h"
 #include "miscadmin.h"
@@ -30,6 +33,7 @@ static shmem_startup_hook_type previous_shmem_startup = NULL;
 
 static void define_settings(void);
 static void check_server_version(void);
+static void die_with_agent(void);
 static void request_shmem(void);
 static void startup_shmem(void);
 
@@ -43,6 +47,7 @@ _PG_init(void)
 				 errhint("The compute agent starts Postgres with it; it cannot be loaded later.")));
 
 	define_settings();
+	die_with_agent();
 
 	if (pagoda_disabled)
 	{
@@ -82,6 +87,24 @@ pagoda_state_path(char *path, const char *name)
 		snprintf(path, MAXPGPATH, "%s/%s", pagoda_state_dir, name);
 	else
 		snprintf(path, MAXPGPATH, "%s/%s", DataDir, name);
+}
+
+/*
+ * Without its agent a Postgres has no proposer: every commit would wait for ever, and the front door would go on sending
+ * clients to it. It ends with the agent, however that ends (PR_SET_PDEATHSIG). The agent gives its pid in the environment;
+ * without one (tests under pg_ctl) nothing is done.
+ */
+static void
+die_with_agent(void)
+{
+	const char *agent = getenv("PAGODA_AGENT_PID");
+
+	if (agent == NULL)
+		return;
+	if (prctl(PR_SET_PDEATHSIG, SIGQUIT) != 0)
+		ereport(FATAL, (errmsg("cannot ask the kernel to end Postgres with its agent: %m")));
+	if (getppid() != (pid_t) atoi(agent))
+		ereport(FATAL, (errmsg("the compute agent (pid %s) ended while Postgres was starting", agent)));
 }
 
 static void

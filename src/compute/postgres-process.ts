@@ -1,7 +1,7 @@
 /** One postmaster: start, wait until it accepts connections, stop. */
 import type {Clock} from '#runtime/clock.ts';
 import type {Log} from '#runtime/log.ts';
-import {type ChildProcessHandle, spawnProcess} from '#runtime/process.ts';
+import {type ChildProcessHandle, ownPid, spawnProcess} from '#runtime/process.ts';
 
 const startMsMax = 60_000;
 
@@ -47,6 +47,8 @@ export class PostgresProcess {
         PGPORT: undefined,
         NODE_EXTRA_CA_CERTS: undefined,
         NODE_COMPILE_CACHE: undefined,
+        // The extension lets Postgres end with us (extension/pagoda.c): without a proposer its commits would hang for ever.
+        PAGODA_AGENT_PID: String(ownPid),
       },
       // A Ctrl-C in the terminal must not reach Postgres before the agent stops it in order.
       detached: true,
