@@ -157,13 +157,13 @@ export class Cell {
     const all = processes();
     const inside = all.filter((p) => p.args.some((a) => a.startsWith(`${directory}/`)));
     const postgres = inside.find((p) => p.args[0]?.endsWith('/postgres'))?.pid;
-    const proposer = inside.find((p) => p.args.includes('proposer'))?.pid;
     let agent = inside.find((p) => p.args.includes('compute'))?.pid;
     try {
       agent = (JSON.parse(readFileSync(join(directory, 'run.json'), 'utf8')) as {pid: number}).pid;
     } catch {
       // it has just been started
     }
+    const proposer = all.find((p) => p.args.includes('proposer') && p.parent === agent)?.pid;
     return {
       ...(agent !== undefined && all.some((p) => p.pid === agent) ? {agent} : {}),
       ...(proposer === undefined ? {} : {proposer}),

@@ -26,6 +26,7 @@ for (let i = 0; i < args.length; i++) {
 }
 const dir = options.get('--dir') ?? mkdtempSync(join(tmpdir(), 'pagoda-nemesis-'));
 const only = options.get('--only');
+for (const signal of ['SIGTERM', 'SIGINT', 'SIGHUP'] as const) process.on(signal, () => process.exit(1)); // the cell cleans up at exit
 const result = await runNemesis({
   dir,
   minutes: Number(options.get('--minutes') ?? 1),

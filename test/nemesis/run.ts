@@ -84,6 +84,7 @@ export async function runNemesis(options: NemesisOptions): Promise<{ok: boolean}
       const backMs = performance.now() - healedMs;
       if (commits.count < healedAt + 20) {
         problems.push(`no commits within ${recoveryMsMax / 1000} s after: ${fault.kind.name}`);
+        say(`${fault.kind.name}, ${fault.holdMs} ms: nothing comes back`);
         log(cell.logTails());
         break;
       }
