@@ -1,5 +1,7 @@
 /** The configuration of every role in an installation on one machine: what the supervisor writes before it starts them. */
 import {internalPorts, type Layout, type Ports, safekeeperCount} from '#cli/layout.ts';
+import {environment} from '#runtime/process.ts';
+import {UsageError} from '#cli/arguments.ts';
 import {pagodaCommand} from '#cli/role-process.ts';
 import type {Installation} from '#cli/setup.ts';
 import type {BrokerConfig} from '#broker/config.ts';
@@ -110,6 +112,7 @@ export function localComputes(choices: InstallationChoices): ControlConfig['comp
 }
 
 function controlConfig(choices: InstallationChoices): ControlConfig {
+  const suspendSeconds = readSuspendSeconds(environment['PAGODA_SUSPEND_SECONDS']);
   const {layout, ports} = choices;
   const internal = internalPorts(ports.internal);
   return {
@@ -131,8 +134,20 @@ function controlConfig(choices: InstallationChoices): ControlConfig {
     })),
     computes: localComputes(choices),
     ...(choices.withProxy ? {proxy: {domain: 'localhost', port: ports.proxy}} : {}),
+    ...(suspendSeconds === undefined ? {} : {suspendTimeoutSeconds: suspendSeconds}),
     firstApiKeyFile: layout.apiKeyFile,
   };
+}
+
+/** What endpoints without a suspend timeout of their own have, for this installation. */
+function readSuspendSeconds(text: string | undefined): number | undefined {
+  if (text === undefined || text === '') return undefined;
+  const seconds = Number(text);
+  if (!Number.isInteger(seconds) || (seconds < 1 && seconds !== -1))
+    throw new UsageError(
+      `PAGODA_SUSPEND_SECONDS must be a number of seconds, or -1 for never, not ${JSON.stringify(text)}`,
+    );
+  return seconds;
 }
 
 /** Every port that must be free, with the flag that moves it. */
