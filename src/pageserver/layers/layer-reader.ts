@@ -5,7 +5,7 @@
  * The caller fetches what was noted (fetchBlocks: few range GETs, one flight per block) and looks up again. That keeps
  * promises out of the loop over layers and blocks, and a pass that misses notes all it can see at once.
  */
-import type {ObjectStore} from '#objectstore/object-store.ts';
+import type {ObjectStore, RangeOptions} from '#objectstore/object-store.ts';
 import {ObjectStoreError} from '#objectstore/object-store.ts';
 import {crc32c} from '#runtime/crc.ts';
 import type {Lsn} from '#postgres/lsn.ts';
@@ -14,6 +14,7 @@ import {type Value, readValue} from '#pageserver/timeline/value.ts';
 import type {LayerDescription} from '#pageserver/timeline/index-object.ts';
 import type {BlockCache, BlockOwner, CachedBlock} from './block-cache.ts';
 import {
+  LayerCorruption,
   type LayerFooter,
   type ObjectIdentity,
   blockType,
@@ -41,9 +42,9 @@ interface MissingBlock {
 
 /** What one attempt to read has found missing, and the blocks that earlier attempts of the same read fetched. */
 export class ReadPass {
-  readonly missing = new Map<string, MissingBlock>();
+  readonly #missing = new Map<LayerReader, Map<number, MissingBlock>>();
   /** Kept until the read ends, so that a cache smaller than one read cannot make it go round for ever. */
-  readonly #fetched = new Map<string, Buffer>();
+  readonly #fetched = new Map<LayerReader, Map<number, Buffer>>();
   readonly cache: BlockCache;
   /** Layers looked into, for metrics. */
   layersVisited = 0;
@@ -52,22 +53,26 @@ export class ReadPass {
     this.cache = cache;
   }
 
+  /** Blocks have been noted that are to be fetched. */
+  get lacks(): boolean {
+    return this.#missing.size > 0;
+  }
+
   block(layer: LayerReader, offset: number, storedBytes: number, type: number): Buffer | undefined {
-    const cached = this.cache.find(layer, offset);
+    const cached = this.cache.find(layer, offset) ?? this.#fetched.get(layer)?.get(offset);
     if (cached !== undefined) return cached;
-    const id = `${layer.objectKey}:${offset}`;
-    const fetched = this.#fetched.get(id);
-    if (fetched !== undefined) return fetched;
-    this.missing.set(id, {layer, offset, storedBytes, type});
+    let ofLayer = this.#missing.get(layer);
+    if (ofLayer === undefined) this.#missing.set(layer, (ofLayer = new Map()));
+    if (!ofLayer.has(offset)) ofLayer.set(offset, {layer, offset, storedBytes, type});
     return undefined;
   }
 
   /** Fetches all missing blocks. Throws LayerCorruption, or ObjectStoreError. */
   async fetch(): Promise<void> {
-    const wanted = [...this.missing.values()].sort((x, y) =>
-      x.layer === y.layer ? x.offset - y.offset : x.layer.objectKey < y.layer.objectKey ? -1 : 1,
+    const wanted = [...this.#missing.values()].flatMap((blocks) =>
+      [...blocks.values()].sort((x, y) => x.offset - y.offset),
     );
-    this.missing.clear();
+    this.#missing.clear();
     const flights: Promise<void>[] = [];
     for (let i = 0; i < wanted.length;) {
       const first = wanted[i]!;
@@ -99,7 +104,9 @@ export class ReadPass {
       if (layer.retired) return;
       throw error;
     }
-    for (const [offset, raw] of blocks) this.#fetched.set(`${layer.objectKey}:${offset}`, raw);
+    const kept = this.#fetched.get(layer);
+    if (kept === undefined) this.#fetched.set(layer, new Map(blocks));
+    else for (const [offset, raw] of blocks) kept.set(offset, raw);
   }
 }
 
@@ -127,6 +134,7 @@ export class LayerReader implements BlockOwner {
   readonly #cache: BlockCache;
   readonly #flights = new Map<number, Promise<Map<number, Buffer>>>();
   readonly #onRead: (bytes: number) => void;
+  readonly #onRepair: (damage: LayerCorruption) => void;
 
   constructor(options: {
     description: LayerDescription;
@@ -137,6 +145,8 @@ export class LayerReader implements BlockOwner {
     objectId: string;
     cache: BlockCache;
     onRead?: (bytes: number) => void;
+    /** A block came damaged, and whole when it was asked for again. */
+    onRepair?: (damage: LayerCorruption) => void;
   }) {
     this.description = options.description;
     this.#store = options.store;
@@ -144,6 +154,7 @@ export class LayerReader implements BlockOwner {
     this.#identity = objectIdentity(options.objectId, options.description.generation);
     this.#cache = options.cache;
     this.#onRead = options.onRead ?? (() => {});
+    this.#onRepair = options.onRepair ?? (() => {});
   }
 
   /**
@@ -261,7 +272,19 @@ export class LayerReader implements BlockOwner {
   }
 
   async #fetchNow(group: readonly MissingBlock[], start: number, end: number): Promise<Map<number, Buffer>> {
-    const bytes = await this.#getRange(start, end - start);
+    try {
+      return this.#decode(group, start, await this.#getRange(start, end - start, {objectBytes: this.description.size}));
+    } catch (error) {
+      if (!(error instanceof LayerCorruption)) throw error;
+      // Perhaps only the way, or a copy on local disk, is damaged: once more, from the object itself.
+      const fresh = {objectBytes: this.description.size, fresh: true};
+      const blocks = this.#decode(group, start, await this.#getRange(start, end - start, fresh));
+      this.#onRepair(error);
+      return blocks;
+    }
+  }
+
+  #decode(group: readonly MissingBlock[], start: number, bytes: Buffer): Map<number, Buffer> {
     const blocks = new Map<number, Buffer>();
     for (const b of group) {
       const stored = bytes.subarray(b.offset - start, b.offset - start + b.storedBytes);
@@ -274,9 +297,9 @@ export class LayerReader implements BlockOwner {
     return blocks;
   }
 
-  async #getRange(start: number, length: number): Promise<Buffer> {
+  async #getRange(start: number, length: number, options?: RangeOptions): Promise<Buffer> {
     try {
-      const bytes = await this.#store.getRange(this.objectKey, start, length);
+      const bytes = await this.#store.getRange(this.objectKey, start, length, options);
       this.#onRead(bytes.length);
       return bytes;
     } catch (error) {
@@ -359,12 +382,19 @@ export class LayerReader implements BlockOwner {
       v = low - 1;
     }
     let missing = false;
+    // The versions of a key mostly lie in one block.
+    let blockNumber = -1;
+    let data: Buffer | undefined;
     for (; v >= first; v--) {
       const lsn = u64(index, layout.lsnsAt + v * 8);
       if (lsn < floorLsn) break; // older layers hold nothing above the floor either, but an image below it may be wanted
       const packed = u32(index, layout.offsetsAt + v * 4);
-      const blockAt = layout.blocksAt + u16(index, layout.blockNumbersAt + v * 2) * 12;
-      const data = pass.block(this, u64(index, blockAt), u32(index, blockAt + 8), blockType.data);
+      const itsBlock = u16(index, layout.blockNumbersAt + v * 2);
+      if (itsBlock !== blockNumber) {
+        blockNumber = itsBlock;
+        const blockAt = layout.blocksAt + itsBlock * 12;
+        data = pass.block(this, u64(index, blockAt), u32(index, blockAt + 8), blockType.data);
+      }
       if (data === undefined) missing = true;
       else if (!missing) onVersion(readValue(data, packed >>> 1, lsn as Lsn));
       if ((packed & 1) !== 0) return missing ? 'done-missing' : 'done';

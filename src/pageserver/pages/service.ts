@@ -6,7 +6,7 @@ import type {Clock} from '#runtime/clock.ts';
 import type {Log} from '#runtime/log.ts';
 import {type FrameConnection, parseJsonFrame, sendJson} from '#runtime/net.ts';
 import {type Lsn, formatLsn} from '#postgres/lsn.ts';
-import type {RelTag} from '#postgres/relation.ts';
+import {type RelTag, blockSize} from '#postgres/relation.ts';
 import {AuthError, type TokenVerifier, requireTenant} from '#wire/auth.ts';
 import {
   type PageErrorCode,
@@ -20,6 +20,7 @@ import {
   encodeRelExistsAnswer,
   encodeRelSizeAnswer,
   pageFrame,
+  pagesPerRequestMax,
 } from '#wire/pages.ts';
 import type {PageserverMetrics} from '../metrics.ts';
 import {TimelineError} from '../timeline/timeline-reader.ts';
@@ -28,6 +29,20 @@ import type {Timeline} from '../timeline/timeline.ts';
 const helloMsMax = 15_000;
 /** Requests of one connection that wait for blocks or for an LSN; more are not read from the socket. */
 const waitingMax = 256;
+
+/** Answers of this many pages and more are made in one piece of memory, which is used again and again. */
+const runPagesMin = 8;
+const freeRunsMax = 8;
+const freeRuns: Buffer[] = [];
+
+function takeRun(pages: number): Buffer | undefined {
+  if (pages < runPagesMin) return undefined;
+  return freeRuns.pop() ?? Buffer.allocUnsafeSlow(pagesPerRequestMax * blockSize);
+}
+
+function giveRun(run: Buffer | undefined): void {
+  if (run !== undefined && freeRuns.length < freeRunsMax) freeRuns.push(run);
+}
 
 export interface PageServiceOptions {
   readonly verifier: TokenVerifier;
@@ -118,14 +133,19 @@ class PageConnection {
     const timeline = this.#timeline;
     if (request.kind === 'getPages' && timeline.isReadableAt(request.notModifiedSinceLsn)) {
       // The common case, without a promise.
+      let run: Buffer | undefined;
       try {
-        const pages = timeline.getRelPagesNow(request, request.blockNumber, request.count, this.#readLsn(request));
-        if (Array.isArray(pages)) return this.#sendPages(request, pages, started);
+        run = takeRun(request.count);
+        const at = this.#readLsn(request);
+        const pages = timeline.getRelPagesNow(request, request.blockNumber, request.count, at, run);
+        if (Array.isArray(pages)) return this.#sendPages(request, pages, run, started);
         return this.#wait(
           request,
-          pages.then((slow) => this.#sendPages(request, slow, started)),
+          pages.then((slow) => this.#sendPages(request, slow, run, started)),
+          run,
         );
       } catch (error) {
+        giveRun(run);
         return this.#explain(request, error);
       }
     }
@@ -143,6 +163,7 @@ class PageConnection {
         return this.#sendPages(
           request,
           await timeline.getRelPages(rel, request.blockNumber, request.count, at),
+          undefined,
           started,
         );
       case 'relSize':
@@ -170,32 +191,41 @@ class PageConnection {
     const {lastRecordLsn, state} = this.#timeline;
     const at = request.requestLsn < lastRecordLsn ? request.requestLsn : lastRecordLsn;
     if (state.ancestor === undefined && at < state.initialLsn)
-      throw new TimelineError(
-        'lsn-too-old',
-        `${state.describe(at)}: history begins at ${formatLsn(state.initialLsn)}`,
-      );
+      throw new TimelineError('lsn-too-old', `${state.describe(at)}: history begins at ${formatLsn(state.initialLsn)}`);
     return at;
   }
 
-  #sendPages(request: PageRequest, pages: readonly Buffer[], started: number): void {
+  /** `run`: the memory in which the pages lie one after the other; it is used again when they are sent. */
+  #sendPages(request: PageRequest, pages: readonly Buffer[], run: Buffer | undefined, started: number): void {
     const {metrics, clock} = this.#options;
-    this.#send(pageFrame.pages, encodePagesHeader(request.requestId, pages.length), ...pages);
+    const header = encodePagesHeader(request.requestId, pages.length);
+    if (run === undefined) this.#send(pageFrame.pages, header, ...pages);
+    else {
+      const bytes = run.subarray(0, pages.length * blockSize);
+      const room = this.#connection.sendThen(() => giveRun(run), pageFrame.pages, header, bytes);
+      if (!room) this.#hold();
+    }
     metrics.getPages.inc(pages.length);
     metrics.getPagesSeconds.observe((clock.monotonicMs() - started) / 1000);
   }
 
   #send(type: number, ...parts: Buffer[]): void {
-    if (!this.#connection.send(type, ...parts)) {
-      this.#blocked = true;
-      this.#flow();
-    }
+    if (!this.#connection.send(type, ...parts)) this.#hold();
   }
 
-  #wait(request: PageRequest, answer: Promise<void>): void {
+  #hold(): void {
+    this.#blocked = true;
+    this.#flow();
+  }
+
+  #wait(request: PageRequest, answer: Promise<void>, run?: Buffer): void {
     this.#waiting++;
     this.#flow();
     answer
-      .catch((error: unknown) => this.#explain(request, error))
+      .catch((error: unknown) => {
+        giveRun(run);
+        this.#explain(request, error);
+      })
       .finally(() => {
         this.#waiting--;
         this.#flow();

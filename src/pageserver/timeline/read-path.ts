@@ -58,7 +58,7 @@ export async function readOn<T>(
   attempt: (pass: ReadPass) => T | undefined,
 ): Promise<T> {
   for (;;) {
-    if (pass.missing.size > 0) {
+    if (pass.lacks) {
       try {
         await pass.fetch();
       } catch (error) {
@@ -68,7 +68,7 @@ export async function readOn<T>(
     checkKept(state, at);
     const result = attempt(pass);
     if (result !== undefined) return result;
-    assert(pass.missing.size > 0, 'an attempt that does not answer says what it lacks');
+    assert(pass.lacks, 'an attempt that does not answer says what it lacks');
   }
 }
 
@@ -178,7 +178,7 @@ export function tryRelInfo(state: TimelineState, pass: ReadPass, rel: RelTag, at
   return info;
 }
 
-/** Pages block … of a fork, up to its end. */
+/** Pages block … of a fork, up to its end. With `into`, they are made there, one after the other. */
 export function tryRelPages(
   state: TimelineState,
   pass: ReadPass,
@@ -186,6 +186,7 @@ export function tryRelPages(
   block: number,
   count: number,
   at: Lsn,
+  into?: Buffer,
 ): Buffer[] | undefined {
   const info = tryRelInfo(state, pass, rel, at);
   if (info === undefined) return undefined;
@@ -206,7 +207,15 @@ export function tryRelPages(
     else if (!missing) found.push(values);
   }
   if (missing) return undefined;
-  return found.map((values, i) => buildPage(state, values, at, () => `relation ${formatRel(rel)} block ${block + i}`));
+  return found.map((values, i) =>
+    buildPage(
+      state,
+      values,
+      at,
+      () => `relation ${formatRel(rel)} block ${block + i}`,
+      into?.subarray(i * blockSize, (i + 1) * blockSize),
+    ),
+  );
 }
 
 export const zeroPage: Buffer = Buffer.alloc(blockSize);
@@ -214,16 +223,24 @@ const scratch = new WalRecord();
 const withHints: RedoEnvironment = {walLogHints: true};
 const withoutHints: RedoEnvironment = {walLogHints: false};
 
-/** The page that `values` (newest first) make. Read only: it may be a view of a cached block. */
-export function buildPage(state: TimelineState, values: readonly Value[], at: Lsn, what: () => string): Buffer {
+/** The page that `values` (newest first) make: in `into`, or read only, for it may be a view of a cached block. */
+export function buildPage(
+  state: TimelineState,
+  values: readonly Value[],
+  at: Lsn,
+  what: () => string,
+  into?: Buffer,
+): Buffer {
   let i = values.length - 1;
   const first = values[i];
-  if (first === undefined) return zeroPage;
-  if (i === 0) {
+  if (first === undefined) return into === undefined ? zeroPage : into.fill(0);
+  if (i === 0 && into === undefined) {
     if (first.kind === valueKind.image && first.payload.length === blockSize) return first.payload;
     if (first.kind === valueKind.zero || first.kind === valueKind.tombstone) return zeroPage;
   }
-  const page = Buffer.alloc(blockSize);
+  let page = into;
+  if (page === undefined) page = Buffer.alloc(blockSize);
+  else if (first.kind !== valueKind.image) page.fill(0);
   for (; i >= 0; i--) applyValue(state, page, values[i]!, at, what);
   return page;
 }

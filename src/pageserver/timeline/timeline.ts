@@ -266,26 +266,26 @@ export class Timeline implements TimelineReader {
 
   /**
    * Pages without a promise when everything is in memory; else a promise. Throws or rejects with TimelineError. The LSN must
-   * be readable (isReadableAt).
+   * be readable (isReadableAt). With `into`, of `count` pages, they are made there, one after the other.
    */
-  getRelPagesNow(rel: RelTag, block: number, count: number, at: Lsn): Buffer[] | Promise<Buffer[]> {
+  getRelPagesNow(rel: RelTag, block: number, count: number, at: Lsn, into?: Buffer): Buffer[] | Promise<Buffer[]> {
     this.#checkReadable(at);
     const {state} = this;
     const pass = new ReadPass(state.context.cache);
-    const pages = tryRelPages(state, pass, rel, block, count, at);
+    const pages = tryRelPages(state, pass, rel, block, count, at, into);
     const {layersPerRead} = state.context.metrics;
     if (pages !== undefined) {
       layersPerRead.observe(pass.layersVisited / pages.length);
       return pages;
     }
-    return readOn(state, at, pass, () => tryRelPages(state, pass, rel, block, count, at)).then((slow) => {
+    return readOn(state, at, pass, () => tryRelPages(state, pass, rel, block, count, at, into)).then((slow) => {
       layersPerRead.observe(pass.layersVisited / slow.length);
       return slow;
     });
   }
 
-  async getRelPages(rel: RelTag, block: number, count: number, at: Lsn): Promise<Buffer[]> {
-    return this.getRelPagesNow(rel, block, count, at);
+  async getRelPages(rel: RelTag, block: number, count: number, at: Lsn, into?: Buffer): Promise<Buffer[]> {
+    return this.getRelPagesNow(rel, block, count, at, into);
   }
 
   async listRelations(spcNode: number, dbNode: number, at: Lsn): Promise<RelListEntry[]> {
