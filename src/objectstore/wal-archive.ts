@@ -186,6 +186,22 @@ export class WalArchive {
     this.#pieces = undefined;
   }
 
+  /**
+   * Nothing beyond `lsn` is left: the piece it lies in is put again up to there, then all longer ones go. For a timeline that
+   * goes on from `lsn` with other WAL, because what followed is lost.
+   */
+  async cutAt(lsn: Lsn, term: number): Promise<void> {
+    const pieces = await this.list();
+    const longer = pieces.filter((piece) => piece.endLsn > lsn);
+    const across = longer.find((piece) => piece.startLsn < lsn);
+    if (across !== undefined) {
+      const bytes = (await this.get(across)).subarray(0, lsn - across.startLsn);
+      await this.put({segment: across.segment, startLsn: across.startLsn, endLsn: lsn, partialTerm: term}, [bytes]);
+    }
+    await this.#store.delete(longer.map((piece) => this.key(piece)));
+    this.#pieces = undefined;
+  }
+
   /** Everything of the timeline. */
   async deleteAll(): Promise<void> {
     const keys = (await this.#store.list(this.prefix)).map(({key}) => key);

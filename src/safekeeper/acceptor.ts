@@ -112,7 +112,14 @@ export type AcceptorMutation =
   | 'append-from-any-connection'
   | 'take-older-generations'
   | 'take-newer-generations'
-  | 'no-term-bump';
+  | 'no-term-bump'
+  | 'membership-not-saved'
+  | 'flush-covers-later-writes'
+  | 'stale-flush-counts'
+  | 'write-broken-ignored'
+  | 'elected-of-older-term'
+  | 'peer-history-not-cut'
+  | 'peer-beside-proposer';
 
 export interface AcceptorOptions {
   readonly nodeId: number;
@@ -181,6 +188,10 @@ export class Acceptor {
   }
   get flushLsn(): Lsn {
     return this.#flushLsn;
+  }
+  /** Durable, but may end inside a record. */
+  get syncedLsn(): Lsn {
+    return this.#syncedLsn;
   }
   get writeLsn(): Lsn {
     return this.#writeLsn;
@@ -367,7 +378,8 @@ export class Acceptor {
     const told = this.#appender;
     this.#appender = undefined;
     this.#peer = undefined;
-    this.#save({membership, term}, out);
+    if (this.#has('membership-not-saved')) this.#state = {...this.#state, membership, term};
+    else this.#save({membership, term}, out);
     // The proposer goes on sooner than with its next message.
     if (told !== undefined) this.#sendGreeting(told, out);
     this.checkInvariants();
@@ -395,7 +407,7 @@ export class Acceptor {
 
   #elected(connection: number, term: number, history: TermHistory, out: AcceptorOutput[]): void {
     const generation = this.#state.membership.generation;
-    if (term < this.#state.term) {
+    if (term < this.#state.term && !this.#has('elected-of-older-term')) {
       this.#send(
         connection,
         {kind: 'elected-response', generation, term: this.#state.term, startLsn: invalidLsn, commitLsn: invalidLsn},
@@ -524,8 +536,8 @@ export class Acceptor {
    * log parts from committed WAL, our bytes are of a lower term than the committed ones and were never committed.
    */
   #peerBegin(connection: number, history: TermHistory, commitLsn: Lsn, out: AcceptorOutput[]): void {
-    if (this.#appender !== undefined) return;
-    const committed = cutHistory(history, commitLsn);
+    if (this.#appender !== undefined && !this.#has('peer-beside-proposer')) return;
+    const committed = this.#has('peer-history-not-cut') ? history : cutHistory(history, commitLsn);
     const common = commonPoint(committed, this.#state.history, this.#flushLsn);
     if (common.kind === 'none' || common.lsn < Math.min(this.#commitLsn, commitLsn)) return;
     if (common.lsn < commitLsn) {
@@ -576,11 +588,12 @@ export class Acceptor {
     const flushing = this.#flushing;
     assert(flushing !== undefined && flushing.epoch === epoch, 'a flush that finished had begun');
     this.#flushing = undefined;
-    if (epoch === this.#epoch) {
-      this.#syncedLsn = flushing.writeLsn;
+    if (epoch === this.#epoch || this.#has('stale-flush-counts')) {
+      const late = this.#has('flush-covers-later-writes');
+      this.#syncedLsn = late ? this.#writeLsn : flushing.writeLsn;
       this.#flushLsn = this.#has('ack-partial-record')
         ? flushing.writeLsn
-        : (Math.max(this.#flushLsn, flushing.recordEndLsn) as Lsn);
+        : (Math.max(this.#flushLsn, late ? this.#recordEndLsn : flushing.recordEndLsn) as Lsn);
       this.#advanceCommit(out);
       if (this.#appender !== undefined) this.#respond(this.#appender, out);
       this.checkInvariants();
@@ -591,6 +604,7 @@ export class Acceptor {
   /** The connection that sent it is refused; it comes again, and its next `elected` drops what was half written. */
   #writeFailed(message: string, out: AcceptorOutput[]): void {
     this.#epoch++;
+    if (this.#has('write-broken-ignored')) return;
     this.#recordEndLsn = this.#flushLsn;
     this.#writeBroken = true;
     this.#peer = undefined;

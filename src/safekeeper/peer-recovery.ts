@@ -115,7 +115,7 @@ export class PeerRecovery {
         if (wanted.length === 0 || this.#closed) return;
         step({kind: 'peer-wal', connection, beginLsn: startLsn, bytes: wanted});
         step({kind: 'batch-end'});
-        if (acceptor.writeLsn - acceptor.flushLsn > unflushedBytesMax) stream.pause();
+        if (acceptor.writeLsn - acceptor.syncedLsn > unflushedBytesMax) stream.pause();
       },
       onKeepalive: () => {
         heardMs = clock.monotonicMs();
@@ -128,7 +128,7 @@ export class PeerRecovery {
       while (!this.#closed && acceptor.takesFrom(connection) && acceptor.commitLsn < commitLsn) {
         if (ended !== undefined) throw ended;
         if (clock.monotonicMs() - heardMs > silenceMs) throw new Error(`safekeeper ${peer.nodeId} is silent`);
-        if (acceptor.writeLsn - acceptor.flushLsn <= unflushedBytesMax) stream.resume();
+        if (acceptor.writeLsn - acceptor.syncedLsn <= unflushedBytesMax) stream.resume();
         await clock.sleep(10);
       }
     } finally {

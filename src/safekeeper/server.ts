@@ -2,35 +2,26 @@
  * The safekeeper: one process, many timelines. Frames for proposers and readers of WAL (wire/safekeeper.ts), HTTP for
  * the control plane. Timelines are made explicitly, with a start LSN, and loaded when somebody asks for them.
  */
-import {type Lsn, formatLsn, parseLsn} from '#postgres/lsn.ts';
+import {parseLsn} from '#postgres/lsn.ts';
 import {type Clock, systemClock} from '#runtime/clock.ts';
 import {type Disk, systemDisk} from '#runtime/disk.ts';
-import {HttpError, type HttpRequest, type HttpResponse, type Route, startHttpServer} from '#runtime/http.ts';
+import {startHttpServer} from '#runtime/http.ts';
 import {type Log, createLog} from '#runtime/log.ts';
 import {type FrameConnection, listenFrames, parseJsonFrame, sendJson} from '#runtime/net.ts';
 import {systemRandom} from '#runtime/random.ts';
 import {exitProcess} from '#runtime/process.ts';
 import type {ObjectStore} from '#objectstore/object-store.ts';
 import {openObjectStore} from '#objectstore/open.ts';
+import {managementRoutes} from '#safekeeper/management.ts';
+import {pullTimeline} from '#safekeeper/pull.ts';
 import {peerStateWelcome} from '#safekeeper/peer-state.ts';
 import type {SafekeeperConfig} from '#safekeeper/config.ts';
 import {safekeeperMetrics} from '#safekeeper/metrics.ts';
 import {TimelineRegistry} from '#safekeeper/timeline-registry.ts';
 import type {Timeline} from '#safekeeper/timeline.ts';
-import {
-  AuthError,
-  type Claims,
-  TokenIssuer,
-  TokenVerifier,
-  asHttpError,
-  httpAuthenticator,
-  requireNode,
-  requireTenant,
-} from '#wire/auth.ts';
+import {AuthError, TokenIssuer, TokenVerifier, httpAuthenticator, requireNode, requireTenant} from '#wire/auth.ts';
 import {BrokerPublisher, BrokerSubscriber, type SafekeeperInfo} from '#wire/broker.ts';
 import {
-  type Member,
-  type Membership,
   type Refusal,
   type RefusalCode,
   type SafekeeperHello,
@@ -162,7 +153,23 @@ export async function runSafekeeper(
     port: config.httpPort,
     log,
     authenticate: httpAuthenticator(verifier),
-    routes: routes(registry, () => metrics.registry.text()),
+    routes: managementRoutes({
+      nodeId: config.nodeId,
+      registry,
+      metricsText: () => metrics.registry.text(),
+      pull: async (tenantId, timelineId, membership, from) =>
+        await pullTimeline({
+          registry,
+          nodeId: config.nodeId,
+          token: peerToken,
+          clock,
+          log,
+          tenantId,
+          timelineId,
+          membership,
+          from,
+        }),
+    }),
   });
 
   let timer = clock.setTimer(publishMs, everySecond);
@@ -236,9 +243,9 @@ function acceptConnection(connection: FrameConnection, door: Door): void {
     if (type !== frameHello || payload.length > 64 * 1024)
       throw new HelloError('bad-request', 'the first frame must be a hello');
     const message = parseJsonFrame(payload) as Partial<
-      Record<keyof SafekeeperHello | 'startLsn' | 'term', unknown>
+      Record<keyof SafekeeperHello | 'startLsn' | 'term' | 'copy', unknown>
     > | null;
-    const {token, service, tenantId, timelineId, startLsn, term} = message ?? {};
+    const {token, service, tenantId, timelineId, startLsn, term, copy} = message ?? {};
     const claims = await door.verifier.verify(typeof token === 'string' ? token : undefined);
     if (!isId(tenantId) || !isId(timelineId))
       throw new HelloError('bad-request', 'hello must name tenantId and timelineId (32 hex digits each)');
@@ -264,10 +271,12 @@ function acceptConnection(connection: FrameConnection, door: Door): void {
       )
         throw new HelloError('bad-request', 'a wal hello needs startLsn as HI/LO, and term as a number if any');
       const from = parseLsn(startLsn);
+      if (copy === true) requireNode(claims, 'safekeeper');
       sendJson(connection, frameWelcome, {nodeId: door.nodeId});
       timeline.attachReader(connection, {
         startLsn: from,
         term,
+        copy: copy === true,
         isPageserver: claims.scope === 'node' && claims.iss === 'pageserver',
       });
     } else {
@@ -276,137 +285,6 @@ function acceptConnection(connection: FrameConnection, door: Door): void {
   }
 }
 
-/**
- * POST   /v1/tenant/:tenant/timeline               {timelineId, startLsn, members, systemId?, pgVersion?, generation?}: 201; 200 when it was there
- * GET    /v1/tenant/:tenant/timeline/:timeline     status
- * DELETE /v1/tenant/:tenant/timeline/:timeline     200, also when it is gone; the id can never be used again
- * GET    /v1/status, /metrics
- */
-function routes(registry: TimelineRegistry, metricsText: () => string): Route[] {
-  const allowed = (request: HttpRequest, timelineId?: string): string => {
-    const tenantId = request.params['tenant'];
-    if (!isId(tenantId)) throw new HttpError(400, 'bad_request', 'tenant must be 32 hex digits');
-    try {
-      requireTenant(request.claims as Claims, tenantId, timelineId);
-    } catch (error) {
-      throw asHttpError(error);
-    }
-    return tenantId;
-  };
-  const node = (request: HttpRequest): void => {
-    try {
-      requireNode(request.claims as Claims);
-    } catch (error) {
-      throw asHttpError(error);
-    }
-  };
-  const timelineId = (request: HttpRequest): string => {
-    const id = request.params['timeline'];
-    if (!isId(id)) throw new HttpError(400, 'bad_request', 'timeline must be 32 hex digits');
-    return id;
-  };
-  return [
-    {method: 'GET', path: '/v1/status', open: true, handler: async () => ({status: 200, json: {status: 'ok'}})},
-    {
-      method: 'GET',
-      path: '/metrics',
-      open: true,
-      handler: async () => ({
-        status: 200,
-        body: Buffer.from(metricsText()),
-        headers: {'content-type': 'text/plain; version=0.0.4'},
-      }),
-    },
-    {
-      method: 'POST',
-      path: '/v1/tenant/:tenant/timeline',
-      handler: async (request): Promise<HttpResponse> => {
-        node(request);
-        const tenantId = allowed(request);
-        const body = parseCreate(await request.json());
-        const {created, timeline} = registry.create({tenantId, ...body});
-        if (!created && timeline.acceptor.state.startLsn !== body.startLsn)
-          throw new HttpError(
-            409,
-            'conflict',
-            `timeline ${body.timelineId} exists with start LSN ${formatLsn(timeline.acceptor.state.startLsn)}`,
-          );
-        return {status: created ? 201 : 200, json: timeline.status()};
-      },
-    },
-    {
-      method: 'GET',
-      path: '/v1/tenant/:tenant/timeline/:timeline',
-      handler: async (request) => {
-        const id = timelineId(request);
-        const tenantId = allowed(request, id);
-        const timeline = registry.get(tenantId, id);
-        if (timeline === undefined)
-          throw new HttpError(404, 'not_found', `no timeline ${id} of tenant ${tenantId} on this safekeeper`);
-        return {status: 200, json: timeline.status()};
-      },
-    },
-    {
-      method: 'DELETE',
-      path: '/v1/tenant/:tenant/timeline/:timeline',
-      handler: async (request) => {
-        node(request);
-        const id = timelineId(request);
-        registry.delete(allowed(request, id), id);
-        return {status: 200, json: {}};
-      },
-    },
-  ];
-}
-
-function parseCreate(body: unknown): {
-  timelineId: string;
-  systemId: string;
-  pgVersion: number;
-  startLsn: Lsn;
-  membership: Membership;
-} {
-  const bad = (message: string): never => {
-    throw new HttpError(400, 'bad_request', message);
-  };
-  const b = (body ?? {}) as Record<string, unknown>;
-  const {timelineId, systemId, pgVersion, startLsn, members, generation} = b;
-  if (!isId(timelineId)) return bad('timelineId must be 32 hex digits');
-  if (typeof startLsn !== 'string') return bad('startLsn must be HI/LO: where the WAL of this timeline begins');
-  let start: Lsn;
-  try {
-    start = parseLsn(startLsn);
-  } catch (error) {
-    return bad((error as Error).message);
-  }
-  if (start === 0) return bad('startLsn must not be 0/0');
-  if (!Array.isArray(members) || members.length === 0 || members.length > 32)
-    return bad('members must be a list of 1 to 32 safekeepers {nodeId, host, port}');
-  const list = members.map((entry: unknown): Member => {
-    const m = (entry ?? {}) as Record<string, unknown>;
-    if (!isWhole(m['nodeId']) || typeof m['host'] !== 'string' || !isWhole(m['port']))
-      return bad('a member is {nodeId, host, port}');
-    return {nodeId: m['nodeId'], host: m['host'], port: m['port']};
-  });
-  if (new Set(list.map((m) => m.nodeId)).size !== list.length) return bad('members must have different nodeIds');
-  if (systemId !== undefined && (typeof systemId !== 'string' || !/^\d{0,20}$/.test(systemId)))
-    return bad('systemId must be decimal digits in a string');
-  if (pgVersion !== undefined && !isWhole(pgVersion)) return bad('pgVersion must be a number such as 150018');
-  if (generation !== undefined && !isWhole(generation)) return bad('generation must be a whole number');
-  return {
-    timelineId,
-    systemId: systemId ?? '',
-    // A bare major (15) is taken too.
-    pgVersion: pgVersion === undefined ? 0 : pgVersion < 10_000 ? pgVersion * 10_000 : pgVersion,
-    startLsn: start,
-    membership: {generation: generation ?? 1, members: list, newMembers: []},
-  };
-}
-
 function isId(value: unknown): value is string {
   return typeof value === 'string' && idPattern.test(value);
-}
-
-function isWhole(value: unknown): value is number {
-  return typeof value === 'number' && Number.isSafeInteger(value) && value >= 0;
 }

@@ -1,4 +1,7 @@
-/** The timelines of a safekeeper: `<dataDir>/<tenant>/<timeline>/`, and `<timeline>.deleted` for those that are gone. */
+/**
+ * The timelines of a safekeeper: `<dataDir>/<tenant>/<timeline>/`, and marks beside: `<timeline>.deleted` for those that are
+ * gone for ever, `<timeline>.excluded` for those that this node is no member of any more.
+ */
 import type {ObjectStore} from '#objectstore/object-store.ts';
 import {WalArchive} from '#objectstore/wal-archive.ts';
 import type {Clock} from '#runtime/clock.ts';
@@ -9,6 +12,9 @@ import type {Log} from '#runtime/log.ts';
 import type {SafekeeperMetrics} from '#safekeeper/metrics.ts';
 import {WalRecordBoundary} from '#safekeeper/record-boundary.ts';
 import {SyncPace} from '#safekeeper/sync-pace.ts';
+import type {AcceptorState} from '#safekeeper/acceptor.ts';
+import type {PeerSnapshot} from '#safekeeper/pulled-state.ts';
+import {TimelineCopy} from '#safekeeper/timeline-copy.ts';
 import {ArchiveSlots, type ArchiveTimes} from '#safekeeper/timeline-archive.ts';
 import {type NewTimeline, TimelineStorage, initialState} from '#safekeeper/timeline-storage.ts';
 import {type PeerNews, Timeline} from '#safekeeper/timeline.ts';
@@ -46,7 +52,9 @@ export class TimelineRegistry {
     disk.makeDirectory(dataDir);
     for (const tenantId of disk.list(dataDir).filter((name) => idPattern.test(name)))
       for (const name of disk.list(`${dataDir}/${tenantId}`))
-        if (idPattern.test(name) && TimelineStorage.exists({disk, directory: `${dataDir}/${tenantId}/${name}`}))
+        // Copies that were not completed, and what was on its way out.
+        if (/\.(copy|going)$/.test(name)) disk.remove(`${dataDir}/${tenantId}/${name}`);
+        else if (idPattern.test(name) && TimelineStorage.exists({disk, directory: `${dataDir}/${tenantId}/${name}`}))
           this.#known.add(`${tenantId}/${name}`);
     this.#unseen = new Set(this.#known);
   }
@@ -112,7 +120,7 @@ export class TimelineRegistry {
         if (this.#loaded.get(key) === failed) this.#loaded.delete(key);
         failed.close();
       },
-      archive: this.#archiveOf(tenantId, timelineId),
+      archive: this.archiveOf(tenantId, timelineId),
       peerToken,
     });
     this.#loaded.set(key, timeline);
@@ -123,10 +131,15 @@ export class TimelineRegistry {
   create(timeline: NewTimeline): {created: boolean; timeline: Timeline} {
     const {disk, dataDir, log} = this.#options;
     const {tenantId, timelineId} = timeline;
-    if (this.#isDeleted(tenantId, timelineId))
-      throw new HttpError(410, 'gone', `timeline ${timelineId} of tenant ${tenantId} was deleted`);
+    this.checkNotDeleted(tenantId, timelineId);
     const existing = this.get(tenantId, timelineId);
     if (existing !== undefined) return {created: false, timeline: existing};
+    if (disk.exists(this.#excludedPath(tenantId, timelineId)))
+      throw new HttpError(
+        410,
+        'gone',
+        `timeline ${timelineId} of tenant ${tenantId} has left this safekeeper: it can come back by pull only`,
+      );
     disk.makeDirectory(`${dataDir}/${tenantId}`);
     disk.syncDirectory(dataDir);
     TimelineStorage.create({disk, directory: this.#directory(tenantId, timelineId)}, initialState(timeline));
@@ -151,6 +164,67 @@ export class TimelineRegistry {
     log.info('deleted a timeline', {tenant: tenantId, timeline: timelineId});
   }
 
+  /** The timeline has left this node's care: its files go, and it may come back by a copy from a peer only. */
+  exclude(tenantId: string, timelineId: string, generation: number): void {
+    const {disk, dataDir, log} = this.#options;
+    const key = `${tenantId}/${timelineId}`;
+    if (!this.#known.has(key)) return;
+    failpoint('safekeeper.exclude-mark.before');
+    disk.writeFileAtomic(this.#excludedPath(tenantId, timelineId), Buffer.from(`${generation}\n`));
+    failpoint('safekeeper.exclude-mark.after');
+    this.#loaded.get(key)?.close();
+    this.#loaded.delete(key);
+    this.#known.delete(key);
+    // Not file by file in its place: a control file without its WAL must never be found.
+    const going = `${this.#directory(tenantId, timelineId)}.going`;
+    disk.remove(going);
+    disk.rename(this.#directory(tenantId, timelineId), going);
+    disk.syncDirectory(`${dataDir}/${tenantId}`);
+    failpoint('safekeeper.exclude-rename.after');
+    disk.remove(going);
+    log.info('a timeline has left this safekeeper', {tenant: tenantId, timeline: timelineId, generation});
+  }
+
+  /** Makes a timeline with a state that is not that of a new one (restore.ts). */
+  adopt(state: AcceptorState): {timeline: Timeline} {
+    const {disk, dataDir, log} = this.#options;
+    const {tenantId, timelineId} = state;
+    this.checkNotDeleted(tenantId, timelineId);
+    disk.makeDirectory(`${dataDir}/${tenantId}`);
+    disk.syncDirectory(dataDir);
+    TimelineStorage.create({disk, directory: this.#directory(tenantId, timelineId)}, state);
+    log.info('restored a timeline from the archive', {tenant: tenantId, timeline: timelineId});
+    return {timeline: this.#arrived(tenantId, timelineId)};
+  }
+
+  /**
+   * Begins a copy of a peer's timeline, beside the place where it will be; `arrived` when it is complete. HttpError 410 when
+   * the timeline was deleted.
+   */
+  beginCopy(donor: PeerSnapshot): TimelineCopy {
+    const {disk, dataDir} = this.#options;
+    const {tenantId, timelineId} = donor.state;
+    this.checkNotDeleted(tenantId, timelineId);
+    disk.makeDirectory(`${dataDir}/${tenantId}`);
+    disk.syncDirectory(dataDir);
+    return new TimelineCopy({disk, directory: this.#directory(tenantId, timelineId)}, donor);
+  }
+
+  arrived(tenantId: string, timelineId: string): void {
+    this.#arrived(tenantId, timelineId);
+  }
+
+  #arrived(tenantId: string, timelineId: string): Timeline {
+    this.#options.disk.remove(this.#excludedPath(tenantId, timelineId));
+    this.#known.add(`${tenantId}/${timelineId}`);
+    return this.get(tenantId, timelineId)!;
+  }
+
+  checkNotDeleted(tenantId: string, timelineId: string): void {
+    if (this.#isDeleted(tenantId, timelineId))
+      throw new HttpError(410, 'gone', `timeline ${timelineId} of tenant ${tenantId} was deleted`);
+  }
+
   unloadIdle(afterMs: number): void {
     for (const [key, timeline] of this.#loaded) {
       if (timeline.idleMs < afterMs || timeline.hasWork) continue;
@@ -164,7 +238,8 @@ export class TimelineRegistry {
     this.#loaded.clear();
   }
 
-  #archiveOf(
+  /** Undefined: this safekeeper has no object store. */
+  archiveOf(
     tenantId: string,
     timelineId: string,
   ): {wal: WalArchive; slots: ArchiveSlots; times: ArchiveTimes} | undefined {
@@ -176,6 +251,10 @@ export class TimelineRegistry {
 
   #isDeleted(tenantId: string, timelineId: string): boolean {
     return this.#options.disk.exists(this.#deletedPath(tenantId, timelineId));
+  }
+
+  #excludedPath(tenantId: string, timelineId: string): string {
+    return `${this.#options.dataDir}/${tenantId}/${timelineId}.excluded`;
   }
 
   #deletedPath(tenantId: string, timelineId: string): string {

@@ -20,6 +20,7 @@ import {type ArchiveSlots, type ArchiveTimes, TimelineArchive} from '#safekeeper
 import type {TimelineStorage} from '#safekeeper/timeline-storage.ts';
 import {WalSender} from '#safekeeper/wal-sender.ts';
 import {
+  type Membership,
   type Refusal,
   type RefusalCode,
   type WalFeedback,
@@ -156,6 +157,12 @@ export class Timeline {
     return this.#options.storage.wal.localBytes;
   }
 
+  /** The control plane's configuration. False: it could not be made durable. */
+  setMembership(membership: Membership, minTerm: number): boolean {
+    this.#step({kind: 'membership', membership, minTerm});
+    return !this.#failed;
+  }
+
   /** A word of a peer about this timeline, through the broker. */
   heard(news: PeerNews): void {
     this.#peers.set(news.nodeId, {...news, heardMs: this.#options.clock.monotonicMs()});
@@ -202,9 +209,15 @@ export class Timeline {
    */
   attachReader(
     connection: FrameConnection,
-    options: {readonly startLsn: Lsn; readonly term: number | undefined; readonly isPageserver: boolean},
+    options: {
+      readonly startLsn: Lsn;
+      readonly term: number | undefined;
+      /** A safekeeper copies the timeline: up to flushLsn in whatever term. */
+      readonly copy: boolean;
+      readonly isPageserver: boolean;
+    },
   ): void {
-    const {startLsn, term, isPageserver} = options;
+    const {startLsn, term, copy, isPageserver} = options;
     const {state} = this.acceptor;
     const sender: WalSender = new WalSender({
       connection,
@@ -213,6 +226,7 @@ export class Timeline {
       archived: this.#archived(),
       startLsn,
       term,
+      copy,
       clock: this.#options.clock,
       onFeedback: (feedback) => {
         if (!isPageserver) return;

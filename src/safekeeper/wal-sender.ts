@@ -37,6 +37,8 @@ export interface WalSenderOptions {
   readonly startLsn: Lsn;
   /** A recovery read under this term. */
   readonly term: number | undefined;
+  /** Up to flushLsn, whatever the term. */
+  readonly copy: boolean;
   readonly clock: Clock;
   readonly onFeedback: (feedback: WalFeedback) => void;
   readonly onClose: () => void;
@@ -86,7 +88,7 @@ export class WalSender {
       this.refuse('stale-term', `the safekeeper is in term ${acceptor.term}, this recovery read is of term ${term}`);
       return;
     }
-    const endLsn = term === undefined ? acceptor.commitLsn : acceptor.flushLsn;
+    const endLsn = term === undefined && !this.#options.copy ? acceptor.commitLsn : acceptor.flushLsn;
     if (term === undefined && this.#nextLsn < endLsn && endLsn - this.#nextLsn < smallBytes) {
       const nowMs = clock.monotonicMs();
       const dueMs = this.#sentAtMs + smallEveryMs;

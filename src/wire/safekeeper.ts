@@ -135,6 +135,8 @@ export type SafekeeperHello =
       readonly startLsn: string;
       /** A proposer's recovery read: WAL up to flushLsn, for as long as the safekeeper is in this term. */
       readonly term?: number;
+      /** A safekeeper copies the timeline (pulled-state.ts judges what it got): WAL up to flushLsn, in whatever term. */
+      readonly copy?: boolean;
     };
 
 /** JSON of the welcome to a hello for the service `state`. */

@@ -25,6 +25,8 @@ export interface WalStreamOptions {
   readonly startLsn: Lsn;
   /** Recovery read of a proposer: up to flushLsn for as long as the safekeeper is in this term. */
   readonly term?: number;
+  /** A safekeeper that copies the timeline: up to flushLsn, whatever the term. */
+  readonly copy?: boolean;
   readonly connectTimeoutMs?: number;
   /** Contiguous from startLsn. `commitLsn` may be ahead of what this chunk holds. The buffer may be kept. */
   readonly onWal: (startLsn: Lsn, bytes: Buffer, commitLsn: Lsn) => void;
@@ -58,6 +60,7 @@ export class WalStreamClient {
       timelineId: options.timelineId,
       startLsn: formatLsn(options.startLsn),
       ...(options.term === undefined ? {} : {term: options.term}),
+      ...(options.copy === true ? {copy: true} : {}),
     };
     return await new Promise<WalStreamClient>((resolve, reject) => {
       connection.onClose = (error) =>
