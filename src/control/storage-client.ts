@@ -291,7 +291,9 @@ class HttpSafekeeper implements SafekeeperClient {
   }
 
   async deleteTimeline(tenantId: string, timelineId: string): Promise<void> {
-    await this.#http.call('DELETE', `/v1/tenant/${tenantId}/timeline/${timelineId}`, {expected: [404]});
+    // The branch is deleted, not only this copy of its WAL: what was archived goes too.
+    const path = `/v1/tenant/${tenantId}/timeline/${timelineId}?archive=delete`;
+    await this.#http.call('DELETE', path, {expected: [404], timeoutMs: 120_000});
   }
 }
 

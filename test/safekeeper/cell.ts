@@ -222,7 +222,7 @@ export class Cell {
   }
 
   async [Symbol.asyncDispose](): Promise<void> {
-    for (const nodeId of [...this.nodes.keys()]) await this.stop(nodeId);
+    for (const nodeId of this.nodes.keys()) await this.stop(nodeId);
     await this.#broker?.stop();
     rmSync(this.dir, {recursive: true, force: true});
   }
