@@ -49,7 +49,7 @@ interface RunFile {
 
 const startMsMax = 120_000;
 const gracefulStopMsMax = 120_000;
-const watchEveryMs = 1000;
+const watchEveryMs = 500;
 /** An old log is kept once. */
 const logBytesMax = 16 * 1024 * 1024;
 
@@ -58,6 +58,8 @@ export class LocalComputeLauncher implements ComputeLauncher {
   readonly #options: LocalLauncherOptions;
   readonly #watches = new Map<string, Timer>();
   readonly #stopping = new Set<string>();
+  /** Endpoint id → the end of what an agent that died has left behind. */
+  readonly #cleaning = new Map<string, Promise<void>>();
   readonly #spares: SpareAgents;
 
   constructor(options: LocalLauncherOptions) {
@@ -75,6 +77,8 @@ export class LocalComputeLauncher implements ComputeLauncher {
     if (running) return running;
     const {disk} = this.#options;
     const endpointId = spec.endpointId;
+    this.#watches.get(endpointId)?.cancel();
+    await this.#cleaning.get(endpointId);
     await this.#killLeftovers(endpointId);
     const directory = this.#directory(endpointId);
     disk.makeDirectory(directory);
@@ -102,7 +106,14 @@ export class LocalComputeLauncher implements ComputeLauncher {
 
   async find(endpointId: string): Promise<RunningCompute | undefined> {
     const run = this.#running(endpointId);
-    if (!run) return undefined;
+    if (!run) {
+      // It died while nobody watched (the control plane itself was away).
+      if (this.#options.disk.exists(this.#runFile(endpointId)) && !this.#stopping.has(endpointId)) {
+        this.#options.disk.remove(this.#runFile(endpointId));
+        if (!this.#cleaning.has(endpointId)) this.#onDeath(endpointId);
+      }
+      return undefined;
+    }
     if (!this.#watches.has(endpointId)) this.#watch(endpointId, run.pid);
     return {host: '127.0.0.1', port: run.pgPort};
   }
@@ -296,10 +307,21 @@ export class LocalComputeLauncher implements ComputeLauncher {
         return;
       }
       this.#watches.delete(endpointId);
-      if (!this.#stopping.has(endpointId)) this.onExit(endpointId);
+      if (!this.#stopping.has(endpointId)) this.#onDeath(endpointId);
     };
     this.#watches.get(endpointId)?.cancel();
     this.#watches.set(endpointId, this.#options.clock.setTimer(watchEveryMs, check));
+  }
+
+  /** The agent died. Its Postgres would go on to let clients in, and no commit would ever return: it must go at once. */
+  #onDeath(endpointId: string): void {
+    const cleaning = this.#killLeftovers(endpointId)
+      .catch((error: unknown) =>
+        this.#options.log.error('left-overs of a compute cannot be ended', {endpoint: endpointId, error}),
+      )
+      .finally(() => this.#cleaning.delete(endpointId));
+    this.#cleaning.set(endpointId, cleaning);
+    this.onExit(endpointId);
   }
 
   #running(endpointId: string): RunFile | undefined {

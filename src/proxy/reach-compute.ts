@@ -13,7 +13,8 @@ export interface Reached {
 }
 
 const computeLoginMsMax = 30_000;
-const loginAttemptsMax = 40;
+/** Thirty seconds: a compute that crashed starts anew from storage in less. */
+const loginAttemptsMax = 300;
 const retryMs = 100;
 
 /** Wakes the compute when needed and logs in; goes on while it is being started or moved. Throws ProxyError or ComputeRefused. */

@@ -62,6 +62,9 @@ function userOfPasswdFile(name: string): {uid: number; gid: number} | undefined 
   return fields !== undefined && Number.isInteger(uid) && Number.isInteger(gid) ? {uid, gid} : undefined;
 }
 
+/** What a process said last is still read when it is gone, for as long as this. */
+const outputMsMax = 300;
+
 /** Rejects when the program cannot be started; resolves as soon as it runs. */
 export function spawnProcess(options: SpawnOptions): Promise<ChildProcessHandle> {
   const ids = options.user !== undefined && runsAsRoot ? lookUpUser(options.user) : undefined;
@@ -75,6 +78,8 @@ export function spawnProcess(options: SpawnOptions): Promise<ChildProcessHandle>
     });
     const exited = new Promise<{code: number | null; signal: string | null}>((done) => {
       child.once('close', (code, signal) => done({code, signal}));
+      // Its own children may hold its output open long after it is gone: their words are not waited for.
+      child.once('exit', (code, signal) => setTimeout(() => done({code, signal}), outputMsMax).unref());
     });
     child.stdin.on('error', () => {}); // the child went away: `exited` tells
     createInterface({input: child.stdout}).on('line', (line) => options.onStdoutLine?.(line));
