@@ -15,6 +15,9 @@ import type {ComputeSpec} from '#wire/compute-spec.ts';
 /** How long a read waits for a pageserver that is away before the backend gets an error. A cancel ends it earlier. */
 const unreachableMsMax = 120_000;
 const reconnectMs = 100;
+/** The pageserver itself gives up waiting for WAL after a minute: a connection that is silent for longer is dead. */
+const answerMsMax = 70_000;
+const welcomeMsMax = 10_000;
 
 export class PageSource implements HydrationSource {
   readonly #spec: ComputeSpec;
@@ -65,13 +68,21 @@ export class PageSource implements HydrationSource {
     const deadline = this.#clock.monotonicMs() + unreachableMsMax;
     for (let attempt = 0; ; attempt++) {
       try {
-        return await ask(await (this.#client ??= this.#connect()));
+        const client = await (this.#client ??= this.#connect());
+        const timer = this.#clock.setTimer(answerMsMax, () => client.destroy());
+        try {
+          return await ask(client);
+        } finally {
+          timer.cancel();
+        }
       } catch (error) {
         if (this.#stopped) throw error;
         const transient =
-          !(error instanceof PageServiceError) || error.code === 'disconnected' || error.code === 'unavailable';
+          error instanceof NotConnected ||
+          !(error instanceof PageServiceError) ||
+          error.code === 'disconnected' ||
+          error.code === 'unavailable';
         if (!transient) throw error;
-        if (!(error instanceof PageServiceError) || error.code === 'disconnected') this.#client = undefined;
         if (this.#clock.monotonicMs() > deadline)
           throw new Error(
             `pageserver ${this.#spec.pageserver.host}:${this.#spec.pageserver.port} could not give ${what} at ${formatLsn(this.#lsn)} ` +
@@ -85,11 +96,22 @@ export class PageSource implements HydrationSource {
     }
   }
 
+  /**
+   * Any failure is worth another attempt, also a refusal: a pageserver that has just been started, or is taking the tenant
+   * over, does not know it yet.
+   */
   async #connect(): Promise<PagesClient> {
     const {pageserver, tenantId, timelineId} = this.#spec;
-    const attempt = PagesClient.connect(pageserver, this.#token(), tenantId, timelineId);
-    const client = await attempt;
-    void client.closed.then(() => (this.#client = undefined));
-    return client;
+    try {
+      const deadline = this.#clock.sleep(welcomeMsMax);
+      const client = await PagesClient.connect(pageserver, this.#token(), tenantId, timelineId, deadline);
+      void client.closed.then(() => (this.#client = undefined));
+      return client;
+    } catch (error) {
+      this.#client = undefined;
+      throw new NotConnected((error as Error).message, {cause: error});
+    }
   }
 }
+
+class NotConnected extends Error {}

@@ -315,14 +315,22 @@ export class PagesClient {
     this.closed = new Promise((resolve) => (this.#markClosed = resolve));
   }
 
-  /** Connects and waits for the welcome. Throws PageServiceError when refused ('not-found' or 'bad-request'). */
+  /**
+   * Connects and waits for the welcome, no longer than `deadline` takes to resolve. Throws PageServiceError when refused
+   * ('not-found' or 'bad-request').
+   */
   static async connect(
     address: {readonly host: string; readonly port: number},
     token: string,
     tenantId: string,
     timelineId: string,
+    deadline?: Promise<void>,
   ): Promise<PagesClient> {
     const connection = await connectFrames(address);
+    let welcome = false;
+    void deadline?.then(() => {
+      if (!welcome) connection.destroy();
+    });
     const client = new PagesClient(connection);
     await new Promise<void>((resolve, reject) => {
       connection.onClose = (error) =>
@@ -333,7 +341,10 @@ export class PagesClient {
           ),
         );
       connection.onFrame = (type, payload) => {
-        if (type === pageFrame.welcome) return resolve();
+        if (type === pageFrame.welcome) {
+          welcome = true;
+          return resolve();
+        }
         connection.destroy();
         reject(type === pageFrame.refused ? refusal(payload) : malformed(type, payload));
       };
@@ -397,6 +408,11 @@ export class PagesClient {
   /** Requests without an answer yet. */
   get inFlight(): number {
     return this.#waiters.size;
+  }
+
+  /** At once: a peer that is silent would never answer an orderly end. */
+  destroy(): void {
+    this.#connection.destroy();
   }
 
   close(): void {
