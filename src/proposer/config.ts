@@ -1,3 +1,4 @@
+import {parseMembers} from '#wire/membership.ts';
 import type {Member} from '#wire/safekeeper.ts';
 
 export interface ProposerConfig {
@@ -8,6 +9,8 @@ export interface ProposerConfig {
   /** PG_VERSION_NUM, or a bare major. */
   readonly pgVersion: number;
   readonly safekeepers: readonly Member[];
+  /** While the safekeepers are being changed: those that will be; both sets are needed (wire/membership.ts). */
+  readonly newSafekeepers?: readonly Member[];
   /** Membership generation the list belongs to; default 1. A higher one that a safekeeper names is adopted. */
   readonly generation?: number;
   /** For the safekeepers (scope tenant). A newer one may be given while running. */
@@ -27,24 +30,23 @@ export function parseProposerConfig(value: unknown): ProposerConfig {
       throw new Error(`proposer config: ${name} must be a whole number`);
     return v;
   };
-  const list = c['safekeepers'];
-  if (!Array.isArray(list) || list.length === 0)
+  if (!Array.isArray(c['safekeepers']) || c['safekeepers'].length === 0)
     throw new Error('proposer config: safekeepers must be a list of {nodeId, host, port}');
+  const members = (name: string): Member[] => {
+    try {
+      return parseMembers(c[name], name);
+    } catch (error) {
+      throw new Error(`proposer config: ${(error as Error).message}`, {cause: error});
+    }
+  };
   const pgVersion = whole(c['pgVersion'], 'pgVersion');
   return {
     tenantId: text('tenantId'),
     timelineId: text('timelineId'),
     systemId: text('systemId'),
     pgVersion: pgVersion < 10_000 ? pgVersion * 10_000 : pgVersion,
-    safekeepers: list.map((entry: unknown, i) => {
-      const m = (entry ?? {}) as Record<string, unknown>;
-      if (typeof m['host'] !== 'string') throw new Error(`proposer config: safekeepers[${i}].host must be a string`);
-      return {
-        nodeId: whole(m['nodeId'], `safekeepers[${i}].nodeId`),
-        host: m['host'],
-        port: whole(m['port'], `safekeepers[${i}].port`),
-      };
-    }),
+    safekeepers: members('safekeepers'),
+    ...(c['newSafekeepers'] === undefined ? {} : {newSafekeepers: members('newSafekeepers')}),
     ...(c['generation'] === undefined ? {} : {generation: whole(c['generation'], 'generation')}),
     token: text('token'),
   };

@@ -13,7 +13,8 @@ import type {Log} from '#runtime/log.ts';
 import type {Address} from '#runtime/net.ts';
 import type {Random} from '#runtime/random.ts';
 import {ReplicationClient} from '#wire/pg-replication.ts';
-import type {Membership} from '#wire/safekeeper.ts';
+import {allMembers} from '#wire/membership.ts';
+import type {Member, Membership} from '#wire/safekeeper.ts';
 import {WalStreamClient} from '#wire/wal-stream.ts';
 
 const tickMs = 1000;
@@ -61,7 +62,6 @@ export interface ProposerDriverOptions {
 export class ProposerDriver {
   readonly #options: ProposerDriverOptions;
   readonly #core: Proposer;
-  readonly #membership: Membership;
   readonly #links = new Map<number, SafekeeperLink>();
   readonly #recoveries = new Map<number, Recovery>();
   readonly #troubles = new Map<number, string>();
@@ -75,31 +75,14 @@ export class ProposerDriver {
     this.#options = options;
     const {config, clock} = options;
     this.#token = config.token;
-    this.#membership = {generation: config.generation ?? 1, members: config.safekeepers, newMembers: []};
-    this.#core = new Proposer({...config, membership: this.#membership});
-    for (const member of config.safekeepers) {
-      this.#links.set(
-        member.nodeId,
-        new SafekeeperLink({
-          member,
-          tenantId: config.tenantId,
-          timelineId: config.timelineId,
-          token: () => this.#token,
-          clock,
-          hurry: () => !this.#isSynced,
-          onConnected: () => {
-            this.#troubles.delete(member.nodeId);
-            this.#step({kind: 'connected', peer: member.nodeId});
-          },
-          onDisconnected: () => this.#step({kind: 'disconnected', peer: member.nodeId}),
-          onMessage: (message) => {
-            failpoint(receivePoints[message.kind]);
-            this.#step({kind: 'message', peer: member.nodeId, message});
-          },
-          onTrouble: (code, message) => this.#trouble(member.nodeId, code, message),
-        }),
-      );
-    }
+    const {safekeepers, newSafekeepers, generation, ...identity} = config;
+    const membership: Membership = {
+      generation: generation ?? 1,
+      members: safekeepers,
+      newMembers: newSafekeepers ?? [],
+    };
+    this.#core = new Proposer({...identity, membership});
+    for (const member of allMembers(membership)) this.#links.set(member.nodeId, this.#link(member));
     this.#tickTimer = clock.setTimer(tickEarlyMs, () => this.#tick());
   }
 
@@ -107,8 +90,16 @@ export class ProposerDriver {
     return this.#core.commitLsn;
   }
 
-  status(): {term: number; phase: string; commitLsn: string; endLsn: string; peers: readonly PeerStatus[]} {
+  status(): {
+    term: number;
+    phase: string;
+    generation: number;
+    commitLsn: string;
+    endLsn: string;
+    peers: readonly PeerStatus[];
+  } {
     return {
+      generation: this.#core.membership.generation,
       term: this.#core.term,
       phase: this.#core.phase,
       commitLsn: formatLsn(this.#core.commitLsn),
@@ -186,11 +177,53 @@ export class ProposerDriver {
       await clock.sleep(20);
       if (this.#stopped) return;
       const peers = new Map(this.#core.peers().map((peer) => [peer.nodeId, peer]));
-      const told = isQuorum(this.#membership, (nodeId) => (peers.get(nodeId)?.commitLsn ?? 0) >= commitLsn);
+      const told = isQuorum(this.#core.membership, (nodeId) => (peers.get(nodeId)?.commitLsn ?? 0) >= commitLsn);
       const all = [...peers.values()].every((peer) => peer.phase !== 'streaming' || peer.commitLsn >= commitLsn);
       if ((told && all) || clock.monotonicMs() > deadline) break;
     }
     this.#options.onEvent({event: 'stopped', commitLsn: formatLsn(commitLsn)});
+  }
+
+  #link(member: Member): SafekeeperLink {
+    const {config, clock} = this.#options;
+    return new SafekeeperLink({
+      member,
+      tenantId: config.tenantId,
+      timelineId: config.timelineId,
+      token: () => this.#token,
+      clock,
+      hurry: () => !this.#isSynced,
+      onConnected: () => {
+        this.#troubles.delete(member.nodeId);
+        this.#step({kind: 'connected', peer: member.nodeId});
+      },
+      onDisconnected: () => this.#step({kind: 'disconnected', peer: member.nodeId}),
+      onMessage: (message) => {
+        failpoint(receivePoints[message.kind]);
+        this.#step({kind: 'message', peer: member.nodeId, message});
+      },
+      onTrouble: (code, message) => this.#trouble(member.nodeId, code, message),
+    });
+  }
+
+  /** Connects to the members that are new, or that have moved, and leaves those that are none any more. */
+  #follow(membership: Membership): void {
+    const members = allMembers(membership);
+    this.#options.log.info('the safekeepers have changed', {
+      generation: membership.generation,
+      members: membership.members.map((m) => m.nodeId).join(' '),
+      newMembers: membership.newMembers.map((m) => m.nodeId).join(' '),
+    });
+    for (const [nodeId, link] of this.#links) {
+      const now = members.find((m) => m.nodeId === nodeId);
+      if (now !== undefined && now.host === link.member.host && now.port === link.member.port) continue;
+      link.close();
+      this.#links.delete(nodeId);
+      this.#troubles.delete(nodeId);
+      if (now !== undefined) this.#step({kind: 'disconnected', peer: nodeId});
+    }
+    for (const member of members)
+      if (!this.#links.has(member.nodeId)) this.#links.set(member.nodeId, this.#link(member));
   }
 
   #step(input: ProposerInput): void {
@@ -203,6 +236,9 @@ export class ProposerDriver {
       case 'send':
         failpoint(sendPoints[output.message.kind]);
         this.#links.get(output.peer)!.send(output.message);
+        break;
+      case 'membership':
+        this.#follow(output.membership);
         break;
       case 'committed':
         failpoint('proposer.acknowledge.before');
