@@ -6,6 +6,8 @@
  * byte for byte and without masks. Exit code 1 on any difference.
  *
  *   (none)            mixed load, the end and 20 earlier LSNs
+ *   --endpoint        instead: pgbench and all index types through a whole Pagoda, the compute killed again and again (see
+ *                     standby/endpoint.ts); with --quick two kills and 3 earlier LSNs
  *   --full            PostgreSQL's regression suite too
  *   --quick           a small load, the end and 3 earlier LSNs (part of npm test)
  *   --lsns N          that many earlier LSNs
@@ -28,18 +30,22 @@ import {formatLsn} from '#postgres/lsn.ts';
 import {rmgrNames} from '#postgres/wal/rmgr.ts';
 import {systemDisk} from '#runtime/disk.ts';
 import {SeededRandom} from '#runtime/random.ts';
+import {recover} from './oracle/standby.ts';
+import {Pagoda} from './pagoda.ts';
 import {PostgresCluster} from './postgres-cluster.ts';
 import {type Comparison, compareAt} from './standby/compare.ts';
+import {findTimeline, ingested, runThroughEndpoint, writeFirstDirectory, writeWal} from './standby/endpoint.ts';
 import {fullStandbyLoads, mixedStandbyLoads, prepareBase, quickStandbyLoads, runLoads} from './standby/loads.ts';
 import {damage} from './standby/damage.ts';
 import {Standby} from './standby/standby.ts';
 import {Storage} from './standby/storage.ts';
-import {type Target, planWal} from './standby/wal.ts';
+import {type Target, planAnywhere, planWal} from './standby/wal.ts';
 
 const {values: options} = parseArgs({
   options: {
     quick: {type: 'boolean', default: false},
     full: {type: 'boolean', default: false},
+    endpoint: {type: 'boolean', default: false},
     lsns: {type: 'string'},
     seed: {type: 'string'},
     set: {type: 'string', multiple: true, default: []},
@@ -70,7 +76,7 @@ const seconds = (): string => `${((Date.now() - started) / 1000).toFixed(1)} s`;
 const dir = options.again ?? options.keep ?? mkdtempSync(join(tmpdir(), 'pagoda-standby-'));
 const base = join(dir, 'base');
 try {
-  process.exitCode = (await main()) ? 0 : 1;
+  process.exitCode = (await (options.endpoint ? throughEndpoint() : main())) ? 0 : 1;
 } finally {
   for (const name of ['standby', ...(options.again === undefined ? [] : ['objects'])])
     rmSync(join(dir, name), {recursive: true, force: true});
@@ -126,13 +132,7 @@ async function main(): Promise<boolean> {
       const timeline = i % 2 === 1 ? await storage.branch(target.lsn) : storage.timeline;
       const result = await compare(target, control, timeline);
       all.push(result);
-      const kinds = [...result.pages].map(([kind, count]) => `${kind} ${count}`).join(', ');
-      console.log(
-        `${formatLsn(target.lsn)} behind ${rmgrNames[target.rmid]} ${target.info.toString(16).padStart(2, '0')}: ${result.compared} pages compared, ` +
-          `${result.equal} equal, ${result.differentPages} different (${kinds}); ${result.forks} sizes, ${result.facts} other facts equal, ` +
-          `${result.differentFacts} different; ${result.emptyMaps} empty maps, ${result.inMemory} prepared in memory; ${Date.now() - replayedAt} ms`,
-      );
-      for (const message of result.messages.slice(0, 12)) console.log(`  ${message}`);
+      reportTarget(target, result, Date.now() - replayedAt);
     }
     if (options.prove) {
       const end = plan.targets.at(-1)!;
@@ -144,14 +144,77 @@ async function main(): Promise<boolean> {
         throw new Error(`damage not reported: ${unseen.join(', ')}; reported: ${messages.join('\n')}`);
       console.log(`-- and ${expected.length} damages of the standby's files were all reported`);
     }
-    const sum = (value: (c: Comparison) => number): number => all.reduce((total, c) => total + value(c), 0);
-    console.log(
-      `${sum((c) => c.forks)} relation sizes and ${sum((c) => c.facts)} maps, files and counters equal, ${sum((c) => c.differentFacts)} different (${seconds()})`,
+    return reportAll(all);
+  } finally {
+    await storage.close();
+  }
+}
+
+function reportTarget(target: Target, result: Comparison, ms: number): void {
+  const kinds = [...result.pages].map(([kind, count]) => `${kind} ${count}`).join(', ');
+  console.log(
+    `${formatLsn(target.lsn)} behind ${rmgrNames[target.rmid]} ${target.info.toString(16).padStart(2, '0')}: ${result.compared} pages compared, ` +
+      `${result.equal} equal, ${result.differentPages} different (${kinds}); ${result.forks} sizes, ${result.facts} other facts equal, ` +
+      `${result.differentFacts} different; ${result.emptyMaps} empty maps, ${result.inMemory} prepared in memory; ${ms} ms`,
+  );
+  for (const message of result.messages.slice(0, 12)) console.log(`  ${message}`);
+}
+
+/** The last line counts pages; whether sizes and other facts were equal too decides the answer with it. */
+function reportAll(all: readonly Comparison[]): boolean {
+  const sum = (value: (c: Comparison) => number): number => all.reduce((total, c) => total + value(c), 0);
+  console.log(
+    `${sum((c) => c.forks)} relation sizes and ${sum((c) => c.facts)} maps, files and counters equal, ${sum((c) => c.differentFacts)} different (${seconds()})`,
+  );
+  console.log(
+    `${sum((c) => c.compared)} pages at ${all.length} LSNs compared, ${sum((c) => c.equal)} equal, ${sum((c) => c.different)} different`,
+  );
+  return sum((c) => c.different) === 0;
+}
+
+/** WAL of killed computes, and the layers that a real pageserver made of it. */
+async function throughEndpoint(): Promise<boolean> {
+  const seed = Number(options.seed ?? Date.now() % 1_000_000);
+  console.log(`seed ${seed}, in ${dir}`);
+  const random = new SeededRandom(seed);
+  chmodSync(dir, 0o755);
+  await using pagoda = await Pagoda.start();
+  await runThroughEndpoint(pagoda, {kills: options.quick ? 2 : 8, random});
+  const branch = await findTimeline(pagoda);
+  const baseLsn = await writeFirstDirectory(pagoda, branch.systemId, base);
+  const walDir = join(dir, 'wal');
+  const commitLsn = await writeWal(pagoda, branch, {base, startLsn: baseLsn, directory: walDir});
+  await ingested(pagoda, branch, commitLsn);
+  await pagoda.stop();
+  const plan = await planAnywhere(walDir, baseLsn, Number(options.lsns ?? (options.quick ? 3 : 20)), random);
+  const starts = plan.checkpoints.filter(({shutdown}) => shutdown).length;
+  console.log(
+    `WAL: ${plan.records} records, ${((plan.endLsn - baseLsn) / 1e6).toFixed(1)} MB, ${starts} shutdown checkpoints, ${plan.checkpoints.length - starts} others (${seconds()})`,
+  );
+  if (plan.endLsn !== commitLsn)
+    throw new Error(
+      `WAL is committed up to ${formatLsn(commitLsn)}, its last record ends at ${formatLsn(plan.endLsn)}`,
     );
-    console.log(
-      `${sum((c) => c.compared)} pages at ${all.length} LSNs compared, ${sum((c) => c.equal)} equal, ${sum((c) => c.different)} different`,
-    );
-    return sum((c) => c.different) === 0;
+
+  const store = new FolderObjectStore({root: join(pagoda.dir, 'objects'), disk: systemDisk, random, nowMs: Date.now()});
+  const storage = new Storage({store, random, layerBytes: 8 << 20, existing: {...branch, generation: 1_000_000}});
+  try {
+    const timeline = await storage.attach();
+    if (timeline.lastRecordLsn !== plan.endLsn)
+      throw new Error(`the layers end at ${formatLsn(timeline.lastRecordLsn)}, the WAL at ${formatLsn(plan.endLsn)}`);
+    const all: Comparison[] = [];
+    for (const target of plan.targets) {
+      const dataDir = join(dir, 'standby');
+      rmSync(dataDir, {recursive: true, force: true});
+      execFileSync('cp', ['-a', base, dataDir]);
+      recover({dataDir, walDir, dir: dataDir, lastRecordLsn: target.startLsn, settings: {max_prepared_transactions: '64'}});
+      const replayedAt = Date.now();
+      const control = parseControlFile(readFileSync(join(dataDir, 'global/pg_control')));
+      const result = await compareAt({timeline, dataDir, target, plan, control});
+      all.push(result);
+      reportTarget(target, result, Date.now() - replayedAt);
+    }
+    return reportAll(all);
   } finally {
     await storage.close();
   }

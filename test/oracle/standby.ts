@@ -37,33 +37,53 @@ export function compareWithStandby(options: StandbyOptions): StandbyResult {
   rmSync(standby, {recursive: true, force: true});
   execFileSync('cp', ['-a', '--reflink=auto', join(options.dir, 'base'), standby]);
   try {
-    recover(options, standby);
+    recover({
+      dataDir: standby,
+      walDir: join(options.dir, 'data', 'pg_wal'),
+      dir: options.dir,
+      lastRecordLsn: options.lastRecordLsn,
+      settings: {
+        wal_log_hints: options.walLogHints ? 'on' : 'off',
+        track_commit_timestamp: 'on',
+        max_prepared_transactions: '20',
+        max_locks_per_transaction: '256',
+      },
+    });
     return compare(options.store, standby, options.checksums);
   } finally {
     rmSync(standby, {recursive: true, force: true});
   }
 }
 
-/** Runs recovery to its end; PostgreSQL then shuts down and has written every page. */
-function recover(options: StandbyOptions, standby: string): void {
-  writeFileSync(join(standby, 'recovery.signal'), '');
-  const settings = {
-    restore_command: `cp "${join(options.dir, 'data', 'pg_wal')}/%f" "%p"`,
-    recovery_target_lsn: formatLsn(options.lastRecordLsn),
+export interface RecoverOptions {
+  /** A copy of the base; afterwards all its files are as of the record. */
+  readonly dataDir: string;
+  readonly walDir: string;
+  /** For the socket. */
+  readonly dir: string;
+  /** Start of the last record to replay. */
+  readonly lastRecordLsn: Lsn;
+  readonly settings: Readonly<Record<string, string>>;
+}
+
+/** Runs recovery up to and with one record; PostgreSQL then shuts down and has written every page. */
+export function recover({dataDir, walDir, dir, lastRecordLsn, settings}: RecoverOptions): void {
+  writeFileSync(join(dataDir, 'recovery.signal'), '');
+  const all = {
+    restore_command: `cp "${walDir}/%f" "%p"`,
+    recovery_target_lsn: formatLsn(lastRecordLsn),
     recovery_target_action: 'shutdown',
+    recovery_target_timeline: 'current',
     hot_standby: 'off',
     fsync: 'off',
     shared_buffers: '256MB',
     checkpoint_timeout: '1d',
     max_wal_size: '200GB',
-    wal_log_hints: options.walLogHints ? 'on' : 'off',
     listen_addresses: '',
-    unix_socket_directories: options.dir,
-    track_commit_timestamp: 'on',
-    max_prepared_transactions: '20',
-    max_locks_per_transaction: '256',
+    unix_socket_directories: dir,
+    ...settings,
   };
-  const args = ['-D', standby, ...Object.entries(settings).flatMap(([name, value]) => ['-c', `${name}=${value}`])];
+  const args = ['-D', dataDir, ...Object.entries(all).flatMap(([name, value]) => ['-c', `${name}=${value}`])];
   const run = spawnSync(join(postgresBinDir, 'postgres'), args, {
     ...runAs,
     cwd: '/',
@@ -71,7 +91,7 @@ function recover(options: StandbyOptions, standby: string): void {
     maxBuffer: 1 << 28,
   });
   if (!run.stderr.includes('shutting down') || !run.stderr.includes('recovery stopping after'))
-    throw new Error(`the standby did not recover to ${formatLsn(options.lastRecordLsn)}: ${run.stderr.slice(-3000)}`);
+    throw new Error(`the standby did not recover to ${formatLsn(lastRecordLsn)}: ${run.stderr.slice(-3000)}`);
 }
 
 function compare(store: PageStore, standby: string, checksums: boolean): StandbyResult {

@@ -24,20 +24,24 @@ export interface StorageOptions {
   readonly random: Random;
   readonly layerBytes: number;
   readonly limits?: LimitChanges;
+  /** A timeline that is in the store already, of an attachment before this generation. */
+  readonly existing?: {readonly tenantId: string; readonly timelineId: string; readonly generation: number};
 }
-
-const tenantId = '0123456789abcdef0123456789abcdef';
-const timelineId = 'a'.repeat(32);
 
 export class Storage {
   readonly #context: PageserverContext;
   readonly #random: Random;
+  readonly #tenantId: string;
+  readonly #timelineId: string;
   #tenant: Tenant | undefined;
-  #generation = 0;
+  #generation: number;
   #branches = 0;
 
   constructor(options: StorageOptions) {
     this.#random = options.random;
+    this.#tenantId = options.existing?.tenantId ?? '0123456789abcdef0123456789abcdef';
+    this.#timelineId = options.existing?.timelineId ?? 'a'.repeat(32);
+    this.#generation = options.existing?.generation ?? 0;
     this.#context = {
       clock: systemClock,
       random: options.random,
@@ -58,20 +62,20 @@ export class Storage {
   }
 
   get timeline(): Timeline {
-    return this.#tenant!.timeline(timelineId);
+    return this.#tenant!.timeline(this.#timelineId);
   }
 
   /** Lets go of everything in memory without saving it, and attaches the tenant anew from the object store. */
   async attach(): Promise<Timeline> {
     await this.#tenant?.detach();
-    this.#tenant = await Tenant.attach(this.#context, alwaysValid, tenantId, ++this.#generation);
+    this.#tenant = await Tenant.attach(this.#context, alwaysValid, this.#tenantId, ++this.#generation);
     return this.timeline;
   }
 
   /** Imports a cleanly stopped cluster; answers the LSN at which the timeline begins. */
   async import(dataDir: string): Promise<Lsn> {
-    this.#tenant = await Tenant.attach(this.#context, alwaysValid, tenantId, ++this.#generation);
-    const timeline = await this.#tenant.createEmpty(timelineId, 15);
+    this.#tenant = await Tenant.attach(this.#context, alwaysValid, this.#tenantId, ++this.#generation);
+    const timeline = await this.#tenant.createEmpty(this.#timelineId, 15);
     return timeline.import(async (writer) => {
       const result = await importDataDirectory({
         source: tarDataDirectory(systemDisk, dataDir),
@@ -128,7 +132,7 @@ export class Storage {
 
   /** A new branch at an LSN: everything it answers comes from its ancestor. */
   branch(at: Lsn): Promise<Timeline> {
-    return this.#tenant!.createBranch((++this.#branches).toString(16).padStart(32, 'b'), timelineId, at);
+    return this.#tenant!.createBranch((++this.#branches).toString(16).padStart(32, 'b'), this.#timelineId, at);
   }
 
   async close(): Promise<void> {

@@ -58,6 +58,8 @@ export interface WalCheckpoint {
 export interface Target {
   /** End of a record. */
   readonly lsn: Lsn;
+  /** Where that record starts. */
+  readonly startLsn: Lsn;
   /** Its resource manager and info, for the report. */
   readonly rmid: number;
   readonly info: number;
@@ -129,12 +131,57 @@ export async function planWal(walDir: string, startLsn: Lsn, count: number, rand
     from = at + 1;
   }
   const {checkpoint} = last;
-  targets.push({lsn: endLsn, rmid: rmgr.xlog, info: checkpoint.shutdown ? 0 : opcodeCheckpointOnline, checkpoint});
+  const {startLsn: lastStartLsn} = checkpoint;
+  targets.push({
+    lsn: endLsn,
+    startLsn: lastStartLsn,
+    rmid: rmgr.xlog,
+    info: checkpoint.shutdown ? 0 : opcodeCheckpointOnline,
+    checkpoint,
+  });
   return {records, endLsn, checkpoints, prepares, targets};
 }
 
+/**
+ * The same for standbys that each begin anew: the end and `count` earlier LSNs anywhere behind the first checkpoint record,
+ * one in each of as many even parts of the WAL.
+ */
+export async function planAnywhere(walDir: string, startLsn: Lsn, count: number, random: Random): Promise<WalPlan> {
+  const checkpoints: WalCheckpoint[] = [];
+  const prepares = new Map<number, Lsn>();
+  const size = await readWal({walDir, startLsn, random, use: () => {}});
+  const parts: Gap[] = [];
+  let records = 0;
+  let end: Target | undefined;
+  const use = (record: WalRecord): void => {
+    records++;
+    const opcode = record.info & 0xf0;
+    if (record.rmid === rmgr.xlog && opcode <= opcodeCheckpointOnline)
+      checkpoints.push({
+        startLsn: record.startLsn,
+        endLsn: record.endLsn,
+        redoLsn: new CheckPoint(Buffer.from(record.mainData())).redoLsn,
+        shutdown: opcode !== opcodeCheckpointOnline,
+      });
+    if (record.rmid === rmgr.transaction && (opcode & 0x70) === opcodePrepare) prepares.set(record.xid, record.endLsn);
+    const checkpoint = checkpoints.at(-1);
+    if (checkpoint === undefined) return;
+    const target = (end = targetOf(record, checkpoint));
+    const at = Math.min(count - 1, Math.floor(((record.startLsn - startLsn) / (size - startLsn)) * count));
+    const part = (parts[at] ??= {checkpoint, records: 0, special: 0, any: target, chosen: undefined});
+    if (random.uint32() % ++part.records === 0) part.any = target;
+    if (isSpecial(record) && random.uint32() % ++part.special === 0) part.chosen = target;
+  };
+  const endLsn = await readWal({walDir, startLsn, random, use});
+  if (end === undefined) throw new Error(`the WAL in ${walDir} holds no checkpoint behind its start`);
+  const targets = parts.map((part, i) => (i % 2 === 1 && part.chosen !== undefined ? part.chosen : part.any));
+  if (targets.length < count)
+    throw new Error(`the WAL in ${walDir} holds records in ${targets.length} of ${count} parts`);
+  return {records, endLsn, checkpoints, prepares, targets: [...targets, end]};
+}
+
 function targetOf(record: WalRecord, checkpoint: WalCheckpoint): Target {
-  return {lsn: record.endLsn, rmid: record.rmid, info: record.info, checkpoint};
+  return {lsn: record.endLsn, startLsn: record.startLsn, rmid: record.rmid, info: record.info, checkpoint};
 }
 
 /** Records that do more than change pages; commits and the chatter of standbys are everywhere anyway. */
