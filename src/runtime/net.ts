@@ -74,7 +74,7 @@ class FrameReader {
   #type = 0;
   #check = 0;
   #sum = 0;
-  readonly #recycled: Buffer[] = [];
+  readonly memory = new PayloadMemory();
 
   /** Where the next bytes go. */
   target(): Buffer {
@@ -103,7 +103,7 @@ class FrameReader {
       const sum = scratch.readUInt32LE(at + 7);
       const from = at + headerBytes;
       if (end - from < length && length >= largeBytes - headerBytes) {
-        const payload = this.#take(length);
+        const payload = this.memory.take(length);
         this.#filled = scratch.copy(payload, 0, from, end);
         this.#payload = payload;
         this.#type = type;
@@ -121,13 +121,18 @@ class FrameReader {
     if (at > 0) scratch.copyWithin(0, at, end);
     this.#have = end - at;
   }
+}
+
+/** Memory for large payloads: fresh pages cost more than what is done with the bytes. */
+class PayloadMemory {
+  readonly #recycled: Buffer[] = [];
 
   recycle(payload: Buffer): void {
-    if (payload.length >= largeBytes && payload.byteOffset === 0 && this.#recycled.length < recycledMax)
-      this.#recycled.push(payload);
+    const own = payload.byteOffset === 0 && payload.buffer.byteLength <= 2 * payload.length;
+    if (payload.length >= largeBytes && own && this.#recycled.length < recycledMax) this.#recycled.push(payload);
   }
 
-  #take(length: number): Buffer {
+  take(length: number): Buffer {
     const at = this.#recycled.findIndex((b) => b.buffer.byteLength >= length && b.buffer.byteLength <= 2 * length);
     if (at < 0) return Buffer.allocUnsafeSlow(length);
     const [found] = this.#recycled.splice(at, 1);
@@ -148,6 +153,14 @@ function checkPayload(peer: string, type: number, payload: Buffer, check: number
     );
 }
 
+interface LargeFrame {
+  readonly payload: Buffer;
+  filled: number;
+  readonly type: number;
+  readonly check: number;
+  readonly sum: number;
+}
+
 class SocketConnection implements FrameConnection {
   readonly peer: string;
   onFrame: (type: number, payload: Buffer) => void = () => {};
@@ -161,12 +174,16 @@ class SocketConnection implements FrameConnection {
   #error: Error | undefined;
   #corked = false;
   readonly #reader: FrameReader | undefined;
+  readonly #memory: PayloadMemory;
+  /** A large frame whose payload is arriving, on a connection without a reader. */
+  #large: LargeFrame | undefined;
 
   /** `reader`: of a socket made with `onread`, whose reads go to `read()`; other sockets give their data as events. */
   constructor(socket: net.Socket, peer: string, reader?: FrameReader) {
     this.#socket = socket;
     this.peer = peer;
     this.#reader = reader;
+    this.#memory = reader?.memory ?? new PayloadMemory();
     if (socket.remoteAddress !== undefined) socket.setNoDelay(true);
     if (reader === undefined) socket.on('data', (chunk: Buffer) => this.#receive(chunk));
     socket.on('drain', () => this.onDrain());
@@ -192,7 +209,7 @@ class SocketConnection implements FrameConnection {
   }
 
   recycle(payload: Buffer): void {
-    this.#reader?.recycle(payload);
+    this.#memory.recycle(payload);
   }
 
   sendThen(onSent: () => void, type: number, ...parts: readonly Buffer[]): boolean {
@@ -256,6 +273,29 @@ class SocketConnection implements FrameConnection {
   }
 
   #receive(chunk: Buffer): void {
+    try {
+      const rest = this.#large === undefined ? chunk : this.#fill(this.#large, chunk);
+      if (rest !== undefined) this.#receiveFrames(rest);
+    } catch (error) {
+      if (!(error instanceof FrameError)) throw error;
+      this.#fail(error.message);
+    }
+  }
+
+  /** What of the chunk is behind the large frame, when that is whole. */
+  #fill(large: LargeFrame, chunk: Buffer): Buffer | undefined {
+    const {payload, type, check, sum} = large;
+    const count = chunk.copy(payload, large.filled);
+    large.filled += count;
+    if (large.filled < payload.length) return undefined;
+    this.#large = undefined;
+    checkPayload(this.peer, type, payload, check, sum);
+    this.onFrame(type, payload);
+    return this.#socket.destroyed || count === chunk.length ? undefined : chunk.subarray(count);
+  }
+
+  /** Throws FrameError. */
+  #receiveFrames(chunk: Buffer): void {
     let buffer = chunk;
     if (this.#have > 0) {
       this.#parts.push(chunk);
@@ -267,26 +307,27 @@ class SocketConnection implements FrameConnection {
     }
     let at = 0;
     this.#need = headerBytes;
-    try {
-      while (buffer.length - at >= headerBytes) {
-        const length = buffer.readUInt32LE(at);
-        const type = buffer[at + 4]!;
-        const check = buffer.readUInt16LE(at + 5);
-        checkHeader(this.peer, length, type, check);
-        if (buffer.length - at < headerBytes + length) {
-          this.#need = headerBytes + length;
-          break;
+    while (buffer.length - at >= headerBytes) {
+      const length = buffer.readUInt32LE(at);
+      const type = buffer[at + 4]!;
+      const check = buffer.readUInt16LE(at + 5);
+      const sum = buffer.readUInt32LE(at + 7);
+      checkHeader(this.peer, length, type, check);
+      const from = at + headerBytes;
+      if (buffer.length - from < length) {
+        if (length >= largeBytes) {
+          const payload = this.#memory.take(length);
+          this.#large = {payload, filled: buffer.copy(payload, 0, from), type, check, sum};
+          return;
         }
-        const payload = buffer.subarray(at + headerBytes, at + headerBytes + length);
-        checkPayload(this.peer, type, payload, check, buffer.readUInt32LE(at + 7));
-        at += headerBytes + length;
-        this.onFrame(type, payload);
-        if (this.#socket.destroyed) return;
+        this.#need = headerBytes + length;
+        break;
       }
-    } catch (error) {
-      if (!(error instanceof FrameError)) throw error;
-      this.#fail(error.message);
-      return;
+      const payload = buffer.subarray(from, from + length);
+      checkPayload(this.peer, type, payload, check, sum);
+      at = from + length;
+      this.onFrame(type, payload);
+      if (this.#socket.destroyed) return;
     }
     if (at < buffer.length) {
       this.#parts = [buffer.subarray(at)];

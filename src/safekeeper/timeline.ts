@@ -188,6 +188,8 @@ export class Timeline {
         return;
       }
       this.#step({kind: 'message', connection: id, message});
+      // The bytes are in the page cache, and the record that they end in was copied: nobody looks at them any more.
+      if (type === frameAppend) frames.recycle(payload);
       // All frames of one read of the socket are handled before the microtask runs: they share one flush.
       if (type === frameAppend && !this.#batchScheduled) {
         this.#batchScheduled = true;
