@@ -13,10 +13,11 @@ import {Layout, internalPorts} from '#cli/layout.ts';
 import {findProject, makeFirstProject, startProject} from '#cli/first-project.ts';
 import {type RoleConfig, roleConfigs} from '#cli/role-configs.ts';
 import {setUp} from '#cli/setup.ts';
+import {systemClock} from '#runtime/clock.ts';
 import {systemDisk} from '#runtime/disk.ts';
 import {changeMode} from '#runtime/permissions.ts';
 import {SeededRandom} from '#runtime/random.ts';
-import {generateKeys} from '#wire/auth.ts';
+import {TokenIssuer, generateKeys} from '#wire/auth.ts';
 import {clientConfig, freeBlock} from '../pagoda.ts';
 import {FaultLink} from './fault-link.ts';
 
@@ -35,6 +36,11 @@ export interface CellOptions {
   /** Size of each safekeeper's file system. */
   readonly safekeeperDiskBytes?: number;
   readonly env?: Readonly<Record<string, string>>;
+  /** Added to the configurations of the role. */
+  readonly safekeeperConfig?: Readonly<Record<string, unknown>>;
+  readonly pageserverConfig?: Readonly<Record<string, unknown>>;
+  /** A fourth safekeeper that the control plane does not know: `safekeeper-4`. */
+  readonly spareSafekeeper?: boolean;
   readonly log: (line: string) => void;
 }
 
@@ -279,6 +285,12 @@ export class Cell {
     process.removeListener('exit', this.#atExit);
   }
 
+  /** A token of the control plane's for a safekeeper or a pageserver. */
+  async token(audience: 'safekeeper' | 'pageserver'): Promise<string> {
+    const issuer = await TokenIssuer.load(this.layout.keys, 'control', systemClock);
+    return issuer.sign({aud: audience, scope: 'node'});
+  }
+
   get #gateway(): string {
     return this.isIsolated ? `10.77.${this.#subnet}.1` : '127.0.0.1';
   }
@@ -313,6 +325,12 @@ export class Cell {
       objectStore: {kind: 'folder', root: layout.objects},
     });
     if (this.isIsolated) this.#isolate();
+    if (this.#options.spareSafekeeper) {
+      const model = roles.find((r) => r.name === 'safekeeper-1')!;
+      const [port, httpPort] = [this.#base + 38, this.#base + 39];
+      const config = {...(model.config as object), nodeId: 4, port, httpPort, dataDir: layout.node('safekeeper-4')};
+      roles.push({...model, name: 'safekeeper-4', config});
+    }
     for (const role of await this.#throughLinks(roles, internalPorts(ports.internal))) {
       writeFileSync(layout.configFile(role.name), JSON.stringify(role.config, undefined, 2), {mode: 0o600});
       this.#roles.set(role.name, {...role, child: undefined, ready: false, held: false});
@@ -346,9 +364,10 @@ export class Cell {
     const pages = await link('pages', 'pageserver', ports.pageserver);
     const pageserverHttp = await link('pageserver-http', 'pageserver', ports.pageserverHttp);
     const safekeepers: {nodeId: number; host: string; port: number; httpPort: number}[] = [];
-    for (const nodeId of [1, 2, 3]) {
-      const wal = await link(`safekeeper-${nodeId}`, `safekeeper-${nodeId}`, ports.safekeeper(nodeId));
-      const management = await link(`safekeeper-${nodeId}-http`, `safekeeper-${nodeId}`, ports.safekeeperHttp(nodeId));
+    for (const {name, config} of roles.filter((r) => r.role === 'safekeeper')) {
+      const {nodeId, port, httpPort} = config as {nodeId: number; port: number; httpPort: number};
+      const wal = await link(name, name, port);
+      const management = await link(`${name}-http`, name, httpPort);
       safekeepers.push({nodeId, host, port: wal.port, httpPort: management.port});
     }
     const controlUrl = `http://${control.host}:${control.port}`;
@@ -357,13 +376,20 @@ export class Cell {
       if ('broker' in config) config['broker'] = broker;
       if ('controlUrl' in config) config['controlUrl'] = controlUrl;
       if (role.role === 'safekeeper') {
+        Object.assign(config, this.#options.safekeeperConfig);
         config['host'] = this.#hostOf(role.name);
         config['advertiseHost'] = host;
-        config['advertisePort'] = safekeepers[Number(config['nodeId']) - 1]!.port;
+        config['advertisePort'] = safekeepers.find((s) => s.nodeId === config['nodeId'])!.port;
       }
-      if (role.role === 'pageserver') config['host'] = this.#hostOf(role.name);
+      if (role.role === 'pageserver') {
+        Object.assign(config, this.#options.pageserverConfig);
+        config['host'] = this.#hostOf(role.name);
+      }
       if (role.role === 'control') {
-        config['safekeepers'] = (config['safekeepers'] as object[]).map((s, i) => ({...s, ...safekeepers[i]}));
+        config['safekeepers'] = (config['safekeepers'] as {nodeId: number}[]).map((s) => ({
+          ...s,
+          ...safekeepers.find((linked) => linked.nodeId === s.nodeId),
+        }));
         config['pageservers'] = (config['pageservers'] as object[]).map((p) => ({
           ...p,
           ...pages,

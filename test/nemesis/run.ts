@@ -1,8 +1,9 @@
 /** One run of the nemesis: cell, workloads, faults, heal, verdict. */
-import {execFileSync} from 'node:child_process';
+import {execFile} from 'node:child_process';
 import {readFileSync, rmSync} from 'node:fs';
 import {join} from 'node:path';
 import {setTimeout as sleep} from 'node:timers/promises';
+import {promisify} from 'node:util';
 import {SeededRandom} from '#runtime/random.ts';
 import {clientConfig} from '../pagoda.ts';
 import {postgresBinDir} from '../postgres-cluster.ts';
@@ -160,23 +161,24 @@ async function verify(
     for (const a of found.slice(0, 5)) problems.push(`list-append at ${level}: ${a.kind}: ${a.text}`);
   }
   try {
-    amcheck(cell, await cell.endpointId());
+    await amcheck(cell, await cell.endpointId());
     say('pg_amcheck: clean');
   } catch (error) {
-    problems.push(`pg_amcheck: ${(error as {stdout?: Buffer}).stdout?.toString() ?? (error as Error).message}`);
+    problems.push(`pg_amcheck: ${(error as {stdout?: string}).stdout ?? (error as Error).message}`);
   }
   return {lost: ledger.lost.length, doubled: ledger.doubled.length, anomalies};
 }
 
-function amcheck(cell: Cell, endpointId: string): void {
+/** Not synchronous: the links that its pages come over live in this process. */
+async function amcheck(cell: Cell, endpointId: string): Promise<void> {
   const directory = join(cell.layout.computes, endpointId);
   const {pgPort} = JSON.parse(readFileSync(join(directory, 'run.json'), 'utf8')) as {pgPort: number};
-  execFileSync(
+  await promisify(execFile)(
     join(postgresBinDir, 'pg_amcheck'),
     `-h ${join(directory, 'data/run')} -p ${pgPort} -U pagoda_admin --all --heapallindexed --parent-check --install-missing`.split(
       ' ',
     ),
-    {stdio: ['ignore', 'pipe', 'pipe']},
+    {maxBuffer: 1 << 26},
   );
 }
 

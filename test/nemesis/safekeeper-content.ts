@@ -4,9 +4,7 @@ import {join} from 'node:path';
 import {setTimeout as sleep} from 'node:timers/promises';
 import {formatLsn, parseLsn} from '#postgres/lsn.ts';
 import {parseSegmentFileName, walSegmentSizeDefault} from '#postgres/wal/segment.ts';
-import {systemClock} from '#runtime/clock.ts';
 import {requestJson} from '#runtime/http.ts';
-import {TokenIssuer} from '#wire/auth.ts';
 import {type Cell, safekeeperNames} from './cell.ts';
 
 interface Status {
@@ -18,8 +16,7 @@ interface Status {
 
 /** Status of one timeline on each safekeeper. */
 export async function safekeeperStatus(cell: Cell, tenant: string, timeline: string): Promise<(Status | undefined)[]> {
-  const issuer = await TokenIssuer.load(cell.layout.keys, 'control', systemClock);
-  const token = await issuer.sign({aud: 'safekeeper', scope: 'node'});
+  const token = await cell.token('safekeeper');
   return Promise.all(
     safekeeperNames.map(async (name) => {
       const url = `${cell.urlOf(`${name}-http`)}/v1/tenant/${tenant}/timeline/${timeline}`;

@@ -59,7 +59,16 @@ export class Ledger {
     }
   }
 
-  compare(rows: readonly {id: number; part: number; payload: string}[]): LedgerVerdict {
+  /** What is known now: for a comparison while clients go on writing. */
+  snapshot(): ReadonlyMap<number, {readonly outcome: Outcome; readonly rows: number}> {
+    return new Map([...this.#entries].map(([id, entry]) => [id, {...entry}]));
+  }
+
+  /** `known`: the books as they were before the rows were read. */
+  compare(
+    rows: readonly {id: number; part: number; payload: string}[],
+    known: ReadonlyMap<number, {readonly outcome: Outcome; readonly rows: number}> = this.#entries,
+  ): LedgerVerdict {
     const there = new Map<number, {part: number; payload: string}[]>();
     for (const row of rows) {
       const list = there.get(row.id);
@@ -69,7 +78,7 @@ export class Ledger {
     const lost: number[] = [];
     const doubled: number[] = [];
     const wrong: number[] = [];
-    for (const [id, {outcome, rows: expected}] of this.#entries) {
+    for (const [id, {outcome, rows: expected}] of known) {
       const found = there.get(id)?.length ?? 0;
       if (outcome === 'committed' && found < expected) lost.push(id);
       if (outcome === 'aborted' && found > 0) wrong.push(id);

@@ -1,0 +1,229 @@
+/**
+ * How each durable step is reached. A driver does, again and again until the process has died, what makes a role take the step.
+ * A step of the code without a row here, or a row without a step, fails the command.
+ */
+import {setTimeout as sleep} from 'node:timers/promises';
+import {requestJson} from '#runtime/http.ts';
+import type {Cell} from '../nemesis/cell.ts';
+import {safekeeperNames} from '../nemesis/cell.ts';
+
+export interface Stage {
+  readonly cell: Cell;
+  readonly endpointId: string;
+  readonly tenant: string;
+  readonly timeline: string;
+  /** A superuser's statement at the compute; errors are nobody's concern. */
+  readonly admin: (sql: string) => Promise<void>;
+  /** True as soon as the armed process has died. */
+  readonly hasFired: () => boolean;
+}
+
+type Driver = (stage: Stage) => Promise<void>;
+
+export interface Row {
+  readonly driver: Driver;
+  /** Only this role's process is meant, when others take the step too. */
+  readonly process?: string;
+  /** In the short form of the matrix (npm test). */
+  readonly short?: boolean;
+}
+
+/** The clients' writes are enough. */
+const load: Driver = () => sleep(200);
+
+/** A new election: the compute is killed, the clients' next connections start it. */
+const election: Driver = async ({cell, endpointId, hasFired}) => {
+  const c = cell.compute(endpointId);
+  for (const pid of [c.agent, c.proposer, c.postgres]) kill(pid);
+  for (let waited = 0; waited < 4000 && !hasFired(); waited += 100) await sleep(100);
+};
+
+const newSegment: Driver = async ({admin, hasFired}) => {
+  await admin('select pg_switch_wal()');
+  for (let waited = 0; waited < 3000 && !hasFired(); waited += 100) await sleep(100);
+};
+
+/** A branch comes and goes. */
+const branch: Driver = async ({cell}) => {
+  const {projectId} = cell;
+  try {
+    const {branch: made} = await cell.api<{branch: {id: string}}>('POST', `/projects/${projectId}/branches`, {
+      branch: {},
+    });
+    await operationsOver(cell);
+    await cell.api('DELETE', `/projects/${projectId}/branches/${made.id}`);
+    await operationsOver(cell);
+  } catch {
+    // a safekeeper died meanwhile: that is what this is for; the operation goes on
+    await sleep(200);
+  }
+};
+
+/**
+ * Safekeeper 3 gets WAL that nobody else has, with a segment of its own, and never sees it committed; another compute goes on
+ * without it. When it comes back it must cut its tail.
+ */
+const divergence: Driver = async ({cell, endpointId, admin, hasFired}) => {
+  const links = safekeeperNames.map((name) => cell.links.get(name)!);
+  for (const l of links.slice(0, 2)) l.set({hold: 'up'});
+  const tail = (async () => {
+    // They wait for a quorum; the WAL is there all the same.
+    await Promise.race([
+      admin("select pg_logical_emit_message(false, 'crash-matrix', repeat('x', 300000))"),
+      sleep(1000),
+    ]);
+    await Promise.race([admin('select pg_switch_wal()'), sleep(1000)]);
+    await Promise.race([
+      admin("select pg_logical_emit_message(false, 'crash-matrix', repeat('y', 3000))"),
+      sleep(1000),
+    ]);
+  })();
+  await tail;
+  links[2]!.set({hold: 'both'});
+  const c = cell.compute(endpointId);
+  for (const pid of [c.agent, c.proposer, c.postgres]) kill(pid);
+  for (const l of links.slice(0, 2)) l.healThenReset();
+  await untilCommits(cell);
+  links[2]!.healThenReset();
+  for (let waited = 0; waited < 6000 && !hasFired(); waited += 100) await sleep(100);
+};
+
+/** Segments are archived once a newer one is begun and the pageserver has taken them in; then they may leave the disk. */
+const archive: Driver = async (stage) => {
+  await newSegment(stage);
+  await checkpoint(stage);
+};
+
+/** The pageserver writes down what it holds. */
+const checkpoint: Driver = async ({cell, tenant, timeline, hasFired}) => {
+  await requestJson({
+    method: 'POST',
+    url: `${cell.urlOf('pageserver-http')}/v1/tenant/${tenant}/timeline/${timeline}/checkpoint`,
+    token: await cell.token('pageserver'),
+    timeoutMs: 20_000,
+  }).catch(() => {});
+  for (let waited = 0; waited < 1000 && !hasFired(); waited += 100) await sleep(100);
+};
+
+/** Safekeeper 4, which is no member, copies the timeline, and lets go of it again. */
+const copy: Driver = async ({cell, tenant, timeline, hasFired}) => {
+  const token = await cell.token('safekeeper');
+  const base = (node: string): string => `${cell.urlOf(`${node}-http`)}/v1/tenant/${tenant}/timeline/${timeline}`;
+  try {
+    const {json} = await requestJson({method: 'GET', url: base('safekeeper-1'), token, timeoutMs: 5000});
+    const {membership} = json as {membership: {members: unknown[]}};
+    const post = (what: string, body: unknown): Promise<unknown> =>
+      requestJson({method: 'POST', url: `${base('safekeeper-4')}/${what}`, token, body, timeoutMs: 30_000});
+    await post('pull', {membership, from: membership.members});
+    if (!hasFired()) await post('exclude', {membership});
+  } catch {
+    await sleep(200);
+  }
+};
+
+const everySafekeeper = 'safekeeper-2';
+
+export const rows: Readonly<Record<string, Row>> = {
+  // The atomic replacement of a file, as the safekeeper's control file.
+  'disk.replace-write.before': {driver: election, process: everySafekeeper},
+  'disk.replace-write.after': {driver: election, process: everySafekeeper},
+  'disk.replace-fsync.after': {driver: election, process: everySafekeeper, short: true},
+  'disk.replace-rename.after': {driver: election, process: everySafekeeper, short: true},
+  'disk.replace-directory-sync.after': {driver: election, process: everySafekeeper},
+
+  'safekeeper.write.before': {driver: load},
+  'safekeeper.write.after': {driver: load, short: true},
+  'safekeeper.sync.before': {driver: load},
+  'safekeeper.sync.after': {driver: load, short: true},
+  'safekeeper.acknowledge.after': {driver: load},
+  'safekeeper.save.before': {driver: election},
+  'safekeeper.save.after': {driver: election},
+  'safekeeper.segment-create.before': {driver: newSegment},
+  'safekeeper.segment-create.after': {driver: newSegment, short: true},
+  'safekeeper.segment-directory-sync.after': {driver: newSegment},
+  'safekeeper.truncate.before': {driver: election},
+  'safekeeper.truncate.after': {driver: election, short: true},
+  'safekeeper.cut-remove.before': {driver: divergence},
+  'safekeeper.cut-remove.after': {driver: divergence, short: true},
+  'safekeeper.cut-zeros.before': {driver: divergence},
+  'safekeeper.cut-zeros.after': {driver: divergence},
+  'safekeeper.cut-sync.before': {driver: divergence},
+  'safekeeper.cut-sync.after': {driver: divergence},
+  'safekeeper.create.before': {driver: branch},
+  'safekeeper.create-directory.after': {driver: branch},
+  'safekeeper.create-control-file.after': {driver: branch, short: true},
+  'safekeeper.create.after': {driver: branch},
+  'safekeeper.delete-mark.before': {driver: branch},
+  'safekeeper.delete-mark.after': {driver: branch, short: true},
+  'safekeeper.delete-files.after': {driver: branch},
+  'safekeeper.archive-manifest.before': {driver: archive},
+  'safekeeper.archive-manifest.after': {driver: archive},
+  'safekeeper.archive-put.before': {driver: archive},
+  'safekeeper.archive-put.after': {driver: archive, short: true},
+  'safekeeper.archive-record.before': {driver: archive},
+  'safekeeper.archive-record.after': {driver: archive},
+  'safekeeper.drop.before': {driver: archive},
+  'safekeeper.drop.after': {driver: archive},
+  'safekeeper.pull.before': {driver: copy},
+  'safekeeper.pull-wal.after': {driver: copy},
+  'safekeeper.pull.after': {driver: copy},
+  'safekeeper.exclude-mark.before': {driver: copy},
+  'safekeeper.exclude-mark.after': {driver: copy},
+  'safekeeper.exclude-rename.after': {driver: copy},
+
+  'proposer.send-greeting.before': {driver: election},
+  'proposer.receive-greeting-response.before': {driver: election},
+  'proposer.send-vote-request.before': {driver: election},
+  'proposer.receive-vote-response.before': {driver: election},
+  'proposer.send-elected.before': {driver: election, short: true},
+  'proposer.receive-elected-response.before': {driver: election},
+  'proposer.elected.before': {driver: election},
+  'proposer.elected.after': {driver: election},
+  'proposer.send-append.before': {driver: load},
+  'proposer.receive-append-response.before': {driver: load},
+  'proposer.acknowledge.before': {driver: load, short: true},
+
+  'pageserver.upload.layer.before': {driver: checkpoint},
+  'pageserver.upload.layer.after': {driver: checkpoint, short: true},
+  'pageserver.upload.index.before': {driver: checkpoint},
+  'pageserver.upload.index.after': {driver: checkpoint},
+  'pageserver.compaction.upload.before': {driver: checkpoint},
+  'pageserver.compaction.upload.after': {driver: checkpoint},
+  'pageserver.compaction.install.before': {driver: checkpoint},
+  'pageserver.delete.before': {driver: checkpoint},
+  'pageserver.gc.before': {driver: checkpoint},
+};
+
+/** Roles whose steps are walked. Others' failpoints are their owners' tests'. */
+export const walkedRoles: readonly string[] = ['disk', 'safekeeper', 'proposer', 'pageserver'];
+
+function kill(pid: number | undefined): void {
+  try {
+    if (pid !== undefined) process.kill(pid, 'SIGKILL');
+  } catch {
+    // gone by itself
+  }
+}
+
+async function operationsOver(cell: Cell): Promise<void> {
+  for (let waited = 0; waited < 20_000; waited += 100) {
+    const {operations} = await cell.api<{operations: {status: string}[]}>(
+      'GET',
+      `/projects/${cell.projectId}/operations?limit=100`,
+    );
+    if (operations.every((o) => ['finished', 'skipped', 'cancelled', 'failed'].includes(o.status))) return;
+    await sleep(100);
+  }
+}
+
+async function untilCommits(cell: Cell): Promise<void> {
+  const deadline = performance.now() + 30_000;
+  while (performance.now() < deadline) {
+    try {
+      await cell.query("select pg_logical_emit_message(true, 'crash-matrix', 'committed')");
+      return;
+    } catch {
+      await sleep(100);
+    }
+  }
+}
