@@ -24,15 +24,18 @@ export function typeLoads(rows: number): readonly TypeLoad[] {
     load('Heap/DELETE', [table, fill, 'vacuum freeze t'], ['delete from t']),
     load('Heap/HOT_UPDATE', [`${table} with (fillfactor = 45)`, fill, 'vacuum freeze t'], ['update t set b = b + 1']),
     load('Heap/UPDATE', [table, fill, 'vacuum freeze t'], ['update t set b = b + 1']),
-    // Pages nearly full: five rows change within the page, and the next reader prunes it.
-    load(
-      'Heap2/PRUNE',
-      [`${table} with (fillfactor = 92)`, `${fill.replace(String(rows), String(rows / 4))}`, 'vacuum freeze t'],
-      Array.from({length: 40}, (_, i) => [
-        `update t set b = b + 1 where a % 26 = ${i % 26}`,
-        'select count(*) from t',
-      ]).flat(),
-    ),
+    // Pages nearly full: about one row of each changes within the page, and the next reader prunes it.
+    {
+      ...load(
+        'Heap2/PRUNE',
+        [`${table} with (fillfactor = 92)`, `${fill.replace(String(rows), String(rows / 4))}`, 'vacuum freeze t'],
+        Array.from({length: 120}, (_, i) => [
+          `update t set b = b + 1 where a % 120 = ${i}`,
+          'select count(*) from t',
+        ]).flat(),
+      ),
+      name: `redo-heap2-prune-one-${rows}`,
+    },
     load(
       'Btree/INSERT_LEAF',
       [
