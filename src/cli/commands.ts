@@ -20,6 +20,10 @@ export const help = `pagoda: serverless Postgres on this machine
                          what runs, and how to connect
   pagoda stop            stop a running installation
   pagoda logs [ROLE]     last lines of all logs, or of one (control, safekeeper-1, compute-ep-…)
+  pagoda wal dump BRANCH|FOLDER [--start LSN] [--end LSN] [--rmgr NAME] [--stats] [--limit N]
+                         WAL records of a branch and its ancestors, as pg_waldump prints them
+  pagoda wal fsck BRANCH|FOLDER
+                         reads all WAL there is of a branch, on the safekeepers of this machine and in the archive
   pagoda help
 
   --data DIR             data directory (default: PAGODA_DATA, else ./.pagoda)

@@ -36,6 +36,11 @@ async function main(argv: readonly string[]): Promise<void> {
       const {logs} = await import('#cli/commands.ts');
       return logs(args, layoutOf(args.options));
     }
+    case 'wal': {
+      const {wal, walOptions} = await import('#cli/wal/command.ts');
+      const args = parseArguments(rest, {...dataOption, ...walOptions});
+      return wal(args, layoutOf(args.options));
+    }
     case 'help':
     case '--help':
     case '-h': {
