@@ -21,10 +21,10 @@ import {Metrics} from '#runtime/metrics.ts';
 import {freePort} from '#runtime/net.ts';
 import {changeOwner} from '#runtime/permissions.ts';
 import type {Lsn} from '#postgres/lsn.ts';
-import {formatLsn} from '#postgres/lsn.ts';
+import {formatLsn, parseLsn} from '#postgres/lsn.ts';
 import {ActivityWatch} from '#compute/activity.ts';
-import {applyCatalog} from '#compute/catalog.ts';
-import {makeDataDirectory} from '#compute/data-directory.ts';
+import {applyCatalog, type PostgresAddress} from '#compute/catalog.ts';
+import {type DataDirectory, makeDataDirectory} from '#compute/data-directory.ts';
 import {hotBlockSettings, keepHotBlocks, restoreHotBlocks} from '#compute/hot-blocks.ts';
 import {HydrationServer} from '#compute/hydration-server.ts';
 import {PageSource} from '#compute/page-source.ts';
@@ -32,6 +32,8 @@ import {PostgresProcess} from '#compute/postgres-process.ts';
 import {adminRole, storageSettings} from '#compute/postgres-settings.ts';
 import {ProposerProcess} from '#compute/proposer-process.ts';
 import type {ComputeConfig} from '#compute/spec.ts';
+import {Lease, relayPort, type ReplicaBase, standbySettings} from '#compute/standby.ts';
+import {WalRelay} from '#compute/wal-relay.ts';
 import type {ComputeSpec} from '#wire/compute-spec.ts';
 import {uploadStatistics} from '#compute/graceful-stop.ts';
 import {TokenSource} from '#compute/token-source.ts';
@@ -52,14 +54,27 @@ const stopFastMsMax = 60_000;
 const finalWalMsMax = 30_000;
 
 /** What is alive between one election and the end of that Postgres. */
-interface Incarnation {
+interface Incarnation extends Base {
   readonly lsn: Lsn;
-  readonly term: number;
-  readonly proposer: ProposerProcess;
+  /** Of a primary. */
+  readonly term: number | undefined;
+  readonly proposer: ProposerProcess | undefined;
+  /** Of a replica. */
+  readonly relay: WalRelay | undefined;
   readonly postgres: PostgresProcess;
+  readonly activity: ActivityWatch;
+}
+
+interface Base {
+  readonly lease: Lease;
   readonly pages: PageSource;
   readonly hydration: HydrationServer;
-  readonly activity: ActivityWatch;
+}
+
+async function closeBase({lease, pages, hydration}: Base): Promise<void> {
+  lease.stop();
+  pages.stop();
+  await hydration.close();
 }
 
 export interface RunningCompute {
@@ -130,6 +145,8 @@ class ComputeAgent {
   #pgPort = 0;
   #catalogApplied: boolean;
   #prewarming = false;
+  /** Where a replica's next base must at least be. */
+  #rebaseLsn: Lsn | undefined;
   #stopping: Promise<void> | undefined;
   #end: (end: {state: ComputeState; reason: string}) => void = () => {};
 
@@ -202,103 +219,206 @@ class ComputeAgent {
     await this.#http?.close();
   }
 
-  /** Steps 1 to 4. */
+  /** Steps 1 to 4; a compute that only reads has no proposer and starts at what the pageserver has. */
   async #launch(): Promise<void> {
-    const config = this.#config;
     const paths = this.#paths;
     const started = this.#clock.monotonicMs();
-    this.#state = 'electing';
-    this.#disk.makeDirectory(config.dataDir);
-    this.#disk.remove(paths.run);
-    this.#disk.makeDirectory(paths.run);
-    changeOwner(config.dataDir, config.systemUser);
-    changeOwner(paths.run, config.systemUser);
-    replaceFile(this.#disk, paths.proposerConfig, Buffer.from(JSON.stringify(this.#proposerConfig())));
-    const proposer = await this.#startProposer(paths.proposerConfig);
-    this.#proposer = proposer;
-    const {lsn, term} = await proposer.elected;
+    this.#prepareDirectories();
+    const primary = this.#spec.mode === 'primary' ? await this.#elect() : undefined;
     const electedMs = this.#clock.monotonicMs() - started;
 
     this.#state = 'unpacking';
-    const token = this.#tokens.current;
-    await makeDataDirectory({
-      disk: this.#disk,
-      path: paths.pgdata,
-      spec: this.#spec,
-      lsn,
-      token,
-      owner: config.systemUser,
-    });
-    const hotBlocks = hotBlockSettings(this.#disk, config.binDir);
-    const prewarmed = restoreHotBlocks(this.#disk, paths.pgdata, paths.hotBlocks);
-    this.#prewarming = prewarmed > 0;
-    if (prewarmed > 0) changeOwner(joinPath(paths.pgdata, 'autoprewarm.blocks'), config.systemUser);
-    const pages = new PageSource({
-      spec: this.#spec,
-      token: () => this.#tokens.current,
-      lsn,
-      clock: this.#clock,
-      log: this.#log,
-    });
-    const hydration = await HydrationServer.start({
-      path: paths.hydrationSocket,
-      pages,
-      log: this.#log,
-      metrics: this.#metrics,
-    });
-    changeOwner(paths.hydrationSocket, config.systemUser);
+    const {lsn, replica} = await this.#unpack(primary?.lsn);
+    const {prewarmed, settings} = this.#prepareHotBlocks();
+    const base = await this.#openBase(lsn);
     const unpackedMs = this.#clock.monotonicMs() - started;
 
     this.#state = 'starting';
+    const address = {socketDir: paths.run, port: this.#pgPort};
+    let relay: WalRelay | undefined;
     let postgres: PostgresProcess;
     try {
-      postgres = await PostgresProcess.start({
-        binDir: config.binDir,
-        dataDir: paths.pgdata,
-        user: config.systemUser,
-        settings: {
-          ...storageSettings({
-            extensionLibrary: config.extensionLibrary,
-            agentSocket: paths.hydrationSocket,
-            socketDir: paths.run,
-            port: this.#pgPort,
-            preloadLibraries: [hotBlocks.library, this.#spec.settings['shared_preload_libraries']],
-          }),
-          ...hotBlocks.settings,
-        },
-        clock: this.#clock,
-        log: this.#log,
-        onLine: (line) => {
-          this.#log.info(`postgres: ${line}`);
-          if (line.includes('autoprewarm successfully prewarmed')) this.#prewarming = false;
-        },
-      });
+      if (this.#spec.mode === 'static') await this.#applyRolesOfNow(address);
+      if (replica) relay = await this.#startRelay(lsn, replica);
+      if (this.#spec.mode !== 'primary') {
+        const relayDir = replica && paths.run;
+        Object.assign(settings, standbySettings(this.#disk, paths.pgdata, this.#spec, relayDir));
+        replaceFile(this.#disk, joinPath(paths.pgdata, 'standby.signal'), Buffer.alloc(0));
+        changeOwner(joinPath(paths.pgdata, 'standby.signal'), this.#config.systemUser);
+      }
+      postgres = await this.#startPostgres(settings);
     } catch (error) {
-      pages.stop();
-      await hydration.close();
+      await relay?.stop();
+      await closeBase(base);
       throw error;
     }
-    const address = {socketDir: paths.run, port: this.#pgPort};
     const activity = new ActivityWatch({address, clock: this.#clock, log: this.#log});
-    const incarnation: Incarnation = {lsn, term, proposer, postgres, pages, hydration, activity};
+    const incarnation: Incarnation = {
+      lsn,
+      term: primary?.term,
+      proposer: primary?.proposer,
+      relay,
+      postgres,
+      ...base,
+      activity,
+    };
     this.#current = incarnation;
     void postgres.exited.then(() => this.#onDeath(incarnation, 'Postgres'));
-    void proposer.exited.then(() => this.#onDeath(incarnation, 'the proposer'));
-    proposer.stream({...address, user: adminRole});
-    if (!this.#catalogApplied) {
-      await applyCatalog(address, this.#spec);
-      this.#catalogApplied = true;
+    if (primary) {
+      void primary.proposer.exited.then(() => this.#onDeath(incarnation, 'the proposer'));
+      primary.proposer.stream({...address, user: adminRole});
+      if (!this.#catalogApplied) {
+        await applyCatalog(address, this.#spec);
+        this.#catalogApplied = true;
+      }
     }
     this.#state = 'running';
     this.#log.info('running', {
+      mode: this.#spec.mode,
       lsn: formatLsn(lsn),
-      term,
+      term: primary?.term,
       pgPort: this.#pgPort,
       electedMs: Math.round(electedMs),
       unpackedMs: Math.round(unpackedMs),
       prewarmed,
       totalMs: Math.round(this.#clock.monotonicMs() - started),
     });
+  }
+
+  #prepareDirectories(): void {
+    const {dataDir, systemUser} = this.#config;
+    const {run} = this.#paths;
+    this.#disk.makeDirectory(dataDir);
+    this.#disk.remove(run);
+    this.#disk.makeDirectory(run);
+    changeOwner(dataDir, systemUser);
+    changeOwner(run, systemUser);
+  }
+
+  async #elect(): Promise<{proposer: ProposerProcess; lsn: Lsn; term: number}> {
+    const {proposerConfig} = this.#paths;
+    this.#state = 'electing';
+    replaceFile(this.#disk, proposerConfig, Buffer.from(JSON.stringify(this.#proposerConfig())));
+    const proposer = await this.#startProposer(proposerConfig);
+    this.#proposer = proposer;
+    return {proposer, ...(await proposer.elected)};
+  }
+
+  #unpack(electedLsn: Lsn | undefined): Promise<DataDirectory> {
+    const {mode, startLsn} = this.#spec;
+    const asked = mode === 'static' && startLsn !== undefined ? parseLsn(startLsn) : electedLsn;
+    return makeDataDirectory({
+      disk: this.#disk,
+      path: this.#paths.pgdata,
+      spec: this.#spec,
+      lsn: mode === 'replica' ? this.#rebaseLsn : asked,
+      token: this.#tokens.current,
+      owner: this.#config.systemUser,
+      forReplica: mode === 'replica',
+    });
+  }
+
+  /** What Postgres reads its pages from: one LSN, under a lease. */
+  async #openBase(lsn: Lsn): Promise<Base> {
+    const {hydrationSocket} = this.#paths;
+    const token = (): string => this.#tokens.current;
+    const lease = new Lease({spec: this.#spec, lsn, token, clock: this.#clock, log: this.#log});
+    // Of the newest LSN nobody has to wait for it.
+    if (this.#spec.mode === 'static') await lease.granted;
+    const pages = new PageSource({spec: this.#spec, token, lsn, clock: this.#clock, log: this.#log});
+    const hydration = await HydrationServer.start({
+      path: hydrationSocket,
+      pages,
+      log: this.#log,
+      metrics: this.#metrics,
+    });
+    changeOwner(hydrationSocket, this.#config.systemUser);
+    return {lease, pages, hydration};
+  }
+
+  #prepareHotBlocks(): {prewarmed: number; settings: Record<string, string>} {
+    const {pgdata, hotBlocks, run, hydrationSocket} = this.#paths;
+    const {library, settings} = hotBlockSettings(this.#disk, this.#config.binDir);
+    const prewarmed = restoreHotBlocks(this.#disk, pgdata, hotBlocks);
+    this.#prewarming = prewarmed > 0;
+    if (prewarmed > 0) changeOwner(joinPath(pgdata, 'autoprewarm.blocks'), this.#config.systemUser);
+    return {
+      prewarmed,
+      settings: {
+        ...storageSettings({
+          extensionLibrary: this.#config.extensionLibrary,
+          agentSocket: hydrationSocket,
+          socketDir: run,
+          port: this.#pgPort,
+          preloadLibraries: [library, this.#spec.settings['shared_preload_libraries']],
+        }),
+        ...settings,
+      },
+    };
+  }
+
+  #startPostgres(settings: Readonly<Record<string, string>>): Promise<PostgresProcess> {
+    return PostgresProcess.start({
+      binDir: this.#config.binDir,
+      dataDir: this.#paths.pgdata,
+      user: this.#config.systemUser,
+      settings,
+      clock: this.#clock,
+      log: this.#log,
+      onLine: (line) => {
+        this.#log.info(`postgres: ${line}`);
+        if (line.includes('autoprewarm successfully prewarmed')) this.#prewarming = false;
+      },
+    });
+  }
+
+  /**
+   * The roles of the past have the passwords of the past, and some are missing. So a static compute first runs for a moment as
+   * a primary that nobody can reach and whose WAL nobody gets, and the roles of now are put in.
+   */
+  async #applyRolesOfNow(address: PostgresAddress): Promise<void> {
+    const {settings} = this.#prepareHotBlocks();
+    const postgres = await this.#startPostgres({
+      ...settings,
+      'pg_prewarm.autoprewarm': 'off',
+      listen_addresses: '',
+      synchronous_standby_names: '',
+    });
+    try {
+      await applyCatalog(address, {...this.#spec, databases: [], droppedRoles: [], droppedDatabases: []});
+      postgres.stopFast();
+    } catch (error) {
+      postgres.stopImmediately();
+      throw error;
+    } finally {
+      await postgres.exited;
+    }
+  }
+
+  async #startRelay(lsn: Lsn, replica: ReplicaBase): Promise<WalRelay> {
+    const {tenantId, timelineId, systemId, safekeepers} = this.#spec;
+    const path = joinPath(this.#paths.run, `.s.PGSQL.${relayPort}`);
+    const relay = await WalRelay.start({
+      path,
+      tenantId,
+      timelineId,
+      systemId,
+      safekeepers,
+      token: () => this.#tokens.current,
+      startLsn: lsn,
+      previousLsn: replica.previousLsn,
+      localWal: replica.localWal,
+      clock: this.#clock,
+      log: this.#log,
+      onRebase: (rebaseLsn, why) => {
+        this.#log.info('the replica starts from a newer base', {lsn: formatLsn(rebaseLsn), reason: why});
+        this.#rebaseLsn = rebaseLsn > lsn ? rebaseLsn : undefined;
+        const current = this.#current;
+        if (current?.relay === relay) void this.#onDeath(current, 'the base of the replica');
+      },
+    });
+    changeOwner(path, this.#config.systemUser);
+    return relay;
   }
 
   async #startProposer(config: string): Promise<ProposerProcess> {
@@ -314,8 +434,17 @@ class ComputeAgent {
   }
 
   #proposerConfig(): unknown {
-    const {tenantId, timelineId, systemId, pgVersion, safekeepers} = this.#spec;
-    return {tenantId, timelineId, systemId, pgVersion, safekeepers, token: this.#tokens.current};
+    const {tenantId, timelineId, systemId, pgVersion, safekeepers, newSafekeepers, safekeeperGeneration} = this.#spec;
+    return {
+      tenantId,
+      timelineId,
+      systemId,
+      pgVersion,
+      safekeepers,
+      ...(safekeeperGeneration === undefined ? {} : {generation: safekeeperGeneration}),
+      ...(newSafekeepers === undefined ? {} : {newSafekeepers}),
+      token: this.#tokens.current,
+    };
   }
 
   /** A part died that nobody asked to stop: everything of this incarnation goes, and a new one starts from storage. */
@@ -380,8 +509,8 @@ class ComputeAgent {
       const timer = this.#clock.setTimer(5000, () => current.postgres.kill());
       await current.postgres.exited;
       timer.cancel();
-      current.pages.stop();
-      await current.hydration.close();
+      await current.relay?.stop();
+      await closeBase(current);
     }
     if (proposer) {
       proposer.kill();
@@ -402,12 +531,15 @@ class ComputeAgent {
       timer.cancel();
       // A list that was not read to its end is still better than what was read of it.
       if (!this.#prewarming) keepHotBlocks(this.#disk, this.#paths.pgdata, this.#paths.hotBlocks);
-      const committed = await Promise.race([
-        proposer.stopped,
-        proposer.exited.then(() => undefined),
-        this.#clock.sleep(finalWalMsMax).then(() => undefined),
-      ]);
-      if (committed === undefined)
+      const committed =
+        proposer &&
+        (await Promise.race([
+          proposer.stopped,
+          proposer.exited.then(() => undefined),
+          this.#clock.sleep(finalWalMsMax).then(() => undefined),
+        ]));
+      if (!proposer) this.#log.info('stopped');
+      else if (committed === undefined)
         this.#log.warn('stopped before the shutdown checkpoint was committed; nothing acknowledged is lost');
       else {
         try {
@@ -446,6 +578,8 @@ class ComputeAgent {
             term: this.#current?.term,
             pagesFetched: this.#current?.hydration.pagesFetched,
             // While it starts, or starts again, somebody waits for it.
+            mode: this.#spec.mode,
+            ...this.#replicaStatus(),
             lastActiveMs: this.#current?.activity.lastActiveMs ?? this.#clock.nowMs(),
           },
         }),
@@ -478,6 +612,13 @@ class ComputeAgent {
     ];
   }
 
+  #replicaStatus(): {replica?: {replayLsn: string; lagBytes: number; lagSeconds: number}} {
+    const position = this.#current?.relay?.position;
+    if (!position) return {};
+    const {replayLsn, commitLsn, lagSeconds} = position;
+    return {replica: {replayLsn: formatLsn(replayLsn), lagBytes: Math.max(0, commitLsn - replayLsn), lagSeconds}};
+  }
+
   /** Throws HttpError 409 when somebody has used Postgres after that time. */
   async #refuseIfUsed(idleSinceMs: number): Promise<void> {
     const activity = this.#current?.activity;
@@ -502,6 +643,8 @@ class ComputeAgent {
         'not_running',
         `compute ${this.#spec.endpointId} is ${this.#state}; the change applies at its next start`,
       );
+    // A replica gets it by replay.
+    if (this.#spec.mode !== 'primary') return {status: 200, json: {state: this.#state}};
     try {
       await applyCatalog({socketDir: this.#paths.run, port: this.#pgPort}, this.#spec);
     } catch (error) {

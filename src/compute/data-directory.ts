@@ -9,28 +9,39 @@ import {dirname, joinPath, replaceFile} from '#runtime/disk.ts';
 import {requestStream} from '#runtime/http.ts';
 import {changeOwner} from '#runtime/permissions.ts';
 import type {ComputeSpec} from '#wire/compute-spec.ts';
+import {type ReplicaBase, writeReplicaBase} from '#compute/standby.ts';
 import {hostBasedAuthentication, postgresqlConf} from '#compute/postgres-settings.ts';
 
 /** Waiting for the pageserver to reach X is part of it. */
 const basebackupMsMax = 120_000;
 
+export interface DataDirectory {
+  /** Where it starts. */
+  readonly lsn: Lsn;
+  /** Of a replica. */
+  readonly replica?: ReplicaBase;
+}
+
 /**
- * Makes `path` a data directory that starts at `lsn` without recovery. Throws an Error that names tenant, branch and LSN
+ * Makes `path` a data directory that starts at `lsn` without recovery; without `lsn` at the newest that the pageserver has. One
+ * of a replica starts in the middle of a branch that goes on (standby.ts). Throws an Error that names tenant, branch and LSN
  * when the pageserver does not give the basebackup.
  */
 export async function makeDataDirectory(options: {
   disk: Disk;
   path: string;
   spec: ComputeSpec;
-  lsn: Lsn;
+  lsn: Lsn | undefined;
   token: string;
   owner: string;
-}): Promise<void> {
-  const {disk, path, spec, lsn} = options;
-  const where = `tenant ${spec.tenantId}, branch ${spec.branchId} (timeline ${spec.timelineId}), LSN ${formatLsn(lsn)}`;
+  forReplica?: boolean;
+}): Promise<DataDirectory> {
+  const {disk, path, spec} = options;
+  const at = options.lsn === undefined ? 'newest LSN' : `LSN ${formatLsn(options.lsn)}`;
+  const where = `tenant ${spec.tenantId}, branch ${spec.branchId} (timeline ${spec.timelineId}), ${at}`;
   const url =
     `http://${spec.pageserver.host}:${spec.pageserver.httpPort}/v1/tenant/${spec.tenantId}/timeline/${spec.timelineId}` +
-    `/basebackup?lsn=${encodeURIComponent(formatLsn(lsn))}&wal=none`;
+    `/basebackup?wal=none${options.lsn === undefined ? '' : `&lsn=${encodeURIComponent(formatLsn(options.lsn))}`}`;
   const response = await requestStream({method: 'GET', url, token: options.token, timeoutMs: basebackupMsMax});
   if (response.status !== 200) {
     const parts: Buffer[] = [];
@@ -68,12 +79,16 @@ export async function makeDataDirectory(options: {
   // pg_control comes last in the stream: a basebackup that was cut off cannot be started.
   if (!sawControlFile)
     throw new Error(`the basebackup ended before pg_control (${where}); the pageserver's log says why`);
+  const lsn = parseLsn(response.headers['x-pagoda-lsn'] ?? '');
   const previous = response.headers['x-pagoda-previous-lsn'];
-  writeCheckpoint(disk, path, lsn, previous === undefined ? undefined : parseLsn(previous));
+  let replica: ReplicaBase | undefined;
+  if (options.forReplica === true) replica = writeReplicaBase(disk, path, lsn);
+  else writeCheckpoint(disk, path, lsn, previous === undefined ? undefined : parseLsn(previous));
   replaceFile(disk, joinPath(path, 'postgresql.conf'), Buffer.from(postgresqlConf(spec)));
   replaceFile(disk, joinPath(path, 'pg_hba.conf'), Buffer.from(hostBasedAuthentication));
   replaceFile(disk, joinPath(path, 'pg_ident.conf'), Buffer.alloc(0));
   giveAway(disk, path, options.owner);
+  return {lsn, ...(replica === undefined ? {} : {replica})};
 }
 
 /** The WAL that pg_control speaks of: one checkpoint at the start LSN. Made here, because most of a segment is zeros. */

@@ -56,7 +56,7 @@ export class PostgresProcess {
         options.onLine(line);
         lastWords.push(line);
         if (lastWords.length > 20) lastWords.shift();
-        if (line.includes('database system is ready to accept connections')) ready();
+        if (/database system is ready to accept (read-only )?connections/.test(line)) ready();
       },
     });
     const postgres = new PostgresProcess(child);

@@ -66,6 +66,11 @@ export class ControlFile {
   clearRecoveryPoints(): void {
     this.bytes.fill(0, 136, 172);
   }
+  /** minRecoveryPoint and minRecoveryPointTLI: a standby lets readers in when it has replayed up to there. */
+  setRecoveryPoint(value: Lsn, timeline: number): void {
+    writeLsn64(this.bytes, 136, value);
+    this.bytes.writeUInt32LE(timeline, 144);
+  }
   /** 0 minimal, 1 replica, 2 logical. */
   get walLevel(): number {
     return this.bytes.readUInt32LE(172);

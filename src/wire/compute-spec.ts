@@ -32,12 +32,18 @@ export interface ComputeSpec {
   readonly projectId: string;
   readonly branchId: string;
   readonly endpointId: string;
-  readonly mode: 'primary';
+  /** primary: the branch's one writer. replica: reads, and follows the branch. static: reads, at `startLsn` for ever. */
+  readonly mode: 'primary' | 'replica' | 'static';
+  readonly startLsn?: string;
   readonly pgVersion: number;
   /** pg_control's system identifier, decimal. */
   readonly systemId: string;
   readonly pageserver: PageserverAddress;
   readonly safekeepers: readonly SafekeeperAddress[];
+  /** Of the membership that the list belongs to (wire/membership.ts); absent: 1. */
+  readonly safekeeperGeneration?: number;
+  /** While the safekeepers are being changed: those that will be. */
+  readonly newSafekeepers?: readonly SafekeeperAddress[];
   /** Tenant token for pageserver and safekeepers, at most an hour old; see tokenRefreshUrl. */
   readonly token: string;
   /** `POST` with the current token answers `{token}`. Absent in tests. */
