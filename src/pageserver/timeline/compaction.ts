@@ -159,6 +159,8 @@ export class Compactor {
     const slices = this.#slices(() => merge.heldBytes + output.size);
     output.begin(plan.startLsn, plan.endLsn, plan.continues);
     let next: string | undefined;
+    /** The layer begins in the middle of a key: it is for that key alone. */
+    let cut = false;
     const key = Buffer.alloc(keyBytes);
     let present: Key | undefined;
     for (let cursor = merge.first; cursor !== undefined; cursor = merge.first) {
@@ -166,7 +168,7 @@ export class Compactor {
         present !== undefined &&
         cursor.keyBuffer.compare(key, 0, keyBytes, cursor.keyOffset, cursor.keyOffset + keyBytes) === 0;
       const {lsn} = cursor;
-      if (output.size >= state.context.limits.compaction.targetBytes) {
+      if (output.size >= state.context.limits.compaction.targetBytes || (cut && !sameKey)) {
         if (!sameKey) {
           next = cursor.keyBuffer.toString('hex', cursor.keyOffset, cursor.keyOffset + keyBytes);
           break;
@@ -175,6 +177,7 @@ export class Compactor {
         if (lsn > output.lastLsn) {
           await output.finish();
           output.begin(lsn, plan.endLsn, false);
+          cut = true;
         }
       }
       if (!sameKey) {
@@ -323,7 +326,10 @@ export class Compactor {
         );
         if (last === undefined || last.kind === valueKind.tombstone) continue;
         const found = {key, encoded: Buffer.from(encoded)};
-        if (!isPage) return {...found, value: {...last, lsn, flags: flagStartsHistory}};
+        if (!isPage) {
+          const {kind, blockId, payload} = last;
+          return {...found, value: {lsn, kind, flags: flagStartsHistory, blockId, payload}};
+        }
         const zero = page.equals(zeroPage);
         // Blocks of a relation that are not there read as zeros; which pages an SLRU has is told by its keys.
         if (zero && prefix.kind === keyKind.relPage) continue;

@@ -1,4 +1,5 @@
 /** For tests: a naive model of a timeline, and random histories that drive the model and the real thing alike. */
+import assert from 'node:assert/strict';
 import fc from 'fast-check';
 import {systemRandom} from '#runtime/random.ts';
 import {systemClock} from '#runtime/clock.ts';
@@ -11,6 +12,8 @@ import {BlockCache} from '../layers/block-cache.ts';
 import {PageserverMetrics} from '../metrics.ts';
 import {MemoryBudget} from './memory-budget.ts';
 import {type LimitChanges, type PageserverContext, limitsWith} from './state.ts';
+import type {Tenant} from './tenant.ts';
+import type {Timeline} from './timeline.ts';
 import type {TimelineWriter} from './write-path.ts';
 
 export function testContext(store: ObjectStore, limits: LimitChanges = {}, cacheBytes = 1 << 20): PageserverContext {
@@ -239,3 +242,69 @@ export async function applyToWriter(
 
 export const testIds = {tenantId: '0123456789abcdef0123456789abcdef', firstTimeline: 'a'.repeat(32)};
 export const importLsn: Lsn = lsn(0x1000);
+
+/** A branch as the model has it: its own changes, and where it comes from. The safekeepers' part: it can be ingested again. */
+export interface ModelBranch {
+  readonly id: string;
+  readonly ancestor: {readonly branch: ModelBranch; readonly lsn: Lsn} | undefined;
+  readonly log: {readonly lsn: Lsn; readonly change: Change; readonly world: World}[];
+}
+
+export function worldAt(branch: ModelBranch, at: Lsn): World {
+  const record = branch.log.findLast((r) => r.lsn <= at);
+  if (record !== undefined) return record.world;
+  return branch.ancestor === undefined
+    ? emptyWorld()
+    : worldAt(branch.ancestor.branch, at < branch.ancestor.lsn ? at : branch.ancestor.lsn);
+}
+export const tip = (branch: ModelBranch): Lsn => branch.log.at(-1)?.lsn ?? branch.ancestor?.lsn ?? importLsn;
+
+export async function compare(timeline: Timeline, branch: ModelBranch, at: Lsn): Promise<void> {
+  const world = worldAt(branch, at);
+  for (let database = 0; database < 2; database++) {
+    const expected = [...world.relations]
+      .filter(([id]) => id.startsWith(`${database}/`))
+      .map(([id, pages]) => [tagOf(database, Number(id.slice(2))).relNode, pages.length] as const)
+      .sort((x, y) => x[0] - y[0]);
+    const listed = await timeline.listRelations(1663, 100 + database, at);
+    assert.deepEqual(
+      listed.map((e) => [e.rel.relNode, e.blocks]),
+      expected,
+      `relations of database ${database} at ${at}`,
+    );
+    for (let relation = 0; relation < 5; relation++) {
+      const tag = tagOf(database, relation);
+      const pages = world.relations.get(`${database}/${relation}`);
+      assert.equal(await timeline.relSize(tag, at), pages?.length, `size of ${database}/${relation} at ${at}`);
+      if (pages === undefined || pages.length === 0) {
+        await assert.rejects(timeline.getRelPages(tag, 0, 1, at), {
+          code: pages === undefined ? 'not-found' : 'beyond-end',
+        });
+        continue;
+      }
+      const real = await timeline.getRelPages(tag, 0, 64, at);
+      assert.equal(real.length, pages.length);
+      for (let b = 0; b < pages.length; b++)
+        assert.ok(real[b]!.equals(pages[b]!), `database ${database} relation ${relation} block ${b} at ${at}`);
+      const one = Math.floor(pages.length / 2);
+      assert.ok((await timeline.getRelPages(tag, one, 1, at))[0]!.equals(pages[one]!));
+    }
+  }
+  const slru = [...world.slru.keys()].sort((x, y) => x - y);
+  assert.deepEqual(await timeline.slruPages(0, at), slru);
+  const slruPages = await timeline.getSlruPages(0, slru, at);
+  slru.forEach((page, i) => assert.ok(slruPages[i]!.equals(world.slru.get(page)!), `SLRU page ${page} at ${at}`));
+  assert.deepEqual(
+    (await timeline.listDatabases(at)).map((d) => d.dbNode - 100),
+    [...world.databases].sort((x, y) => x - y),
+  );
+}
+
+export async function createRoot(tenant: Tenant): Promise<Timeline> {
+  const timeline = await tenant.createEmpty(testIds.firstTimeline, 15);
+  await timeline.import(async (writer) => {
+    for (const database of emptyWorld().databases) writer.createDatabase(1663, 100 + database, true, importLsn);
+    return {lsn: importLsn, systemId: '7'};
+  });
+  return timeline;
+}

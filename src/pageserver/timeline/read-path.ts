@@ -7,7 +7,7 @@
  */
 import {type Lsn, formatLsn} from '#postgres/lsn.ts';
 import {type RelTag, blockSize, formatRel} from '#postgres/relation.ts';
-import {WalDecodeError, WalRecord, decodeRecord} from '#postgres/wal/record.ts';
+import {WalDecodeError, WalRecord, decodeRecord, decodeRecordAt} from '#postgres/wal/record.ts';
 import {applyRecord} from '#redo/apply.ts';
 import {RedoError, type RedoEnvironment} from '#redo/redo.ts';
 import {ObjectStoreError} from '#objectstore/object-store.ts';
@@ -35,7 +35,7 @@ import {LayerWalk} from './layer-map.ts';
 import {type RelInfo, blockFloor, decodeSize, decodeTruncations, relMissing} from './sizes.ts';
 import type {TimelineState} from './state.ts';
 import {TimelineError} from './timeline-reader.ts';
-import {type Value, flagStartsHistory, flagWalLogHints, valueKind} from './value.ts';
+import {StoredValue, type Value, flagStartsHistory, flagWalLogHints, valueKind} from './value.ts';
 
 /** Walks are made one after the other: an attempt does not await. */
 const walk = new LayerWalk();
@@ -170,7 +170,8 @@ export function tryRelInfo(state: TimelineState, pass: ReadPass, rel: RelTag, at
     }
     info = {blocks: size.blocks, floorLsn: size.floorLsn, truncations};
   }
-  const since = newest?.lsn ?? (0 as Lsn);
+  // Without a value: below an image that does not name the fork it may have existed.
+  const since = newest?.lsn ?? at;
   // A value as of the last record is what ingest would see; it may go on from it.
   if (at === state.lastRecordLsn && state.sizes.latest(rel.spcNode, rel.dbNode, rel.relNode, rel.fork) === undefined)
     state.sizes.setLatest(rel, info, since);
@@ -262,7 +263,9 @@ export function applyValue(state: TimelineState, page: Buffer, value: Value, at:
     if (value.kind === valueKind.record) {
       if ((value.flags & flagStartsHistory) !== 0) page.fill(0);
       // Redo looks at the end of the record only; where it started is not kept.
-      decodeRecord(value.payload, value.lsn, value.lsn, scratch);
+      if (value instanceof StoredValue && value.length >= 24 && value.bytes.readUInt32LE(value.start) === value.length)
+        decodeRecordAt(value.bytes, value.start, value.length, value.lsn, value.lsn, scratch);
+      else decodeRecord(value.payload, value.lsn, value.lsn, scratch);
       applyRecord(page, scratch, value.blockId, (value.flags & flagWalLogHints) !== 0 ? withHints : withoutHints);
     } else if (value.kind === valueKind.patch) {
       if ((value.flags & flagStartsHistory) !== 0) page.fill(0);

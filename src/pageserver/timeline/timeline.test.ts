@@ -7,15 +7,18 @@ import {MemoryObjectStore} from '#objectstore/memory-object-store.ts';
 import {alwaysValid} from '../generation-validator.ts';
 import {
   type Change,
-  type World,
+  type ModelBranch,
   applyToWorld,
   applyToWriter,
   arbitraryChange,
-  emptyWorld,
+  compare,
+  createRoot,
   importLsn,
   tagOf,
   testContext,
   testIds,
+  tip,
+  worldAt,
 } from './model.testing.ts';
 import type {PageserverContext} from './state.ts';
 import {Tenant} from './tenant.ts';
@@ -58,70 +61,6 @@ const arbitraryStep: fc.Arbitrary<Step> = fc.oneof(
   },
   {weight: 1, arbitrary: fc.record({kind: fc.constant('restart' as const)})},
 );
-
-/** A branch as the model has it: its own changes, and where it comes from. The safekeepers' part: it can be ingested again. */
-interface ModelBranch {
-  readonly id: string;
-  readonly ancestor: {readonly branch: ModelBranch; readonly lsn: Lsn} | undefined;
-  readonly log: {readonly lsn: Lsn; readonly change: Change; readonly world: World}[];
-}
-
-function worldAt(branch: ModelBranch, at: Lsn): World {
-  const record = branch.log.findLast((r) => r.lsn <= at);
-  if (record !== undefined) return record.world;
-  return branch.ancestor === undefined ? emptyWorld() : worldAt(branch.ancestor.branch, branch.ancestor.lsn);
-}
-const tip = (branch: ModelBranch): Lsn => branch.log.at(-1)?.lsn ?? branch.ancestor?.lsn ?? importLsn;
-
-async function compare(timeline: Timeline, branch: ModelBranch, at: Lsn): Promise<void> {
-  const world = worldAt(branch, at);
-  for (let database = 0; database < 2; database++) {
-    const expected = [...world.relations]
-      .filter(([id]) => id.startsWith(`${database}/`))
-      .map(([id, pages]) => [tagOf(database, Number(id.slice(2))).relNode, pages.length] as const)
-      .sort((x, y) => x[0] - y[0]);
-    const listed = await timeline.listRelations(1663, 100 + database, at);
-    assert.deepEqual(
-      listed.map((e) => [e.rel.relNode, e.blocks]),
-      expected,
-      `relations of database ${database} at ${at}`,
-    );
-    for (let relation = 0; relation < 5; relation++) {
-      const tag = tagOf(database, relation);
-      const pages = world.relations.get(`${database}/${relation}`);
-      assert.equal(await timeline.relSize(tag, at), pages?.length, `size of ${database}/${relation} at ${at}`);
-      if (pages === undefined || pages.length === 0) {
-        await assert.rejects(timeline.getRelPages(tag, 0, 1, at), {
-          code: pages === undefined ? 'not-found' : 'beyond-end',
-        });
-        continue;
-      }
-      const real = await timeline.getRelPages(tag, 0, 64, at);
-      assert.equal(real.length, pages.length);
-      for (let b = 0; b < pages.length; b++)
-        assert.ok(real[b]!.equals(pages[b]!), `database ${database} relation ${relation} block ${b} at ${at}`);
-      const one = Math.floor(pages.length / 2);
-      assert.ok((await timeline.getRelPages(tag, one, 1, at))[0]!.equals(pages[one]!));
-    }
-  }
-  const slru = [...world.slru.keys()].sort((x, y) => x - y);
-  assert.deepEqual(await timeline.slruPages(0, at), slru);
-  const slruPages = await timeline.getSlruPages(0, slru, at);
-  slru.forEach((page, i) => assert.ok(slruPages[i]!.equals(world.slru.get(page)!), `SLRU page ${page} at ${at}`));
-  assert.deepEqual(
-    (await timeline.listDatabases(at)).map((d) => d.dbNode - 100),
-    [...world.databases].sort((x, y) => x - y),
-  );
-}
-
-async function createRoot(tenant: Tenant): Promise<Timeline> {
-  const timeline = await tenant.createEmpty(firstTimeline, 15);
-  await timeline.import(async (writer) => {
-    for (const database of emptyWorld().databases) writer.createDatabase(1663, 100 + database, true, importLsn);
-    return {lsn: importLsn, systemId: '7'};
-  });
-  return timeline;
-}
 
 /** Puts take a while, so that frozen layers pile up. */
 class SlowStore extends MemoryObjectStore {

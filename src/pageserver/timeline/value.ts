@@ -34,17 +34,42 @@ export interface Value {
   readonly payload: Buffer;
 }
 
+/**
+ * A value where it lies. The payload is made a Buffer only when somebody asks for it: a page is often rebuilt from a hundred
+ * records, and a view of each costs as much as its redo.
+ */
+export class StoredValue implements Value {
+  readonly lsn: Lsn;
+  readonly kind: number;
+  readonly flags: number;
+  readonly blockId: number;
+  readonly bytes: Buffer;
+  readonly start: number;
+  readonly length: number;
+
+  constructor(lsn: Lsn, kind: number, flags: number, blockId: number, bytes: Buffer, start: number, length: number) {
+    this.lsn = lsn;
+    this.kind = kind;
+    this.flags = flags;
+    this.blockId = blockId;
+    this.bytes = bytes;
+    this.start = start;
+    this.length = length;
+  }
+
+  get payload(): Buffer {
+    return this.bytes.subarray(this.start, this.start + this.length);
+  }
+}
+
 /** The value at `offset` of a data block or arena. Throws RangeError when it does not lie inside. */
-export function readValue(from: Buffer, offset: number, lsn: Lsn): Value {
-  const length = from.readUInt32LE(offset + 4);
+export function readValue(from: Buffer, offset: number, lsn: Lsn): StoredValue {
   const start = offset + valueHeaderBytes;
+  const length =
+    start > from.length
+      ? 0
+      : (from[offset + 4]! | (from[offset + 5]! << 8) | (from[offset + 6]! << 16) | (from[offset + 7]! << 24)) >>> 0;
   if (start + length > from.length)
     throw new RangeError(`value at ${offset} of ${length} bytes leaves its block of ${from.length}`);
-  return {
-    lsn,
-    kind: from[offset]!,
-    flags: from[offset + 1]!,
-    blockId: from[offset + 2]!,
-    payload: from.subarray(start, start + length),
-  };
+  return new StoredValue(lsn, from[offset]!, from[offset + 1]!, from[offset + 2]!, from, start, length);
 }

@@ -1,0 +1,314 @@
+import {test} from 'node:test';
+import assert from 'node:assert/strict';
+import fc from 'fast-check';
+import {type Clock, systemClock} from '#runtime/clock.ts';
+import {type Lsn, lsn} from '#postgres/lsn.ts';
+import {FailingObjectStore} from '#objectstore/failing-object-store.ts';
+import {MemoryObjectStore} from '#objectstore/memory-object-store.ts';
+import {alwaysValid} from '../generation-validator.ts';
+import {decodeIndex, parseIndexObjectKey, timelinePrefix} from './index-object.ts';
+import {
+  type Change,
+  type ModelBranch,
+  applyToWorld,
+  applyToWriter,
+  arbitraryChange,
+  compare,
+  createRoot,
+  importLsn,
+  tagOf,
+  testContext,
+  testIds,
+  tip,
+  worldAt,
+} from './model.testing.ts';
+import {sweepOrphans} from './orphans.ts';
+import type {LimitChanges, PageserverContext} from './state.ts';
+import {Tenant} from './tenant.ts';
+import type {Timeline} from './timeline.ts';
+
+const {tenantId, firstTimeline} = testIds;
+const leaseMsMax = 1_000_000;
+
+type Step =
+  | {readonly kind: 'change'; readonly branch: number; readonly change: Change}
+  | {readonly kind: 'freeze' | 'checkpoint' | 'gc' | 'release'; readonly branch: number}
+  | {readonly kind: 'compact'; readonly branch: number; readonly steps: number}
+  | {readonly kind: 'read' | 'branch' | 'lease'; readonly branch: number; readonly back: number}
+  | {readonly kind: 'window'; readonly branch: number; readonly records: number}
+  | {readonly kind: 'sweep'}
+  /** The process dies; `steps` ≥ 0: in the middle of compaction, after so many operations of the object store. */
+  | {readonly kind: 'restart'; readonly branch: number; readonly operations: number};
+
+const branch = fc.integer({min: 0, max: 3});
+const back = fc.integer({min: 0, max: 30});
+const arbitraryStep: fc.Arbitrary<Step> = fc.oneof(
+  {weight: 40, arbitrary: fc.record({kind: fc.constant('change' as const), branch, change: arbitraryChange})},
+  {weight: 12, arbitrary: fc.record({kind: fc.constantFrom('freeze' as const, 'checkpoint' as const), branch})},
+  {
+    weight: 12,
+    arbitrary: fc.record({kind: fc.constant('compact' as const), branch, steps: fc.integer({min: 1, max: 9})}),
+  },
+  {weight: 5, arbitrary: fc.record({kind: fc.constant('gc' as const), branch})},
+  {weight: 1, arbitrary: fc.record({kind: fc.constant('release' as const), branch})},
+  {weight: 5, arbitrary: fc.record({kind: fc.constantFrom('read' as const, 'branch' as const), branch, back})},
+  {weight: 2, arbitrary: fc.record({kind: fc.constant('lease' as const), branch, back})},
+  {
+    weight: 2,
+    arbitrary: fc.record({kind: fc.constant('window' as const), branch, records: fc.integer({min: 0, max: 60})}),
+  },
+  {weight: 1, arbitrary: fc.record({kind: fc.constant('sweep' as const)})},
+  {
+    weight: 2,
+    arbitrary: fc.record({kind: fc.constant('restart' as const), branch, operations: fc.integer({min: -1, max: 6})}),
+  },
+);
+
+const settings: readonly LimitChanges[] = [
+  {compaction: {l0Threshold: 2, l0BatchMax: 3, runsPerLevel: 2, targetBytes: 600, imageDepth: 2, imageVisits: 0}},
+  {compaction: {l0Threshold: 1, l0BatchMax: 8, runsPerLevel: 2, targetBytes: 1, imageDepth: 1, imageVisits: 0}},
+  {compaction: {l0Threshold: 3, l0BatchMax: 4, runsPerLevel: 3, targetBytes: 5000, imageDepth: 3, imageVisits: 3}},
+  {compaction: {l0Threshold: 2, levelsMax: 1, runsPerLevel: 2, targetBytes: 300, imageDepth: 99}},
+].map((limits) => ({
+  ...limits,
+  leaseMsMax,
+  compaction: {
+    garbageRatio: 0.001,
+    readAheadBytes: 1,
+    l0SlowAt: 1000,
+    imageBytesPerIngested: 100,
+    ...limits.compaction,
+  },
+}));
+
+/** Time that the test can move on. */
+class TestClock implements Clock {
+  #movedMs = 0;
+  nowMs = (): number => systemClock.nowMs();
+  monotonicMs = (): number => systemClock.monotonicMs() + this.#movedMs;
+  setTimer = systemClock.setTimer.bind(systemClock);
+  sleep = systemClock.sleep.bind(systemClock);
+  move(ms: number): void {
+    this.#movedMs += ms;
+  }
+}
+
+/** The whole thing, and what the model knows of it. */
+class World {
+  readonly store = new MemoryObjectStore();
+  readonly branches: ModelBranch[] = [{id: firstTimeline, ancestor: undefined, log: []}];
+  /** LSNs of each branch that are under a lease. */
+  readonly leases = new Map<ModelBranch, Set<Lsn>>();
+  readonly #limits: LimitChanges;
+  readonly #cacheBytes: number;
+  readonly clock = new TestClock();
+  failing: FailingObjectStore;
+  context: PageserverContext;
+  tenant!: Tenant;
+  generation = 1;
+  #lsn = importLsn as number;
+
+  constructor(limits: LimitChanges, cacheBytes: number) {
+    this.#limits = limits;
+    this.#cacheBytes = cacheBytes;
+    this.failing = new FailingObjectStore(this.store);
+    this.context = this.#context();
+  }
+
+  #context(): PageserverContext {
+    return {...testContext(this.failing, this.#limits, this.#cacheBytes), clock: this.clock};
+  }
+
+  async start(): Promise<void> {
+    this.tenant = await Tenant.attach(this.context, alwaysValid, tenantId, this.generation);
+    const root = await createRoot(this.tenant);
+    await root.setRetention({windowSeconds: 0, windowBytes: 160});
+    this.clock.move(leaseMsMax);
+  }
+
+  branch(number: number): ModelBranch {
+    return this.branches[number % this.branches.length]!;
+  }
+  timeline(of: ModelBranch): Timeline {
+    return this.tenant.timeline(of.id);
+  }
+
+  /** Whether the model says that the branch can be read at `at`. */
+  isKept(of: ModelBranch, at: Lsn): boolean {
+    const held =
+      this.leases.get(of)?.has(at) === true ||
+      this.branches.some((child) => child.ancestor?.branch === of && child.ancestor.lsn === at);
+    if (at < this.timeline(of).state.gcCutoffLsn && !held) return false;
+    if (of.ancestor === undefined || at >= of.ancestor.lsn) return true;
+    return this.isKept(of.ancestor.branch, at);
+  }
+
+  async change(of: ModelBranch, change: Change): Promise<void> {
+    const at = lsn((this.#lsn += 8));
+    of.log.push({lsn: at, change, world: applyToWorld(worldAt(of, tip(of)), change, at)});
+    await this.#ingest(of, at, change);
+  }
+
+  async #ingest(of: ModelBranch, at: Lsn, change: Change): Promise<void> {
+    const timeline = this.timeline(of);
+    await applyToWriter(await timeline.writer(), change, at, () => timeline.waitForRoom());
+    await timeline.waitForRoom();
+  }
+
+  async check(of: ModelBranch, at: Lsn): Promise<void> {
+    const timeline = this.timeline(of);
+    if (this.isKept(of, at)) return compare(timeline, of, at);
+    await assert.rejects(timeline.relSize(tagOf(0, 0), at), {code: 'lsn-too-old'});
+    await assert.rejects(this.tenant.createBranch('e'.repeat(32), of.id, at), {code: 'lsn-too-old'});
+  }
+
+  /** The process dies after so many operations of the object store, of which the last may or may not have been done. */
+  async restart(): Promise<void> {
+    for (const timeline of this.tenant.timelines()) timeline.stop();
+    this.failing = new FailingObjectStore(this.store);
+    this.context = this.#context();
+    this.checkIndexes();
+    this.tenant = await Tenant.attach(this.context, alwaysValid, tenantId, ++this.generation);
+    for (const of of this.branches) {
+      const timeline = this.timeline(of);
+      const from = timeline.lastRecordLsn;
+      for (const record of of.log) if (record.lsn > from) await this.#ingest(of, record.lsn, record.change);
+    }
+    // Whoever holds a lease renews it before GC begins.
+    this.clock.move(leaseMsMax / 2);
+    for (const [of, points] of this.leases)
+      for (const at of points) assert.equal(await this.timeline(of).lease(at, leaseMsMax), leaseMsMax);
+    this.clock.move(leaseMsMax / 2);
+  }
+
+  /** Every layer that the newest index of each timeline names is there, whole. */
+  checkIndexes(): Set<string> {
+    const named = new Set<string>();
+    for (const of of this.branches) {
+      const prefix = timelinePrefix(tenantId, of.id);
+      const key = [...this.store.objects.keys()]
+        .filter((k) => k.startsWith(`${prefix}index-`))
+        .sort()
+        .at(-1);
+      assert.ok(key !== undefined, `${of.id} has an index`);
+      const at = parseIndexObjectKey(key)!;
+      named.add(key);
+      for (const layer of decodeIndex(this.store.objects.get(key)!, {tenantId, timelineId: of.id, ...at}).layers) {
+        named.add(prefix + layer.name);
+        assert.equal(this.store.objects.get(prefix + layer.name)?.length, layer.size, `${layer.name} is in the store`);
+      }
+    }
+    return named;
+  }
+}
+
+async function run(world: World, step: Step): Promise<void> {
+  if (step.kind === 'sweep') {
+    await sweepOrphans(world.context, world.tenant);
+    return;
+  }
+  const of = world.branch(step.branch);
+  const timeline = world.timeline(of);
+  const behind = (records: number): Lsn => lsn(Math.max(importLsn, tip(of) - records * 8));
+  switch (step.kind) {
+    case 'change':
+      return world.change(of, step.change);
+    case 'freeze':
+      return (await timeline.writer()).freeze();
+    case 'checkpoint':
+      return timeline.checkpoint();
+    case 'release':
+      timeline.releaseIdle();
+      return;
+    case 'compact':
+      for (let i = 0; i < step.steps; i++) if (!(await timeline.compactionStep())) return;
+      return;
+    case 'gc':
+      return timeline.collectGarbage();
+    case 'read':
+      return world.check(of, behind(step.back));
+    case 'window':
+      return timeline.setRetention({windowSeconds: 0, windowBytes: step.records * 8});
+    case 'lease': {
+      const at = behind(step.back);
+      if (!world.isKept(of, at)) return assert.rejects(timeline.lease(at, 1000), {code: 'lsn-too-old'});
+      // The test holds a lease where it belongs: with the timeline that has the history.
+      let owner = of;
+      while (owner.ancestor !== undefined && at <= owner.ancestor.lsn) owner = owner.ancestor.branch;
+      assert.equal(await timeline.lease(at, leaseMsMax * 2), leaseMsMax);
+      world.leases.set(owner, (world.leases.get(owner) ?? new Set()).add(at));
+      return;
+    }
+    case 'branch': {
+      if (world.branches.length === 4) return;
+      const at = lsn(Math.max(of.ancestor?.lsn ?? importLsn, behind(step.back)));
+      if (!world.isKept(of, at)) return;
+      const id = String(world.branches.length).repeat(32);
+      await world.tenant.createBranch(id, of.id, at);
+      world.branches.push({id, ancestor: {branch: of, lsn: at}, log: []});
+      return;
+    }
+    case 'restart': {
+      if (step.operations >= 0) {
+        let left = step.operations;
+        world.failing.decide = (operation) =>
+          left-- > 0 ? undefined : operation === 'put' && left % 2 === 0 ? 'after' : 'before';
+        await timeline.compactionStep().catch(() => false);
+        await timeline.collectGarbage().catch(() => {});
+        await systemClock.sleep(2);
+      }
+      return world.restart();
+    }
+  }
+}
+
+/** To go back to a case: PAGODA_TEST_SEED and PAGODA_TEST_PATH, as fast-check prints them. */
+function seed(): {seed?: number; path?: string} {
+  const {PAGODA_TEST_SEED: number, PAGODA_TEST_PATH: path} = process.env;
+  return {...(number === undefined ? {} : {seed: Number(number)}), ...(path === undefined ? {} : {path})};
+}
+
+test('any history reads like the naive model at every LSN that is kept, whatever is merged, made into images, collected, and wherever the process dies', async () => {
+  const counts = {collected: 0, steps: 0};
+  await fc.assert(
+    fc.asyncProperty(
+      fc.array(arbitraryStep, {minLength: 20, maxLength: 160}),
+      fc.constantFrom(...settings),
+      fc.constantFrom(8_000, 40_000),
+      fc.constantFrom(40_000, 1 << 22),
+      async (steps, limits, layerBytes, cacheBytes) => {
+        const world = new World({...limits, layerBytes}, cacheBytes);
+        try {
+          await world.start();
+          for (const step of steps) await run(world, step);
+          for (const of of world.branches) {
+            const timeline = world.timeline(of);
+            await timeline.checkpoint();
+            for (let i = 0; i < 200 && (await timeline.compactionStep()); i++);
+            await timeline.collectGarbage();
+            for (let i = 0; i < 200 && (await timeline.compactionStep()); i++);
+            await timeline.collectGarbage();
+            await timeline.checkpoint();
+            const points = new Set<Lsn>([importLsn, of.ancestor?.lsn ?? importLsn, tip(of)]);
+            for (const at of world.leases.get(of) ?? []) points.add(at);
+            for (const record of of.log) points.add(record.lsn);
+            for (const at of points) await world.check(of, at);
+          }
+          // Nothing is left over: every object is named by an index that is read.
+          await sweepOrphans(world.context, world.tenant);
+          const named = world.checkIndexes();
+          assert.deepEqual(
+            [...world.store.objects.keys()].filter((key) => !named.has(key)),
+            [],
+          );
+          counts.collected += world.context.metrics.layersCollected.value();
+          counts.steps += world.context.metrics.compactionSteps.value();
+        } finally {
+          for (const timeline of world.tenant.timelines()) timeline.stop();
+        }
+      },
+    ),
+    {numRuns: Number(process.env['PAGODA_TEST_RUNS'] ?? 60), ...seed()},
+  );
+  assert.ok(counts.steps > 0 && counts.collected > 0, 'the test has compacted and collected');
+});
