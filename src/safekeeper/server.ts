@@ -16,7 +16,7 @@ import {managementRoutes} from '#safekeeper/management.ts';
 import {pullTimeline} from '#safekeeper/pull.ts';
 import {peerStateWelcome} from '#safekeeper/peer-state.ts';
 import type {SafekeeperConfig} from '#safekeeper/config.ts';
-import {safekeeperMetrics} from '#safekeeper/metrics.ts';
+import {safekeeperMetrics, timelineMetricsText} from '#safekeeper/metrics.ts';
 import {TimelineRegistry} from '#safekeeper/timeline-registry.ts';
 import type {Timeline} from '#safekeeper/timeline.ts';
 import {AuthError, TokenIssuer, TokenVerifier, httpAuthenticator, requireNode, requireTenant} from '#wire/auth.ts';
@@ -156,7 +156,11 @@ export async function runSafekeeper(
     routes: managementRoutes({
       nodeId: config.nodeId,
       registry,
-      metricsText: () => metrics.registry.text(),
+      metricsText: () => {
+        const figures = registry.loaded().map((timeline) => timeline.figures());
+        metrics.localBytes.set(figures.reduce((sum, {localBytes}) => sum + localBytes, 0));
+        return metrics.registry.text() + timelineMetricsText(figures);
+      },
       pull: async (tenantId, timelineId, membership, from) =>
         await pullTimeline({
           registry,

@@ -12,7 +12,7 @@ import {type FrameConnection, sendJson} from '#runtime/net.ts';
 import type {WalArchive} from '#objectstore/wal-archive.ts';
 import {Archiver} from '#safekeeper/archiver.ts';
 import {Acceptor, type AcceptorInput, type AcceptorOutput} from '#safekeeper/acceptor.ts';
-import type {SafekeeperMetrics} from '#safekeeper/metrics.ts';
+import type {SafekeeperMetrics, TimelineFigures} from '#safekeeper/metrics.ts';
 import {PeerRecovery} from '#safekeeper/peer-recovery.ts';
 import type {RecordBoundary} from '#safekeeper/record-boundary.ts';
 import type {SyncPace} from '#safekeeper/sync-pace.ts';
@@ -250,6 +250,23 @@ export class Timeline {
       return;
     }
     sender.pump();
+  }
+
+  figures(): TimelineFigures {
+    const {state, term, flushLsn, commitLsn, feedback} = this.acceptor;
+    return {
+      tenantId: state.tenantId,
+      timelineId: state.timelineId,
+      term,
+      flushLsn,
+      commitLsn,
+      archivedLsn: state.archivedLsn,
+      localStartLsn: state.localStartLsn,
+      remoteConsistentLsn: feedback.remoteConsistentLsn,
+      localBytes: this.localBytes,
+      readers: this.#senders.size,
+      archiveFails: this.#archive?.error !== undefined,
+    };
   }
 
   status(): Record<string, unknown> {

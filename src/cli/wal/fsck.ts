@@ -58,7 +58,7 @@ async function checkFolder(folder: FolderSource, good: Say, bad: Say): Promise<L
       good(
         `${name}: ${records} records from ${formatLsn(from)} to ${formatLsn(endLsn)}${isEndOfWal(failure) ? '' : `; behind that a tail that was never acknowledged, or older WAL (${failure!.reason})`}`,
       );
-    return committed === undefined ? endLsn : (Math.min(committed, endLsn) as Lsn);
+    return committed ?? endLsn;
   } catch (error) {
     if (committed !== undefined && committed <= startLsn) {
       good(`${name}: no whole record yet behind ${formatLsn(startLsn)}`);
