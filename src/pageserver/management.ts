@@ -1,5 +1,6 @@
 /** Management HTTP of the pageserver: what the control plane (and a compute, for its own timeline) may ask. */
 import {HttpError, type HttpRequest, type HttpResponse, type Route} from '#runtime/http.ts';
+import {formatTime} from '#runtime/time-format.ts';
 import {type Lsn, formatLsn, parseLsn} from '#postgres/lsn.ts';
 import {TarError} from '#postgres/tar.ts';
 import {AuthError, type Claims, asHttpError, requireNode, requireTenant} from '#wire/auth.ts';
@@ -7,7 +8,7 @@ import type {PageErrorCode} from '#wire/pages.ts';
 import {basebackup} from './basebackup.ts';
 import {ImportError, importDataDirectory} from './ingest/import.ts';
 import type {Pageserver} from './pageserver.ts';
-import {parseSafekeepers} from './timeline/index-object.ts';
+import {parseRetention, parseSafekeepers} from './timeline/index-object.ts';
 import {TimelineError} from './timeline/timeline-reader.ts';
 import type {Timeline, TimelineInfo} from './timeline/timeline.ts';
 
@@ -86,6 +87,26 @@ export function managementRoutes(pageserver: Pageserver, metricsText: () => stri
       }
       await pageserver.setSafekeepers(timeline, list);
       return {status: 200, json: {}};
+    }),
+    node('PUT', `${timelinePath}/retention`, async (request) => {
+      const timeline = find(pageserver, request);
+      let retention;
+      try {
+        retention = parseRetention(await request.json());
+      } catch (error) {
+        throw error instanceof HttpError ? error : bad((error as Error).message);
+      }
+      await timeline.setRetention(retention);
+      return {status: 200, json: {...retention}};
+    }),
+    tenant('PUT', `${timelinePath}/lease`, async (request) => {
+      const timeline = find(pageserver, request);
+      const body = await request.json();
+      const ttlSeconds = field(body, 'ttlSeconds');
+      if (typeof ttlSeconds !== 'number' || !(ttlSeconds > 0)) throw bad('ttlSeconds must be a number above zero');
+      const granted = await timeline.lease(lsnOf(field(body, 'lsn'), 'lsn'), ttlSeconds * 1000);
+      const {clock} = timeline.state.context;
+      return {status: 200, json: {expiresAt: formatTime(clock.nowMs() + granted)}};
     }),
     node('POST', `${timelinePath}/checkpoint`, async (request) => {
       const timeline = find(pageserver, request);
@@ -175,6 +196,7 @@ function infoJson(info: TimelineInfo): Record<string, unknown> {
     diskConsistentLsn: formatLsn(info.diskConsistentLsn),
     remoteConsistentLsn: formatLsn(info.remoteConsistentLsn),
     initialLsn: formatLsn(info.initialLsn),
+    gcCutoffLsn: formatLsn(info.gcCutoffLsn),
     ...(info.ancestorLsn === undefined ? {} : {ancestorLsn: formatLsn(info.ancestorLsn)}),
   };
 }

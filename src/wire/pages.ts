@@ -14,14 +14,18 @@
  *   relSize    u8 exists | 3 × 0 | u32 blocks
  *   relExists  u8 exists | 3 × 0
  *   dbSize     u64 bytes
+ *   lease      u64 milliseconds granted
  *   listDb     n × {u32 spcNode, u32 dbNode, u32 relNode, u8 fork, 3 × 0, u32 blocks}
  *   error      u8 index in pageErrorCodes | 3 × 0 | UTF-8 message
+ *
+ * lease: history at requestLsn stays readable for blockNumber seconds, or for what is granted; asking again prolongs it. A
+ * compute holds one on its start LSN.
  *
  * LSNs: a read is made at `requestLsn`. It waits until the pageserver has ingested up to `notModifiedSinceLsn` (at most
  * requestLsn): the caller promises that what it reads has not changed in (notModifiedSinceLsn, requestLsn].
  */
 import {type ForkNumber, type RelTag, blockSize, formatRel} from '#postgres/relation.ts';
-import {type Lsn, readLsn64, writeLsn64} from '#postgres/lsn.ts';
+import {type Lsn, formatLsn, readLsn64, writeLsn64} from '#postgres/lsn.ts';
 import {type FrameConnection, connectFrames, parseJsonFrame, sendJson} from '#runtime/net.ts';
 
 /** Pages in one answer, at most. */
@@ -36,11 +40,13 @@ export const pageFrame = {
   relExists: 18,
   dbSize: 19,
   listDb: 20,
+  lease: 21,
   pages: 32,
   relSizeAnswer: 33,
   relExistsAnswer: 34,
   dbSizeAnswer: 35,
   listDbAnswer: 36,
+  leaseAnswer: 37,
   error: 47,
 } as const;
 
@@ -76,7 +82,7 @@ export class PageServiceError extends Error {
   }
 }
 
-export type PageRequestKind = 'getPages' | 'relSize' | 'relExists' | 'dbSize' | 'listDb';
+export type PageRequestKind = 'getPages' | 'relSize' | 'relExists' | 'dbSize' | 'listDb' | 'lease';
 
 export interface PageRequest {
   readonly kind: PageRequestKind;
@@ -161,7 +167,7 @@ export function requestFrameType(kind: PageRequestKind): number {
 }
 
 const requestKinds = new Map<number, PageRequestKind>(
-  (['getPages', 'relSize', 'relExists', 'dbSize', 'listDb'] as const).map((kind) => [pageFrame[kind], kind]),
+  (['getPages', 'relSize', 'relExists', 'dbSize', 'listDb', 'lease'] as const).map((kind) => [pageFrame[kind], kind]),
 );
 
 // Answers, server side. The page bytes themselves are sent as further parts of the frame, uncopied.
@@ -195,6 +201,10 @@ export function encodeDbSizeAnswer(requestId: number, bytes: number): Buffer {
   return b;
 }
 
+export function encodeLeaseAnswer(requestId: number, grantedMs: number): Buffer {
+  return encodeDbSizeAnswer(requestId, grantedMs); // the same form
+}
+
 export function encodeListDbAnswer(requestId: number, entries: readonly RelListEntry[]): Buffer {
   const b = Buffer.alloc(4 + entries.length * listEntryBytes);
   b.writeUInt32LE(requestId, 0);
@@ -226,6 +236,7 @@ export type PageAnswer =
   | {readonly kind: 'relSize'; readonly requestId: number; readonly blocks: number | undefined}
   | {readonly kind: 'relExists'; readonly requestId: number; readonly exists: boolean}
   | {readonly kind: 'dbSize'; readonly requestId: number; readonly bytes: number}
+  | {readonly kind: 'lease'; readonly requestId: number; readonly grantedMs: number}
   | {readonly kind: 'listDb'; readonly requestId: number; readonly entries: readonly RelListEntry[]}
   | {readonly kind: 'error'; readonly requestId: number; readonly code: PageErrorCode; readonly message: string};
 
@@ -249,6 +260,9 @@ export function decodePageAnswer(type: number, b: Buffer): PageAnswer {
     case pageFrame.dbSizeAnswer:
       if (b.length !== 12) throw malformed(type, b);
       return {kind: 'dbSize', requestId, bytes: readLsn64(b, 4)};
+    case pageFrame.leaseAnswer:
+      if (b.length !== 12) throw malformed(type, b);
+      return {kind: 'lease', requestId, grantedMs: readLsn64(b, 4)};
     case pageFrame.listDbAnswer: {
       if ((b.length - 4) % listEntryBytes !== 0) throw malformed(type, b);
       const entries: RelListEntry[] = [];
@@ -403,6 +417,13 @@ export class PagesClient {
     const rel: RelTag = {spcNode, dbNode, relNode: 0, fork: 0};
     const answer = await this.#ask('listDb', rel, 0, 0, at, `relations of database ${dbNode}`);
     return answer.kind === 'listDb' ? (answer.entries as RelListEntry[]) : wrongKind(answer);
+  }
+
+  /** Keeps history at `lsn` readable for `ttlSeconds`; answers the milliseconds granted. 'lsn-too-old'. */
+  async lease(lsn: Lsn, ttlSeconds: number): Promise<number> {
+    const rel: RelTag = {spcNode: 0, dbNode: 0, relNode: 0, fork: 0};
+    const answer = await this.#ask('lease', rel, ttlSeconds, 0, {requestLsn: lsn}, `lease on ${formatLsn(lsn)}`);
+    return answer.kind === 'lease' ? answer.grantedMs : wrongKind(answer);
   }
 
   /** Requests without an answer yet. */

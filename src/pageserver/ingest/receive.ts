@@ -96,6 +96,11 @@ export class TimelineIngest {
       this.#wanted = true;
       this.#wake();
     };
+    options.timeline.onRelease = () => {
+      if (this.#stream !== undefined || this.#connecting || this.#pumping) return false;
+      this.#interpreter = undefined;
+      return true;
+    };
   }
 
   /** The newest commit LSN that anybody has told of. */
@@ -129,6 +134,7 @@ export class TimelineIngest {
     this.#stopped = true;
     this.#timer?.cancel();
     this.#options.timeline.onWanted = () => {};
+    this.#options.timeline.onRelease = () => false;
     this.#close();
   }
 

@@ -14,6 +14,7 @@ import {
   PageServiceError,
   decodePageRequest,
   encodeDbSizeAnswer,
+  encodeLeaseAnswer,
   encodeListDbAnswer,
   encodePageError,
   encodePagesHeader,
@@ -155,6 +156,10 @@ class PageConnection {
   async #answer(request: PageRequest, started: number): Promise<void> {
     const timeline = this.#timeline;
     const {requestId} = request;
+    if (request.kind === 'lease') {
+      const granted = await timeline.lease(request.requestLsn, request.blockNumber * 1000);
+      return this.#send(pageFrame.leaseAnswer, encodeLeaseAnswer(requestId, granted));
+    }
     await timeline.waitForLsn(request.notModifiedSinceLsn);
     const at = this.#readLsn(request);
     const rel: RelTag = request;

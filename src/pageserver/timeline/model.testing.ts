@@ -1,6 +1,6 @@
 /** For tests: a naive model of a timeline, and random histories that drive the model and the real thing alike. */
-import assert from 'node:assert/strict';
 import fc from 'fast-check';
+import {assert} from '#runtime/assert.ts';
 import {systemRandom} from '#runtime/random.ts';
 import {systemClock} from '#runtime/clock.ts';
 import {silentLog} from '#runtime/log.ts';
@@ -259,44 +259,50 @@ export function worldAt(branch: ModelBranch, at: Lsn): World {
 }
 export const tip = (branch: ModelBranch): Lsn => branch.log.at(-1)?.lsn ?? branch.ancestor?.lsn ?? importLsn;
 
+/** Compares everything that can be read at `at`. */
 export async function compare(timeline: Timeline, branch: ModelBranch, at: Lsn): Promise<void> {
   const world = worldAt(branch, at);
+  const same = (real: unknown, expected: unknown, what: string): void =>
+    assert(
+      JSON.stringify(real) === JSON.stringify(expected),
+      `${what} at ${at}: ${JSON.stringify(real)}, expected ${JSON.stringify(expected)}`,
+    );
   for (let database = 0; database < 2; database++) {
     const expected = [...world.relations]
       .filter(([id]) => id.startsWith(`${database}/`))
       .map(([id, pages]) => [tagOf(database, Number(id.slice(2))).relNode, pages.length] as const)
       .sort((x, y) => x[0] - y[0]);
     const listed = await timeline.listRelations(1663, 100 + database, at);
-    assert.deepEqual(
+    same(
       listed.map((e) => [e.rel.relNode, e.blocks]),
       expected,
-      `relations of database ${database} at ${at}`,
+      `relations of database ${database}`,
     );
     for (let relation = 0; relation < 5; relation++) {
       const tag = tagOf(database, relation);
       const pages = world.relations.get(`${database}/${relation}`);
-      assert.equal(await timeline.relSize(tag, at), pages?.length, `size of ${database}/${relation} at ${at}`);
+      same(await timeline.relSize(tag, at), pages?.length, `size of ${database}/${relation}`);
       if (pages === undefined || pages.length === 0) {
-        await assert.rejects(timeline.getRelPages(tag, 0, 1, at), {
-          code: pages === undefined ? 'not-found' : 'beyond-end',
-        });
+        const code = await timeline.getRelPages(tag, 0, 1, at).catch((error: {code?: unknown}) => error.code);
+        same(code, pages === undefined ? 'not-found' : 'beyond-end', `pages of ${database}/${relation}`);
         continue;
       }
       const real = await timeline.getRelPages(tag, 0, 64, at);
-      assert.equal(real.length, pages.length);
+      same(real.length, pages.length, `pages of ${database}/${relation}`);
       for (let b = 0; b < pages.length; b++)
-        assert.ok(real[b]!.equals(pages[b]!), `database ${database} relation ${relation} block ${b} at ${at}`);
+        assert(real[b]!.equals(pages[b]!), `database ${database} relation ${relation} block ${b} at ${at}`);
       const one = Math.floor(pages.length / 2);
-      assert.ok((await timeline.getRelPages(tag, one, 1, at))[0]!.equals(pages[one]!));
+      assert((await timeline.getRelPages(tag, one, 1, at))[0]!.equals(pages[one]!), `block ${one} alone at ${at}`);
     }
   }
   const slru = [...world.slru.keys()].sort((x, y) => x - y);
-  assert.deepEqual(await timeline.slruPages(0, at), slru);
+  same(await timeline.slruPages(0, at), slru, 'SLRU pages');
   const slruPages = await timeline.getSlruPages(0, slru, at);
-  slru.forEach((page, i) => assert.ok(slruPages[i]!.equals(world.slru.get(page)!), `SLRU page ${page} at ${at}`));
-  assert.deepEqual(
+  slru.forEach((page, i) => assert(slruPages[i]!.equals(world.slru.get(page)!), `SLRU page ${page} at ${at}`));
+  same(
     (await timeline.listDatabases(at)).map((d) => d.dbNode - 100),
     [...world.databases].sort((x, y) => x - y),
+    'databases',
   );
 }
 

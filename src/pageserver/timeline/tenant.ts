@@ -156,7 +156,9 @@ export class Tenant {
       );
     await ancestor.waitForLsn(lsn);
     checkKept(ancestor.state, lsn); // and in the same turn the new timeline holds it
-    return this.#add(
+    const assumed = ancestor.state.logicalSizeBytes;
+    const isPast = lsn < ancestor.lastRecordLsn;
+    const timeline = await this.#add(
       Timeline.create(this.#context, this.#validator, {
         tenantId: this.tenantId,
         timelineId,
@@ -165,6 +167,14 @@ export class Tenant {
         branch: {ancestor, lsn},
       }),
     );
+    // Not to make anybody wait for what only figures show.
+    if (isPast)
+      timeline
+        .correctLogicalSize(assumed)
+        .catch((error: unknown) =>
+          this.#context.log.warn('the size of a branch is only a guess', {timeline: timelineId, error}),
+        );
+    return timeline;
   }
 
   async #add(timeline: Timeline): Promise<Timeline> {

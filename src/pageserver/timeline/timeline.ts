@@ -303,6 +303,21 @@ export class Timeline implements TimelineReader {
     return relations.reduce((sum, entry) => sum + entry.blocks, 0) * blockSize;
   }
 
+  /**
+   * A branch from an earlier point begins with the size that its ancestor has now: sets right by how much that was wrong.
+   * `assumed`: what it began with.
+   */
+  async correctLogicalSize(assumed: number): Promise<void> {
+    const {state} = this;
+    const at = state.initialLsn;
+    await this.waitForLsn(at);
+    const blobs = await read(state, at, (pass) => tryBlobs(state, pass, rangeOf(keyKind.relSize), at));
+    const real = blobs.reduce((sum, {bytes}) => sum + decodeSize(bytes).blocks, 0) * blockSize;
+    state.logicalSizeBytes += real - assumed;
+    state.durableLogicalSizeBytes += real - assumed;
+    await this.saveIndex();
+  }
+
   async listDatabases(at: Lsn): Promise<DatabaseEntry[]> {
     this.#checkReadable(at);
     const blobs = await read(this.state, at, (pass) => tryBlobs(this.state, pass, rangeOf(keyKind.database), at));

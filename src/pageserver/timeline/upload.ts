@@ -286,7 +286,7 @@ export class Uploader {
         : {ancestorTimelineId: state.ancestor.state.timelineId, ancestorLsn: state.ancestor.lsn}),
       diskConsistentLsn: output.consistentLsn,
       initialLsn: state.initialLsn,
-      logicalSizeBytes: state.durableLogicalSizeBytes,
+      logicalSizeBytes: Math.max(0, state.durableLogicalSizeBytes),
       safekeepers: state.safekeepers,
       retention: state.retention,
       gcCutoffLsn: state.gcCutoffLsn,
