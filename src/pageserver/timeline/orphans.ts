@@ -3,7 +3,7 @@
  *
  * A layer object is an orphan when it carries this attachment's generation or an older one, is in no index of the tenant, and
  * is not being written now: indexes of older generations are not read any more by anybody, and layers are put into the index
- * by the process that writes them, under its own generation. An index object is an orphan when a later one was validated.
+ * by the process that writes them, under its own generation. An index object is an orphan when a later one was loaded, or validated.
  * The generation is validated after the list was made and before anything is deleted: a pageserver that was replaced
  * meanwhile deletes nothing. Objects of a higher generation are not ours to judge.
  */
@@ -26,8 +26,8 @@ export async function sweepOrphans(context: PageserverContext, tenant: Tenant): 
   for (const timeline of tenant.timelines()) {
     for (const name of timeline.state.writing) known.add(name);
     for (const {name, owner} of timeline.layerObjects()) known.add(timelinePrefix(tenantId, owner) + name);
-    const validated = timeline.validatedIndex;
-    if (validated !== undefined) indexes.set(timeline.timelineId, validated);
+    const safe = timeline.safeIndex;
+    if (safe !== undefined) indexes.set(timeline.timelineId, safe);
   }
   const orphans: string[] = [];
   for (const {key} of listed) {

@@ -581,9 +581,9 @@ export class Timeline implements TimelineReader {
     return this.#uploader.layers.map(({name, timelineId}) => ({name, owner: timelineId ?? this.timelineId}));
   }
 
-  /** The last index whose generation was validated after its upload. */
-  get validatedIndex(): {readonly generation: number; readonly sequence: number} | undefined {
-    return this.#uploader.validatedIndex;
+  /** UploadQueue.safeIndex. */
+  get safeIndex(): {readonly generation: number; readonly sequence: number} | undefined {
+    return this.#uploader.safeIndex;
   }
 
   /** Forgets what only ingest needs; true: done. It is loaded again when WAL comes. */

@@ -80,7 +80,7 @@ export class UploadQueue {
   #inFlight: SentIndex | undefined;
   #validating: SentIndex | undefined;
   #publishedLsn: Lsn;
-  #validated: {readonly generation: number; readonly sequence: number} | undefined;
+  #safe: {readonly generation: number; readonly sequence: number} | undefined;
   #stale = false;
   readonly #indexObject: (generation: number, sequence: number) => string;
 
@@ -100,15 +100,18 @@ export class UploadQueue {
     this.#consistentLsn = loaded.consistentLsn;
     this.#publishedLsn = loaded.consistentLsn;
     this.#indexObject = indexObject;
-    if (loaded.sequence > 0) this.#garbage.push(indexObject(loaded.generation, loaded.sequence));
+    if (loaded.sequence > 0) {
+      this.#garbage.push(indexObject(loaded.generation, loaded.sequence));
+      this.#safe = {generation: loaded.generation, sequence: loaded.sequence};
+    }
   }
 
   get isStale(): boolean {
     return this.#stale;
   }
-  /** The last index whose generation was validated after its upload. */
-  get validatedIndex(): {readonly generation: number; readonly sequence: number} | undefined {
-    return this.#validated;
+  /** The index that was loaded, or the last one whose generation was validated after its upload: older ones are of no use. */
+  get safeIndex(): {readonly generation: number; readonly sequence: number} | undefined {
+    return this.#safe;
   }
   /** Layers of the next index. */
   get layers(): readonly LayerDescription[] {
@@ -200,7 +203,7 @@ export class UploadQueue {
           }
           break;
         }
-        this.#validated = {generation: sent.generation, sequence: sent.sequence};
+        this.#safe = {generation: sent.generation, sequence: sent.sequence};
         if (sent.consistentLsn > this.#publishedLsn) this.#publishedLsn = sent.consistentLsn;
         out.push({kind: 'publish', remoteConsistentLsn: this.#publishedLsn});
         if (sent.garbage.length > 0) out.push({kind: 'delete', objects: sent.garbage});

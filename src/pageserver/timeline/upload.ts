@@ -66,9 +66,9 @@ export class Uploader {
   get layers(): readonly LayerDescription[] {
     return this.#queue.layers;
   }
-  /** The last index whose generation was validated after its upload. */
-  get validatedIndex(): {readonly generation: number; readonly sequence: number} | undefined {
-    return this.#queue.validatedIndex;
+  /** UploadQueue.safeIndex. */
+  get safeIndex(): {readonly generation: number; readonly sequence: number} | undefined {
+    return this.#queue.safeIndex;
   }
   /** Why the last try failed, while it has not been made good. */
   get lastFailure(): string | undefined {
