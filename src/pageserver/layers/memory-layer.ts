@@ -12,7 +12,7 @@ import {assert} from '#runtime/assert.ts';
 import type {Lsn} from '#postgres/lsn.ts';
 import type {WalRecord} from '#postgres/wal/record.ts';
 import {type KeyPrefix, comparePrefixes, samePrefix} from '#pageserver/timeline/key.ts';
-import {type Value, valueKind} from '#pageserver/timeline/value.ts';
+import {StoredValue, type Value, valueKind} from '#pageserver/timeline/value.ts';
 
 const chunkBytesFirst = 16 * 1024;
 const chunkBytesMax = 1024 * 1024;
@@ -179,13 +179,16 @@ export class MemoryLayer {
     const at = (version & (segmentVersions - 1)) * 6;
     const meta = words[at + 3]!;
     const offset = words[at + 4]!;
-    return {
-      lsn: this.lsnOf(version),
-      kind: meta & 0xf,
-      flags: (meta >>> 4) & 0xf,
-      blockId: (meta >>> 8) & 0xff,
-      payload: this.#chunks[meta >>> 16]!.subarray(offset, offset + words[at + 5]!),
-    };
+    const chunk = this.#chunks[meta >>> 16]!;
+    return new StoredValue(
+      this.lsnOf(version),
+      meta & 0xf,
+      (meta >>> 4) & 0xf,
+      (meta >>> 8) & 0xff,
+      chunk,
+      offset,
+      words[at + 5]!,
+    );
   }
 
   /** Calls `found` for every key between the prefixes, in no order. `low` and `high` are inclusive. */
