@@ -184,7 +184,11 @@ class SocketConnection implements FrameConnection {
     this.peer = peer;
     this.#reader = reader;
     this.#memory = reader?.memory ?? new PayloadMemory();
-    if (socket.remoteAddress !== undefined) socket.setNoDelay(true);
+    if (socket.remoteAddress !== undefined) {
+      socket.setNoDelay(true);
+      // A machine that vanished says nothing: the kernel finds out within about 20 s (libuv probes every second, ten times).
+      socket.setKeepAlive(true, 10_000);
+    }
     if (reader === undefined) socket.on('data', (chunk: Buffer) => this.#receive(chunk));
     socket.on('drain', () => this.onDrain());
     socket.on('error', (error) => (this.#error ??= error));
@@ -373,6 +377,15 @@ export function connectFrames(address: Address, timeoutMs = 5000): Promise<Frame
       resolve(connection);
     });
   });
+}
+
+/**
+ * Destroys the connection unless the returned function is called within `ms`: for the answer to a hello. A stopped process
+ * still accepts connections (its kernel does), so a connection that was made proves nothing.
+ */
+export function answerWithin(connection: FrameConnection, ms: number): () => void {
+  const timer = setTimeout(() => connection.destroy(), ms);
+  return () => clearTimeout(timer);
 }
 
 export interface Listener {

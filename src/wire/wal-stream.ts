@@ -3,7 +3,7 @@
  * up to flushLsn to bring other safekeepers up.
  */
 import {type Lsn, formatLsn} from '#postgres/lsn.ts';
-import {type FrameConnection, connectFrames, sendJson} from '#runtime/net.ts';
+import {type FrameConnection, answerWithin, connectFrames, sendJson} from '#runtime/net.ts';
 import {
   type Refusal,
   type SafekeeperHello,
@@ -15,6 +15,8 @@ import {
   frameWelcome,
   parseRefusal,
 } from '#wire/safekeeper.ts';
+
+const welcomeMsMax = 3000;
 
 export interface WalStreamOptions {
   readonly address: {readonly host: string; readonly port: number};
@@ -62,14 +64,18 @@ export class WalStreamClient {
       ...(options.term === undefined ? {} : {term: options.term}),
       ...(options.copy === true ? {copy: true} : {}),
     };
+    const answered = answerWithin(connection, welcomeMsMax);
     return await new Promise<WalStreamClient>((resolve, reject) => {
-      connection.onClose = (error) =>
+      connection.onClose = (error) => {
+        answered();
         reject(error ?? new Error(`safekeeper ${connection.peer} closed the connection before it answered`));
+      };
       connection.onFrame = (type, payload) => {
         if (type === frameRefused) {
           reject(new WalStreamRefused(parseRefusal(payload), connection.peer));
           connection.destroy();
         } else if (type === frameWelcome) {
+          answered();
           resolve(new WalStreamClient(connection, options));
         } else {
           reject(new Error(`safekeeper ${connection.peer} answered hello with a frame of type ${type}`));

@@ -49,10 +49,10 @@ interface Candidate extends SafekeeperAddress {
 
 const queueBytesMax = 8 * 1024 * 1024;
 const tickMs = 1000;
-/** A safekeeper says something every second. */
-const silenceMsMax = 10_000;
+/** A safekeeper says something every second. A compute that starts waits for us meanwhile: five are enough. */
+const silenceMsMax = 5000;
 /** Another safekeeper has more, and the present one has sent nothing for so long. */
-const stallMsMax = 3000;
+const stallMsMax = 2000;
 /** Caught up and published for so long: let the connection go. A new word of the broker brings it back. */
 const idleMs = 60_000;
 /** The same for a connection that never had any WAL for us. */
