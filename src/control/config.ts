@@ -16,6 +16,10 @@ export interface SafekeeperNode {
   readonly port: number;
   /** Management. */
   readonly httpPort: number;
+  /** Availability zone: members of one timeline are spread over zones. Without one a node is a zone of its own. */
+  readonly zone?: string;
+  /** Takes no new timelines: it was replaced, or is about to be. */
+  readonly retired?: boolean;
 }
 
 export interface ControlConfig {
@@ -34,7 +38,7 @@ export interface ControlConfig {
   readonly cacheDir: string;
   readonly regionId: string;
   readonly pageservers: readonly PageserverNode[];
-  /** New timelines live on all of them: three. */
+  /** Noted in the database at every start; others can be added there (`PUT /internal/v1/safekeepers/:id`). */
   readonly safekeepers: readonly SafekeeperNode[];
   readonly computes: {
     readonly computesDir: string;

@@ -18,6 +18,8 @@ import {authenticateInternal, internalRoutes} from '#control/internal.ts';
 import {LocalComputeLauncher} from '#control/local-launcher.ts';
 import {makePlans} from '#control/operations/plans.ts';
 import {OperationRunner} from '#control/operations/runner.ts';
+import {safekeeperAdminRoutes} from '#control/safekeeper-admin.ts';
+import {noteSafekeeper, readSafekeepers} from '#control/safekeeper-nodes.ts';
 import {schemaDumper} from '#control/schema-dump.ts';
 import {PasswordVault} from '#control/scram.ts';
 import {HttpStorageClients} from '#control/storage-client.ts';
@@ -42,7 +44,14 @@ export async function runControl(config: ControlConfig): Promise<RunningControl>
   const store = await openStore(config.database);
   await ensureFirstUser(store, {keyFile: config.firstApiKeyFile, disk, clock, random});
 
-  const storage = new HttpStorageClients({pageservers: config.pageservers, safekeepers: config.safekeepers, issuer});
+  await store.transaction().execute(async (trx) => {
+    for (const node of config.safekeepers) await noteSafekeeper(trx, node);
+  });
+  const storage = new HttpStorageClients({
+    pageservers: config.pageservers,
+    safekeepers: await readSafekeepers(store),
+    issuer,
+  });
   const launcher = new LocalComputeLauncher({...config.computes, clock, random, disk, log});
   const bootstrap = new InitdbBootstrap({
     binDir: config.computes.binDir,
@@ -73,7 +82,10 @@ export async function runControl(config: ControlConfig): Promise<RunningControl>
   const internal = await startHttpServer({
     host: config.internalHost,
     port: config.internalPort,
-    routes: internalRoutes({store, endpoints, mintComputeToken}),
+    routes: [
+      ...internalRoutes({store, endpoints, mintComputeToken, storage, clock, random, log}),
+      ...safekeeperAdminRoutes({store, runner, storage}),
+    ],
     authenticate: authenticateInternal(verifier),
     log,
   });

@@ -4,6 +4,8 @@ import {requestJson, requestStream} from '#runtime/http.ts';
 import type {PageserverNode, SafekeeperNode} from '#control/config.ts';
 import {formatLsn, type Lsn, parseLsn} from '#control/lsn.ts';
 import {PermanentError} from '#control/operations/plan.ts';
+import {parseMembership, parsePosition, type SafekeeperPosition} from '#wire/membership.ts';
+import type {Member, Membership} from '#wire/safekeeper.ts';
 
 export type TimelineMode =
   | {readonly kind: 'import'}
@@ -25,6 +27,8 @@ export interface SafekeeperStatus {
   readonly term: number;
   readonly flushLsn: Lsn;
   readonly commitLsn: Lsn;
+  readonly archivedLsn?: Lsn;
+  readonly membership?: Membership;
 }
 
 export type TimestampAnswer = {readonly kind: 'present' | 'future' | 'past' | 'nodata'; readonly lsn?: Lsn};
@@ -57,10 +61,42 @@ export interface SafekeeperClient {
   createTimeline(timeline: NewSafekeeperTimeline): Promise<void>;
   status(tenantId: string, timelineId: string): Promise<SafekeeperStatus | undefined>;
   deleteTimeline(tenantId: string, timelineId: string): Promise<void>;
+  /** The next three: wire/membership.ts. */
+  setMembership(
+    tenantId: string,
+    timelineId: string,
+    membership: Membership,
+    minTerm: number,
+  ): Promise<SafekeeperPosition>;
+  pull(
+    tenantId: string,
+    timelineId: string,
+    membership: Membership,
+    from: readonly Member[],
+    timeoutMs: number,
+  ): Promise<SafekeeperPosition>;
+  exclude(tenantId: string, timelineId: string, membership: Membership): Promise<void>;
+  /** What the object store has of the timeline; undefined: nothing. */
+  archive(tenantId: string, timelineId: string): Promise<WalArchiveStatus | undefined>;
+  /** The timeline comes back from the object store on a node that has lost it; answers the LSN where the branch goes on. */
+  restoreFromArchive(
+    tenantId: string,
+    timelineId: string,
+    membership: Membership,
+    lsn: Lsn | undefined,
+  ): Promise<SafekeeperStatus>;
+}
+
+/** restoreLsn: the end of the last whole record in the object store. */
+export interface WalArchiveStatus {
+  readonly startLsn: Lsn;
+  readonly archivedLsn: Lsn;
+  readonly restoreLsn: Lsn;
 }
 
 export interface StorageClients {
   readonly pageservers: readonly PageserverNode[];
+  /** All that are known now, retired ones too. */
   readonly safekeepers: readonly SafekeeperNode[];
   /** Throws when the configuration names no such node. */
   pageserver(nodeId: number): PageserverClient;
@@ -69,7 +105,7 @@ export interface StorageClients {
 
 export class HttpStorageClients implements StorageClients {
   readonly pageservers: readonly PageserverNode[];
-  readonly safekeepers: readonly SafekeeperNode[];
+  #safekeepers: readonly SafekeeperNode[];
   readonly #issuer: TokenIssuer;
 
   constructor(options: {
@@ -78,8 +114,17 @@ export class HttpStorageClients implements StorageClients {
     issuer: TokenIssuer;
   }) {
     this.pageservers = options.pageservers;
-    this.safekeepers = options.safekeepers;
+    this.#safekeepers = options.safekeepers;
     this.#issuer = options.issuer;
+  }
+
+  get safekeepers(): readonly SafekeeperNode[] {
+    return this.#safekeepers;
+  }
+
+  /** The list in the database has changed. */
+  useSafekeepers(nodes: readonly SafekeeperNode[]): void {
+    this.#safekeepers = nodes;
   }
 
   pageserver(nodeId: number): PageserverClient {
@@ -281,13 +326,57 @@ class HttpSafekeeper implements SafekeeperClient {
       expected: [404],
       timeoutMs: 3000,
     });
+    return status === 404 ? undefined : readStatus(json, timelineId);
+  }
+
+  async setMembership(
+    tenantId: string,
+    timelineId: string,
+    membership: Membership,
+    minTerm: number,
+  ): Promise<SafekeeperPosition> {
+    const path = `/v1/tenant/${tenantId}/timeline/${timelineId}/membership`;
+    return parsePosition((await this.#http.call('PUT', path, {body: {membership, minTerm}, timeoutMs: 5000})).json);
+  }
+
+  async pull(
+    tenantId: string,
+    timelineId: string,
+    membership: Membership,
+    from: readonly Member[],
+    timeoutMs: number,
+  ): Promise<SafekeeperPosition> {
+    const path = `/v1/tenant/${tenantId}/timeline/${timelineId}/pull`;
+    return parsePosition((await this.#http.call('POST', path, {body: {membership, from}, timeoutMs})).json);
+  }
+
+  async exclude(tenantId: string, timelineId: string, membership: Membership): Promise<void> {
+    const path = `/v1/tenant/${tenantId}/timeline/${timelineId}/exclude`;
+    await this.#http.call('POST', path, {body: {membership}, timeoutMs: 5000});
+  }
+
+  async archive(tenantId: string, timelineId: string): Promise<WalArchiveStatus | undefined> {
+    const {status, json} = await this.#http.call('GET', `/v1/tenant/${tenantId}/timeline/${timelineId}/archive`, {
+      expected: [404],
+    });
     if (status === 404) return undefined;
-    const where = `safekeeper timeline ${timelineId}`;
+    const where = `the WAL archive of timeline ${timelineId}`;
     return {
-      term: Number(json['term']),
-      flushLsn: readLsn(json['flushLsn'], where),
-      commitLsn: readLsn(json['commitLsn'], where),
+      startLsn: readLsn(json['startLsn'], where),
+      archivedLsn: readLsn(json['archivedLsn'], where),
+      restoreLsn: readLsn(json['restoreLsn'], where),
     };
+  }
+
+  async restoreFromArchive(
+    tenantId: string,
+    timelineId: string,
+    membership: Membership,
+    lsn: Lsn | undefined,
+  ): Promise<SafekeeperStatus> {
+    const path = `/v1/tenant/${tenantId}/timeline/${timelineId}/restore_from_archive`;
+    const body = {membership, ...(lsn === undefined ? {} : {lsn: formatLsn(lsn)})};
+    return readStatus((await this.#http.call('POST', path, {body, timeoutMs: 300_000})).json, timelineId);
   }
 
   async deleteTimeline(tenantId: string, timelineId: string): Promise<void> {
@@ -295,6 +384,17 @@ class HttpSafekeeper implements SafekeeperClient {
     const path = `/v1/tenant/${tenantId}/timeline/${timelineId}?archive=delete`;
     await this.#http.call('DELETE', path, {expected: [404], timeoutMs: 120_000});
   }
+}
+
+function readStatus(json: Readonly<Record<string, unknown>>, timelineId: string): SafekeeperStatus {
+  const where = `safekeeper timeline ${timelineId}`;
+  return {
+    term: Number(json['term']),
+    flushLsn: readLsn(json['flushLsn'], where),
+    commitLsn: readLsn(json['commitLsn'], where),
+    ...(typeof json['archivedLsn'] === 'string' ? {archivedLsn: readLsn(json['archivedLsn'], where)} : {}),
+    ...(json['membership'] === undefined ? {} : {membership: parseMembership(json['membership'])}),
+  };
 }
 
 function member({nodeId, host, port}: SafekeeperNode): {nodeId: number; host: string; port: number} {

@@ -8,6 +8,8 @@ import {ApiContext} from '#control/api/context.ts';
 import {insertApiKey, makeApiKey} from '#control/api/principal.ts';
 import {buildApi} from '#control/api/server.ts';
 import type {Bootstrap} from '#control/bootstrap.ts';
+import type {SafekeeperNode} from '#control/config.ts';
+import type {SafekeeperPosition} from '#wire/membership.ts';
 import {Endpoints} from '#control/endpoints.ts';
 import type {ComputeSpec} from '#wire/compute-spec.ts';
 import type {ComputeLauncher, RunningCompute} from '#control/launcher.ts';
@@ -30,8 +32,10 @@ export const importLsn = 0x150_0000 as Lsn;
 /** Everything outside the control plane; survives a "crash" of it. */
 export class FakeWorld implements StorageClients {
   readonly pageservers = [{nodeId: 1, host: '127.0.0.1', port: 1, httpPort: 2}];
-  readonly safekeepers = [1, 2, 3].map((nodeId) => ({
+  /** The fourth takes no timeline unless it is told to. */
+  readonly safekeepers: SafekeeperNode[] = [1, 2, 3, 4].map((nodeId) => ({
     nodeId,
+    ...(nodeId === 4 ? {retired: true} : {}),
     host: '127.0.0.1',
     port: 10 + nodeId,
     httpPort: 20 + nodeId,
@@ -42,11 +46,16 @@ export class FakeWorld implements StorageClients {
     {mode: TimelineMode; imports: number; lastRecordLsn: Lsn; safekeepers: number}
   >();
   /** `nodeId/timeline` → its start. */
-  readonly walTimelines = new Map<string, {startLsn: Lsn; commitLsn: Lsn; flushLsn: Lsn}>();
+  readonly walTimelines = new Map<
+    string,
+    {startLsn: Lsn; commitLsn: Lsn; flushLsn: Lsn; generation?: number; term?: number}
+  >();
   readonly computes = new Map<string, ComputeSpec>();
   readonly configured: ComputeSpec[] = [];
   /** Endpoint id → when its compute was last used, ms. */
   readonly lastActive = new Map<string, number>();
+  /** How far every timeline is in the object store. */
+  archived: Lsn | undefined;
   starts = 0;
   /** Makes every call whose name is in here fail. */
   readonly broken = new Set<string>();
@@ -113,6 +122,52 @@ export class FakeWorld implements StorageClients {
         return timeline && {term: 1, flushLsn: timeline.flushLsn, commitLsn: timeline.commitLsn};
       },
       deleteTimeline: async (_tenantId, timelineId) => void this.walTimelines.delete(`${nodeId}/${timelineId}`),
+      setMembership: async (_tenantId, timelineId, {generation}, minTerm) => {
+        this.#maybeFail(`safekeeper-${nodeId}`);
+        const timeline = this.walTimelines.get(`${nodeId}/${timelineId}`);
+        if (timeline === undefined) throw new Error(`safekeeper ${nodeId} has no timeline ${timelineId}`);
+        if (generation < (timeline.generation ?? 1)) throw new PermanentError('stale generation');
+        timeline.generation = generation;
+        timeline.term = Math.max(timeline.term ?? 1, minTerm);
+        return this.#position(timeline);
+      },
+      pull: async (_tenantId, timelineId, _membership, from) => {
+        this.#maybeFail(`safekeeper-${nodeId}`);
+        const key = `${nodeId}/${timelineId}`;
+        const donor = from.map((m) => this.walTimelines.get(`${m.nodeId}/${timelineId}`)).find((t) => t !== undefined);
+        if (donor === undefined) throw new Error('nobody has it');
+        const timeline = this.walTimelines.get(key) ?? {...donor};
+        this.walTimelines.set(key, timeline);
+        return this.#position(timeline);
+      },
+      exclude: async (_tenantId, timelineId) => {
+        this.#maybeFail(`safekeeper-${nodeId}`);
+        this.walTimelines.delete(`${nodeId}/${timelineId}`);
+      },
+      archive: async () =>
+        this.archived && {startLsn: importLsn, archivedLsn: this.archived, restoreLsn: this.archived},
+      restoreFromArchive: async (_tenantId, timelineId, {generation}, lsn) => {
+        this.#maybeFail(`safekeeper-${nodeId}`);
+        const at = lsn ?? this.archived!;
+        this.walTimelines.set(`${nodeId}/${timelineId}`, {
+          startLsn: importLsn,
+          commitLsn: at,
+          flushLsn: at,
+          generation,
+        });
+        return {term: 1, flushLsn: at, commitLsn: at};
+      },
+    };
+  }
+
+  #position(timeline: {generation?: number; term?: number; flushLsn: Lsn; commitLsn: Lsn}): SafekeeperPosition {
+    const {generation = 1, term = 1, flushLsn, commitLsn} = timeline;
+    return {
+      generation,
+      term,
+      lastLogTerm: 1,
+      flushLsn: flushLsn as number as SafekeeperPosition['flushLsn'],
+      commitLsn: commitLsn as number as SafekeeperPosition['commitLsn'],
     };
   }
 

@@ -14,6 +14,8 @@ import {copyCatalog} from '#control/catalog-copy.ts';
 import {newBranchId} from '#control/ids.ts';
 import {parseLsn} from '#control/lsn.ts';
 import {readCommittedPosition} from '#control/operations/branch-point.ts';
+import {placeNewTimeline} from '#control/placement.ts';
+import {readSafekeeperSet} from '#control/safekeeper-set.ts';
 import {forgetBranch} from '#control/store/forget.ts';
 import type {OperationDraft} from '#control/operations/runner.ts';
 import type {
@@ -320,7 +322,7 @@ async function createBranch(
         protected: wanted.protected === true ? 1 : 0,
         init_source: 'parent-data',
         creation_source: 'console',
-        safekeepers: parent.safekeepers,
+        safekeepers: await placeNewTimeline(trx, context.storage.safekeepers),
         catalog_version: parent.catalog_version,
         catalog_applied: isApplied ? parent.catalog_applied : parent.catalog_version - 1,
         expires_at: expiresAt,
@@ -423,7 +425,7 @@ export async function checkBranchPoint(
     throw apiErrors.badRequest(`parent_lsn ${wanted.parent_lsn} lies before the beginning of branch ${parent.name}`);
   const position = await readCommittedPosition(
     context.storage,
-    JSON.parse(parent.safekeepers) as number[],
+    readSafekeeperSet(parent.safekeepers),
     project.tenant_id,
     parent.timeline_id,
   );

@@ -11,6 +11,7 @@ import {createProjectBody, listQuery, updateProjectBody} from '#control/api/sche
 import {Views} from '#control/api/views.ts';
 import {newSystemId} from '#control/bootstrap.ts';
 import {newBranchId, newEndpointId, newProjectId} from '#control/ids.ts';
+import {placeNewTimeline} from '#control/placement.ts';
 import {forgetProject} from '#control/store/forget.ts';
 import type {ProjectTable} from '#control/store/schema.ts';
 
@@ -222,7 +223,7 @@ async function createProject(
         protected: 0,
         init_source: 'parent-data',
         creation_source: 'console',
-        safekeepers: JSON.stringify(context.storage.safekeepers.map((node) => node.nodeId)),
+        safekeepers: await placeNewTimeline(trx, context.storage.safekeepers),
         catalog_version: 1,
         catalog_applied: 0,
         expires_at: null,

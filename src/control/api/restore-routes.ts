@@ -9,6 +9,7 @@ import {restoreBranchBody} from '#control/api/schemas.ts';
 import {Views} from '#control/api/views.ts';
 import {newBranchId} from '#control/ids.ts';
 import type {OperationDraft} from '#control/operations/runner.ts';
+import {placeNewTimeline} from '#control/placement.ts';
 
 export const restoreRoutes: readonly ApiRoute[] = [
   route({
@@ -70,7 +71,7 @@ export const restoreRoutes: readonly ApiRoute[] = [
             protected: 0,
             init_source: 'parent-data',
             creation_source: 'console',
-            safekeepers: source.safekeepers,
+            safekeepers: await placeNewTimeline(trx, context.storage.safekeepers),
             catalog_version: 0,
             catalog_applied: 0,
             expires_at: null,

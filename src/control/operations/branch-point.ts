@@ -3,6 +3,7 @@ import type {Clock} from '#runtime/clock.ts';
 import type {Lsn} from '#control/lsn.ts';
 import type {PlanContext, Where} from '#control/operations/plan-context.ts';
 import {PermanentError, type StepContext} from '#control/operations/plan.ts';
+import {allNodes, type SafekeeperSet} from '#control/safekeeper-set.ts';
 import type {SafekeeperStatus, StorageClients} from '#control/storage-client.ts';
 
 /** `committed` is known to be; up to `acknowledged` the quorum has it on disk, and commits follow within a heartbeat. */
@@ -34,24 +35,37 @@ export function committedPosition(statuses: readonly (SafekeeperStatus | undefin
 /** Asks all safekeepers of a timeline; throws when fewer than a quorum answer. */
 export async function readCommittedPosition(
   storage: StorageClients,
-  nodeIds: readonly number[],
+  set: SafekeeperSet,
   tenantId: string,
   timelineId: string,
 ): Promise<CommittedPosition> {
-  const statuses = await Promise.all(
-    nodeIds.map((nodeId) =>
-      storage
-        .safekeeper(nodeId)
-        .status(tenantId, timelineId)
-        .catch(() => undefined),
+  const statuses = new Map(
+    await Promise.all(
+      allNodes(set).map(
+        async (nodeId) =>
+          [
+            nodeId,
+            await storage
+              .safekeeper(nodeId)
+              .status(tenantId, timelineId)
+              .catch(() => undefined),
+          ] as const,
+      ),
     ),
   );
-  const position = committedPosition(statuses);
-  if (!position)
-    throw new Error(
-      `only ${statuses.filter(Boolean).length} of ${nodeIds.length} safekeepers of timeline ${timelineId} (tenant ${tenantId}) answer; a quorum is needed to know what is committed`,
-    );
-  return position;
+  // While they are being changed, what was acknowledged last may be at a majority of the new ones only.
+  const positions = [set.members, set.newMembers]
+    .filter((nodes) => nodes.length > 0)
+    .map((nodes) => {
+      const position = committedPosition(nodes.map((nodeId) => statuses.get(nodeId)));
+      if (!position)
+        throw new Error(
+          `fewer than a majority of the safekeepers ${nodes.join(', ')} of timeline ${timelineId} (tenant ${tenantId}) answer; a quorum is needed to know what is committed`,
+        );
+      return position;
+    });
+  const highest = (pick: (p: CommittedPosition) => Lsn): Lsn => Math.max(...positions.map(pick)) as Lsn;
+  return {committed: highest((p) => p.committed), acknowledged: highest((p) => p.acknowledged)};
 }
 
 const pollMs = 50;
@@ -92,7 +106,7 @@ export async function chooseBranchPoint(
 ): Promise<Lsn> {
   const {tenant_id: tenantId} = parent.project;
   const {timeline_id: timelineId} = parent.branch;
-  const position = await readCommittedPosition(storage, parent.safekeepers, tenantId, timelineId);
+  const position = await readCommittedPosition(storage, parent.safekeeperSet, tenantId, timelineId);
   if (typeof state['lsn'] === 'number') {
     if (state['lsn'] > position.acknowledged) throw new PermanentError('the parent branch has not reached this LSN');
     return waitForNow({

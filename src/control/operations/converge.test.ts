@@ -35,7 +35,10 @@ async function observe(control: TestControl, world: FakeWorld): Promise<unknown>
     projects,
     tenants: world.tenants.size,
     timelines: [...world.timelines.values()].map((t) => [t.mode.kind, t.lastRecordLsn, t.safekeepers]),
-    walTimelines: world.walTimelines.size,
+    walTimelines: [...world.walTimelines.keys()].map((key) => key.split('/')[0]).sort(),
+    safekeepers: (await control.store.selectFrom('branches').select('safekeepers').execute())
+      .map((row) => row.safekeepers)
+      .sort(),
     computes: world.computes.size,
   };
 }
@@ -89,6 +92,27 @@ const scenarios: readonly Scenario[] = [
     act: async (control) => {
       const {id, branch} = await projectOf(control);
       return call(control, 'POST', `/projects/${id}/branches/${branch}/roles`, {role: {name: 'alice'}});
+    },
+  },
+  {
+    name: 'replace a safekeeper that is gone',
+    prepare: makeProject,
+    act: async (control) => {
+      const {id, branch} = await projectOf(control);
+      const ids = await control.store.transaction().execute((trx) =>
+        control.runner.submit(trx, [
+          {
+            projectId: id,
+            branchId: branch,
+            action: 'replace_safekeeper',
+            kind: 'replace_safekeeper',
+            locks: [`safekeepers:${branch}`],
+            state: {remove: [3], add: [4]},
+          },
+        ]),
+      );
+      await control.runner.kick();
+      await control.runner.wait(ids, 10_000);
     },
   },
   {

@@ -5,6 +5,7 @@ import type {Bootstrap} from '#control/bootstrap.ts';
 import type {ComputeLauncher} from '#control/launcher.ts';
 import type {PasswordVault} from '#control/scram.ts';
 import type {StorageClients} from '#control/storage-client.ts';
+import {allNodes, readSafekeeperSet, type SafekeeperSet} from '#control/safekeeper-set.ts';
 import type {BranchTable, ProjectTable, Store, StoreTransaction} from '#control/store/schema.ts';
 
 export interface PlanContext {
@@ -31,6 +32,8 @@ export interface Where {
   readonly pageserverId: number;
   readonly generation: number;
   readonly safekeepers: readonly number[];
+  readonly safekeeperSet: SafekeeperSet;
+  /** Every node that may hold something of the timeline: while they are being changed, the old and the new ones. */
 }
 
 export async function whereIs(store: Store, branchId: string | null): Promise<Where> {
@@ -50,11 +53,13 @@ export async function whereIs(store: Store, branchId: string | null): Promise<Wh
     .where('tenant_id', '=', project.tenant_id)
     .executeTakeFirstOrThrow();
   return {
+  const safekeeperSet = readSafekeeperSet(branch.safekeepers);
     project,
     branch,
     pageserverId: attachment.pageserver_id,
     generation: attachment.generation,
-    safekeepers: JSON.parse(branch.safekeepers) as number[],
+    safekeeperSet,
+    safekeepers: allNodes(safekeeperSet),
   };
 }
 

@@ -12,8 +12,11 @@ import {
   whereIs,
 } from '#control/operations/plan-context.ts';
 import {PermanentError, type Plan, SkippedError, type Step} from '#control/operations/plan.ts';
+import {replaceSafekeeperPlan} from '#control/operations/replace-safekeeper-plan.ts';
+import {restoreFromArchivePlan} from '#control/operations/restore-from-archive-plan.ts';
 import {safekeeperEffects} from '#control/operations/safekeeper-effects.ts';
 import {restoreBranchPlan} from '#control/operations/restore-plan.ts';
+import {membershipOf} from '#control/safekeeper-set.ts';
 import {forgetBranch, forgetProject} from '#control/store/forget.ts';
 import type {EndpointTable, Store, StoreTransaction} from '#control/store/schema.ts';
 
@@ -27,6 +30,8 @@ export function makePlans(context: PlanContext): Plan[] {
     applyConfigPlan(context),
     deleteBranchPlan(context),
     deleteProjectPlan(context),
+    replaceSafekeeperPlan(context),
+    restoreFromArchivePlan(context),
   ];
 }
 
@@ -170,6 +175,7 @@ export async function buildSpec(
     throw new Error(
       `the configuration of the control plane has no pageserver ${where.pageserverId}, but project ${project.id} lives there`,
     );
+  const membership = membershipOf(where.safekeeperSet, storage.safekeepers);
   const settings = JSON.parse(endpoint.settings) as {pg_settings?: Record<string, string>};
   const spec: ComputeSpec = {
     tenantId: project.tenant_id,
@@ -181,9 +187,9 @@ export async function buildSpec(
     pgVersion: pgVersionNumber(project.pg_version),
     systemId: project.system_id,
     pageserver: {host: pageserver.host, port: pageserver.port, httpPort: pageserver.httpPort},
-    safekeepers: storage.safekeepers
-      .filter((node) => where.safekeepers.includes(node.nodeId))
-      .map(({nodeId, host, port}) => ({nodeId, host, port})),
+    safekeepers: membership.members,
+    safekeeperGeneration: membership.generation,
+    ...(membership.newMembers.length === 0 ? {} : {newSafekeepers: membership.newMembers}),
     token: await context.mintComputeToken(project.tenant_id, branch.timeline_id),
     tokenRefreshUrl: context.tokenRefreshUrl,
     roles: roles.map((role) => ({

@@ -162,7 +162,7 @@ async function swap(
     .updateTable('branches')
     .set({
       timeline_id: kept.timeline_id,
-      safekeepers: source.safekeepers,
+      safekeepers: kept.safekeepers,
       parent_id: isSelf ? kept.id : source.id,
       parent_lsn: lsn,
       parent_timestamp: kept.parent_timestamp,

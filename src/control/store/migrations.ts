@@ -176,4 +176,45 @@ export const migrations: Readonly<Record<string, ForwardMigration>> = {
       await db.schema.createIndex('operations_project').on('operations').columns(['project_id', 'seq']).execute();
     },
   },
+  '0003_points': {
+    async up(db) {
+      await db.schema
+        .alterTable('branches')
+        .addColumn('hidden', 'bigint', (c) => c.notNull().defaultTo(0))
+        .execute();
+      await db.schema.alterTable('endpoints').addColumn('static_lsn', 'bigint').execute();
+      await db.schema
+        .alterTable('endpoints')
+        .addColumn('active_ms', 'bigint', (c) => c.notNull().defaultTo(0))
+        .execute();
+      await sql`create unique index endpoints_one_static on endpoints (branch_id, static_lsn) where static_lsn is not null and deleted_at is null`.execute(
+        db,
+      );
+      await db.schema
+        .createTable('snapshots')
+        .addColumn('id', 'text', (c) => c.primaryKey())
+        .addColumn('project_id', 'text', (c) => c.notNull().references('projects.id'))
+        .addColumn('name', 'text', (c) => c.notNull())
+        .addColumn('source_branch_id', 'text', (c) => c.notNull())
+        .addColumn('branch_id', 'text', (c) => c.notNull().references('branches.id'))
+        .addColumn('manual', 'bigint', (c) => c.notNull())
+        .addColumn('expires_at', 'bigint')
+        .addColumn('created_at', 'bigint', (c) => c.notNull())
+        .addColumn('deleted_at', 'bigint')
+        .execute();
+    },
+  },
+  '0002_safekeepers': {
+    async up(db) {
+      await db.schema
+        .createTable('safekeepers')
+        .addColumn('node_id', 'bigint', (c) => c.primaryKey())
+        .addColumn('host', 'text', (c) => c.notNull())
+        .addColumn('port', 'bigint', (c) => c.notNull())
+        .addColumn('http_port', 'bigint', (c) => c.notNull())
+        .addColumn('zone', 'text', (c) => c.notNull())
+        .addColumn('retired', 'bigint', (c) => c.notNull())
+        .execute();
+    },
+  },
 };

@@ -196,3 +196,16 @@ export interface Tables {
 
 export type Store = Kysely<Tables>;
 export type StoreTransaction = Transaction<Tables>;
+/** Safekeepers that timelines may live on. */
+export interface SafekeeperTable {
+  readonly node_id: number;
+  host: string;
+  port: number;
+  http_port: number;
+  /** Availability zone; empty: its own. */
+  zone: string;
+  /** 1: takes no new timelines. */
+  retired: number;
+}
+
+  safekeepers: SafekeeperTable;

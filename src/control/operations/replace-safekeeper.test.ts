@@ -1,0 +1,120 @@
+/** Changing a branch's safekeepers, with storage that only remembers what was asked of it. */
+import assert from 'node:assert/strict';
+import {test} from 'node:test';
+import type {Lsn} from '#control/lsn.ts';
+import {buildSpec} from '#control/operations/plans.ts';
+import {readSafekeeperSet} from '#control/safekeeper-set.ts';
+import {FakeWorld, call, importLsn, startControl, type TestControl} from '#control/test-world.ts';
+
+async function projectWithBranch(
+  control: TestControl,
+): Promise<{projectId: string; branchId: string; timeline: string}> {
+  await call(control, 'POST', '/projects', {project: {name: 'p'}});
+  const branch = await control.store.selectFrom('branches').selectAll().executeTakeFirstOrThrow();
+  return {projectId: branch.project_id, branchId: branch.id, timeline: branch.timeline_id};
+}
+
+async function submit(
+  control: TestControl,
+  kind: 'replace_safekeeper' | 'restore_from_archive',
+  where: {projectId: string; branchId: string},
+  state: Record<string, unknown>,
+): Promise<string> {
+  const [id] = await control.store
+    .transaction()
+    .execute((trx) =>
+      control.runner.submit(trx, [{...where, action: kind, kind, locks: [`safekeepers:${where.branchId}`], state}]),
+    );
+  await control.runner.kick();
+  return id!;
+}
+
+async function operation(
+  control: TestControl,
+  id: string,
+): Promise<{status: string; error: string | null; state: Record<string, unknown>}> {
+  const row = await control.store.selectFrom('operations').selectAll().where('id', '=', id).executeTakeFirstOrThrow();
+  return {status: row.status, error: row.error, state: JSON.parse(row.state) as Record<string, unknown>};
+}
+
+test('a dead safekeeper is replaced: the others and the new one have the new generation, it is not waited for', async (t) => {
+  const world = new FakeWorld();
+  const control = await startControl(world);
+  t.after(() => control.stop());
+  const where = await projectWithBranch(control);
+  world.broken.add('safekeeper-3');
+  const id = await submit(control, 'replace_safekeeper', where, {remove: [3], add: [4]});
+  await control.runner.wait([id], 20_000);
+  const {status, state} = await operation(control, id);
+  assert.equal(status, 'finished');
+  assert.deepEqual(state['unreached'], [3]);
+  const row = await control.store.selectFrom('branches').selectAll().executeTakeFirstOrThrow();
+  assert.deepEqual(readSafekeeperSet(row.safekeepers), {generation: 3, members: [1, 2, 4], newMembers: []});
+  for (const nodeId of [1, 2, 4]) assert.equal(world.walTimelines.get(`${nodeId}/${where.timeline}`)!.generation, 3);
+  // Once more: the next change begins where this one ended, and a compute is told the new list.
+  const back = await submit(control, 'replace_safekeeper', where, {remove: [1], add: [3]});
+  world.broken.delete('safekeeper-3');
+  await control.runner.wait([back], 20_000);
+  const after = await control.store.selectFrom('branches').selectAll().executeTakeFirstOrThrow();
+  assert.deepEqual(readSafekeeperSet(after.safekeepers), {generation: 5, members: [2, 4, 3], newMembers: []});
+  assert.equal(world.walTimelines.has(`1/${where.timeline}`), false);
+});
+
+test('without a majority it waits, says for what, and goes on when there is one', async (t) => {
+  const world = new FakeWorld();
+  const control = await startControl(world);
+  t.after(() => control.stop());
+  const where = await projectWithBranch(control);
+  world.broken.add('safekeeper-3');
+  world.broken.add('safekeeper-2');
+  const id = await submit(control, 'replace_safekeeper', where, {remove: [3], add: [4]});
+  await control.runner.wait([id], 4000);
+  const waiting = await operation(control, id);
+  assert.equal(waiting.status, 'running');
+  assert.match(waiting.error ?? '', /waiting for a majority of safekeeper 1, safekeeper 2, safekeeper 3/);
+  world.broken.delete('safekeeper-2');
+  await control.runner.wait([id], 20_000);
+  assert.equal((await operation(control, id)).status, 'finished');
+});
+
+test('a branch that is deleted meanwhile ends the change, and no copy is left', async (t) => {
+  const world = new FakeWorld();
+  const control = await startControl(world);
+  t.after(() => control.stop());
+  const where = await projectWithBranch(control);
+  world.broken.add('safekeeper-2');
+  world.broken.add('safekeeper-3');
+  const id = await submit(control, 'replace_safekeeper', where, {remove: [3], add: [4]});
+  await control.runner.wait([id], 500);
+  world.broken.clear();
+  await control.store.updateTable('branches').set({deleted_at: 1}).execute();
+  await control.runner.wait([id], 20_000);
+  const {status} = await operation(control, id);
+  assert.ok(status === 'skipped' || status === 'finished', status);
+  if (status === 'skipped') assert.equal(world.walTimelines.has(`4/${where.timeline}`), false);
+});
+
+test('all disks lost: the branch comes back from the archive, and the operation says where it goes on', async (t) => {
+  const world = new FakeWorld();
+  const control = await startControl(world);
+  t.after(() => control.stop());
+  const where = await projectWithBranch(control);
+  world.archived = (importLsn + 0x500) as Lsn;
+  const refused = await submit(control, 'restore_from_archive', where, {members: [1, 2, 3]});
+  await control.runner.wait([refused], 10_000);
+  assert.match((await operation(control, refused)).error ?? '', /still has timeline/);
+  world.walTimelines.clear();
+  const id = await submit(control, 'restore_from_archive', where, {members: [1, 2, 4]});
+  await control.runner.wait([id], 10_000);
+  const {status, state} = await operation(control, id);
+  assert.equal(status, 'finished');
+  assert.equal(state['lsn'], world.archived);
+  const row = await control.store.selectFrom('branches').selectAll().executeTakeFirstOrThrow();
+  assert.deepEqual(readSafekeeperSet(row.safekeepers).members, [1, 2, 4]);
+  const endpoint = await control.store.selectFrom('endpoints').selectAll().executeTakeFirstOrThrow();
+  const {spec} = await buildSpec(
+    {store: control.store, storage: world, mintComputeToken: async () => 't', tokenRefreshUrl: ''} as never,
+    endpoint,
+  );
+  assert.equal(spec.safekeeperGeneration, 11);
+});
