@@ -1,0 +1,16 @@
+/**
+ * `npm run nightly`: what takes too long for every commit. Three seeds of the nemesis of five minutes each and the whole
+ * crash matrix. `--seed N`: the first of the three (default: the day, so that each night has its own).
+ */
+import {run, summarise} from './run.ts';
+
+const node = process.execPath;
+const at = process.argv.indexOf('--seed');
+const first = at === -1 ? Math.floor(Date.now() / 86_400_000) * 3 : Number(process.argv[at + 1]);
+const results = [];
+for (const seed of [first, first + 1, first + 2])
+  results.push(
+    await run(`nemesis, seed ${seed}`, node, ['test/nemesis/main.ts', '--minutes', '5', '--seed', String(seed)]),
+  );
+results.push(await run('crash matrix', node, ['test/crash-matrix/main.ts']));
+process.exitCode = summarise(results);
