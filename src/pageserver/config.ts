@@ -23,6 +23,11 @@ export interface PageserverConfig {
   readonly controlUrl?: string;
   /** Memory for blocks of layer files (default 256 MiB). */
   readonly blockCacheBytes?: number;
+  /**
+   * Local disk for parts of layer objects (default: 10 GiB for S3; 0, none, for a folder, which is local disk itself: measured in
+   * bench/README.md).
+   */
+  readonly localCacheBytes?: number;
   /** Memory for layers that are not uploaded yet, of all branches together (default 512 MiB). */
   readonly memoryLayerBytes?: number;
   readonly limits?: LimitChanges;

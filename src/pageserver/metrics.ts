@@ -10,12 +10,19 @@ export class PageserverMetrics {
   readonly redoRecords: Counter;
   readonly objectReads: Counter;
   readonly objectReadBytes: Counter;
+  readonly blocksRepaired: Counter;
+  readonly localCacheHits: Gauge;
+  readonly localCacheMisses: Gauge;
+  readonly localCacheBytes: Gauge;
+  readonly localCacheDamaged: Gauge;
+  readonly localCacheEvictions: Gauge;
   readonly cacheHits: Gauge;
   readonly cacheMisses: Gauge;
   readonly cacheBytes: Gauge;
   readonly ingestedRecords: Counter;
   readonly ingestedBytes: Counter;
   readonly ingestLagBytes: Gauge;
+  readonly ingestStopped: Gauge;
   readonly layersUploaded: Counter;
   readonly layerBytesUploaded: Counter;
   readonly indexesUploaded: Counter;
@@ -36,13 +43,25 @@ export class PageserverMetrics {
     this.getPagesSeconds = m.histogram('pagoda_getpage_seconds', 'Time from a getPages request to its answer');
     this.layersPerRead = m.histogram(
       'pagoda_getpage_layers_per_read',
-      'Layer files looked into by one getPages request',
+      'Layer files looked into for one page (read amplification)',
       {},
       [0, 1, 2, 4, 8, 16, 32, 64, 128, 256],
     );
     this.redoRecords = m.counter('pagoda_redo_records_total', 'WAL records and patches applied for reads');
     this.objectReads = m.counter('pagoda_object_reads_total', 'Range reads of layer objects');
     this.objectReadBytes = m.counter('pagoda_object_read_bytes_total', 'Bytes of range reads of layer objects');
+    this.blocksRepaired = m.counter(
+      'pagoda_blocks_repaired_total',
+      'Blocks that came damaged, and whole when they were read again from the object store',
+    );
+    this.localCacheHits = m.gauge('pagoda_local_cache_hits', 'Chunks of objects found on local disk');
+    this.localCacheMisses = m.gauge('pagoda_local_cache_misses', 'Chunks of objects not found on local disk');
+    this.localCacheBytes = m.gauge('pagoda_local_cache_bytes', 'Local disk held by chunks of objects');
+    this.localCacheDamaged = m.gauge(
+      'pagoda_local_cache_damaged',
+      'Chunks on local disk that were not as they had been written (and were fetched again)',
+    );
+    this.localCacheEvictions = m.gauge('pagoda_local_cache_evictions', 'Chunks removed from local disk to make room');
     this.cacheHits = m.gauge('pagoda_block_cache_hits', 'Blocks found in memory');
     this.cacheMisses = m.gauge('pagoda_block_cache_misses', 'Blocks not found in memory');
     this.cacheBytes = m.gauge('pagoda_block_cache_bytes', 'Memory held by cached blocks');
@@ -51,6 +70,10 @@ export class PageserverMetrics {
     this.ingestLagBytes = m.gauge(
       'pagoda_ingest_lag_bytes',
       'Committed WAL not yet ingested, of the timeline with the most',
+    );
+    this.ingestStopped = m.gauge(
+      'pagoda_ingest_stopped_timelines',
+      'Timelines that take no more WAL because of an error; GET /v1/tenant/…/timeline/… says which',
     );
     this.layersUploaded = m.counter('pagoda_layers_uploaded_total', 'Layer objects uploaded');
     this.layerBytesUploaded = m.counter('pagoda_layer_bytes_uploaded_total', 'Bytes of layer objects uploaded');

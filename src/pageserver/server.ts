@@ -1,10 +1,11 @@
 /** The pageserver process: puts the parts together. See README.md for the way of a record and of a page through them. */
 import {systemClock} from '#runtime/clock.ts';
-import {systemDisk} from '#runtime/disk.ts';
+import {joinPath, systemDisk} from '#runtime/disk.ts';
 import {requestJson, startHttpServer} from '#runtime/http.ts';
 import {type Log, createLog} from '#runtime/log.ts';
 import {listenFrames} from '#runtime/net.ts';
 import {systemRandom} from '#runtime/random.ts';
+import {CachingObjectStore} from '#objectstore/caching-object-store.ts';
 import type {ObjectStore} from '#objectstore/object-store.ts';
 import {openObjectStore, wrapObjectStore} from '#objectstore/open.ts';
 import {TokenIssuer, TokenVerifier, httpAuthenticator} from '#wire/auth.ts';
@@ -20,6 +21,7 @@ import {MemoryBudget} from './timeline/memory-budget.ts';
 import {type PageserverContext, limitsWith} from './timeline/state.ts';
 
 const blockCacheBytesDefault = 256 * 1024 * 1024;
+const localCacheBytesDefault = 10 * 1024 * 1024 * 1024;
 const memoryLayerBytesDefault = 512 * 1024 * 1024;
 /** How long the control plane may take to come up before start-up goes on asking in the background. */
 const reAttachRetryMs = 1000;
@@ -50,10 +52,21 @@ export async function runPageserver(
   const issuer = await TokenIssuer.load(config.keysDir, 'pageserver', clock);
   const metrics = new PageserverMetrics();
   const storeDeps = {clock, random, disk: systemDisk, log, metrics: metrics.registry};
-  const store =
+  const remote =
     options.store === undefined
       ? openObjectStore(config.objectStore, storeDeps)
       : wrapObjectStore(options.store, config.objectStore, storeDeps);
+  const localBytes = config.localCacheBytes ?? (config.objectStore.kind === 's3' ? localCacheBytesDefault : 0);
+  const local =
+    localBytes === 0
+      ? undefined
+      : new CachingObjectStore(remote, {
+          disk: systemDisk,
+          directory: joinPath(config.dataDir, 'cache'),
+          bytesMax: localBytes,
+          log,
+        });
+  const store = local ?? remote;
   const cache = new BlockCache(config.blockCacheBytes ?? blockCacheBytesDefault);
   const context: PageserverContext = {
     clock,
@@ -80,6 +93,13 @@ export async function runPageserver(
   let stopped = false;
 
   const metricsText = (): string => {
+    if (local !== undefined) {
+      metrics.localCacheHits.set(local.counts.hits);
+      metrics.localCacheMisses.set(local.counts.misses);
+      metrics.localCacheBytes.set(local.bytes);
+      metrics.localCacheDamaged.set(local.counts.damaged);
+      metrics.localCacheEvictions.set(local.counts.evictions);
+    }
     metrics.cacheHits.set(cache.hits);
     metrics.cacheMisses.set(cache.misses);
     metrics.cacheBytes.set(cache.bytes);
@@ -88,9 +108,14 @@ export async function runPageserver(
     metrics.timelines.set(timelines);
     metrics.memoryLayerBytes.set(context.memory.bytes);
     let l0 = 0;
+    let ingestStopped = 0;
     for (const tenant of pageserver.tenants())
-      for (const timeline of tenant.timelines()) l0 = Math.max(l0, timeline.compactionDebt);
+      for (const timeline of tenant.timelines()) {
+        l0 = Math.max(l0, timeline.compactionDebt);
+        if (timeline.state.ingestError !== undefined) ingestStopped++;
+      }
     metrics.l0LayersMax.set(l0);
+    metrics.ingestStopped.set(ingestStopped);
     metrics.ingestLagBytes.set(pageserver.ingests().reduce((lag, ingest) => Math.max(lag, ingest.lagBytes), 0));
     return metrics.registry.text();
   };

@@ -208,7 +208,7 @@ export class TimelineState {
   }
 
   openReader(description: LayerDescription): LayerReader {
-    const {store, cache, metrics} = this.context;
+    const {store, cache, metrics, log} = this.context;
     const owner = description.timelineId ?? this.timelineId;
     return new LayerReader({
       description,
@@ -219,6 +219,10 @@ export class TimelineState {
       onRead: (bytes) => {
         metrics.objectReads.inc();
         metrics.objectReadBytes.inc(bytes);
+      },
+      onRepair: (damage) => {
+        metrics.blocksRepaired.inc();
+        log.error('a block was damaged and is whole again after another read', {reason: damage.message});
       },
     });
   }
