@@ -65,20 +65,14 @@ const branch: Driver = async ({cell}) => {
  */
 const divergence: Driver = async ({cell, endpointId, admin, hasFired}) => {
   const links = safekeeperNames.map((name) => cell.links.get(name)!);
+  // Up to just before the end of a segment, all of it committed …
+  await admin(`select pg_logical_emit_message(true, 'crash-matrix', repeat('x',
+    (16777216 - 300000 - (pg_current_wal_lsn() - '0/0'::pg_lsn) % 16777216)::int))
+    where (pg_current_wal_lsn() - '0/0'::pg_lsn) % 16777216 < 16777216 - 300000`);
   for (const l of links.slice(0, 2)) l.set({hold: 'up'});
-  const tail = (async () => {
-    // They wait for a quorum; the WAL is there all the same.
-    await Promise.race([
-      admin("select pg_logical_emit_message(false, 'crash-matrix', repeat('x', 300000))"),
-      sleep(1000),
-    ]);
-    await Promise.race([admin('select pg_switch_wal()'), sleep(1000)]);
-    await Promise.race([
-      admin("select pg_logical_emit_message(false, 'crash-matrix', repeat('y', 3000))"),
-      sleep(1000),
-    ]);
-  })();
-  await tail;
+  // … and then across it, for safekeeper 3 alone. Nobody waits for a quorum here; the WAL is written all the same.
+  await admin("select pg_logical_emit_message(false, 'crash-matrix', repeat('y', 900000))");
+  await sleep(1500);
   links[2]!.set({hold: 'both'});
   const c = cell.compute(endpointId);
   for (const pid of [c.agent, c.proposer, c.postgres]) kill(pid);
@@ -141,8 +135,8 @@ export const rows: Readonly<Record<string, Row>> = {
   'safekeeper.segment-create.before': {driver: newSegment},
   'safekeeper.segment-create.after': {driver: newSegment, short: true},
   'safekeeper.segment-directory-sync.after': {driver: newSegment},
-  'safekeeper.truncate.before': {driver: election},
-  'safekeeper.truncate.after': {driver: election, short: true},
+  'safekeeper.truncate.before': {driver: divergence},
+  'safekeeper.truncate.after': {driver: divergence, short: true},
   'safekeeper.cut-remove.before': {driver: divergence},
   'safekeeper.cut-remove.after': {driver: divergence, short: true},
   'safekeeper.cut-zeros.before': {driver: divergence},

@@ -492,12 +492,22 @@ export class Cell {
 
   /** Roles and computes, until none is left. */
   async #killAll(): Promise<void> {
+    // A process that is going has no command line any more but still its ports: only its exit says that it is gone.
+    const children = [...this.#roles.values()].flatMap((role) => role.child ?? []);
+    const gone = Promise.all(
+      children.map((child) =>
+        child.exitCode === null && child.signalCode === null
+          ? new Promise((resolve) => child.once('close', resolve))
+          : undefined,
+      ),
+    );
     for (let round = 0; round < 100; round++) {
       const left = ownProcesses(this.dir);
       if (left.length === 0) break;
       for (const pid of left) quietly(() => process.kill(pid, 'SIGKILL'));
       await sleep(50);
     }
+    await Promise.race([gone, sleep(10_000)]);
     for (const role of this.#roles.values()) role.child = undefined;
   }
 
