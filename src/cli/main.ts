@@ -41,6 +41,11 @@ async function main(argv: readonly string[]): Promise<void> {
       const args = parseArguments(rest, {...dataOption, ...walOptions});
       return wal(args, layoutOf(args.options));
     }
+    case 'safekeepers': {
+      const {safekeepers, safekeepersOptions} = await import('#cli/safekeepers.ts');
+      const args = parseArguments(rest, {...dataOption, ...safekeepersOptions});
+      return safekeepers(args, layoutOf(args.options));
+    }
     case 'help':
     case '--help':
     case '-h': {

@@ -1,6 +1,6 @@
 /**
  * What an operator does with safekeepers; internal routes, for tokens that the control plane's own key has signed
- * (`pagoda safekeeper …` does that on the machine where the keys lie).
+ * (`pagoda safekeepers …` does that on the machine where the keys lie).
  *
  *   GET  /internal/v1/safekeepers                  {safekeepers: [{nodeId, host, port, httpPort, zone?, retired?, timelines}]}
  *   PUT  /internal/v1/safekeepers/:id              {host, port, httpPort, zone?, retired?}: adds a node or changes it
