@@ -9,7 +9,7 @@ import {cutPage} from '#control/api/pages.ts';
 import type {Principal} from '#control/api/principal.ts';
 import {type ApiRoute, route} from '#control/api/route.ts';
 import {branchListQuery, createBranchBody, updateBranchBody} from '#control/api/schemas.ts';
-import {Views} from '#control/api/views.ts';
+import {type StorageFacts, Views} from '#control/api/views.ts';
 import {copyCatalog} from '#control/catalog-copy.ts';
 import {newBranchId} from '#control/ids.ts';
 import {parseLsn} from '#control/lsn.ts';
@@ -47,11 +47,11 @@ export const branchRoutes: readonly ApiRoute[] = [
         limit: query.limit ?? listLimitDefault,
         cursor: query.cursor,
       });
-      const sizes = await logicalSizes(context, project, page.items);
+      const facts = await storageFacts(context, project, page.items);
       const views = new Views(context.config);
       return {
         body: {
-          branches: page.items.map((b, i) => views.branch(b, sizes[i])),
+          branches: page.items.map((b, i) => views.branch(b, facts[i])),
           annotations: {},
           pagination: {
             ...(page.next === undefined ? {} : {next: page.next}),
@@ -77,10 +77,10 @@ export const branchRoutes: readonly ApiRoute[] = [
     handler: async (context, {params, principal}) => {
       const project = await context.project(principal, params.project_id);
       const branch = await context.branch(project, params.branch_id);
-      const [size] = await logicalSizes(context, project, [branch]);
+      const [facts] = await storageFacts(context, project, [branch]);
       return {
         body: {
-          branch: new Views(context.config).branch(branch, size),
+          branch: new Views(context.config).branch(branch, facts),
           annotation: {object: {type: 'console/branch', id: branch.id}, value: {}},
         },
       };
@@ -203,12 +203,12 @@ async function liveBranches(context: ApiContext, project: ProjectTable): Promise
     .execute();
 }
 
-/** Best effort: a pageserver that does not answer in time leaves the sizes out. */
-async function logicalSizes(
+/** Best effort: a pageserver that does not answer in time leaves them out. */
+async function storageFacts(
   context: ApiContext,
   project: ProjectTable,
   branches: readonly BranchTable[],
-): Promise<(number | undefined)[]> {
+): Promise<(StorageFacts | undefined)[]> {
   const attachment = await context.store
     .selectFrom('attachments')
     .selectAll()
@@ -219,8 +219,7 @@ async function logicalSizes(
   return Promise.all(
     branches.map(async (branch) => {
       if (branch.state !== 'ready') return undefined;
-      return (await pageserver.timeline(project.tenant_id, branch.timeline_id).catch(() => undefined))
-        ?.logicalSizeBytes;
+      return pageserver.timeline(project.tenant_id, branch.timeline_id).catch(() => undefined);
     }),
   );
 }

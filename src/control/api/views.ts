@@ -33,6 +33,13 @@ function consumptionPeriod(nowMs: number): {start: string; end: string} {
   return {start: first(year, month), end: month === 12 ? first(year + 1, 1) : first(year, month + 1)};
 }
 
+/** What the pageserver says of a branch. */
+export interface StorageFacts {
+  readonly logicalSizeBytes?: number;
+  /** Why it takes no more WAL of the branch. Not a field of Neon's: there only while it is so. */
+  readonly ingestError?: string;
+}
+
 export class Views {
   readonly #config: Pick<ControlConfig, 'regionId' | 'proxy'>;
 
@@ -96,7 +103,7 @@ export class Views {
     };
   }
 
-  branch(branch: BranchTable, logicalSizeBytes?: number): Record<string, unknown> {
+  branch(branch: BranchTable, facts: StorageFacts = {}): Record<string, unknown> {
     return present({
       id: branch.id,
       project_id: branch.project_id,
@@ -107,7 +114,8 @@ export class Views {
       current_state: branch.state,
       pending_state: branch.pending_state,
       state_changed_at: formatTime(branch.state_changed_at),
-      logical_size: logicalSizeBytes,
+      logical_size: facts.logicalSizeBytes,
+      ingest_error: facts.ingestError,
       creation_source: branch.creation_source,
       primary: branch.is_default === 1,
       default: branch.is_default === 1,

@@ -1,0 +1,128 @@
+/** A record that cannot be interpreted stops ingest of its timeline, where everybody sees it, and of no other. */
+import {after, test} from 'node:test';
+import assert from 'node:assert/strict';
+import {mkdirSync, mkdtempSync, rmSync, writeFileSync} from 'node:fs';
+import {tmpdir} from 'node:os';
+import {join} from 'node:path';
+import {MemoryObjectStore} from '#objectstore/memory-object-store.ts';
+import {ControlFile, controlFileDataSize} from '#postgres/control-file.ts';
+import {type Lsn, formatLsn} from '#postgres/lsn.ts';
+import {rmgr} from '#postgres/wal/rmgr.ts';
+import {segmentFileName, walSegmentSizeDefault} from '#postgres/wal/segment.ts';
+import {WalWriter, mainDataBody} from '#postgres/wal/writer.ts';
+import {systemClock} from '#runtime/clock.ts';
+import {requestJson, requestStream} from '#runtime/http.ts';
+import {silentLog} from '#runtime/log.ts';
+import {TokenIssuer, generateKeys} from '#wire/auth.ts';
+import {PagesClient} from '#wire/pages.ts';
+import {alwaysValid} from '#pageserver/generation-validator.ts';
+import {CheckpointState} from '#pageserver/ingest/checkpoint-state.ts';
+import {runPageserver} from '#pageserver/server.ts';
+import {importLsn, tagOf, testContext, testIds} from '#pageserver/timeline/model.testing.ts';
+import {Tenant} from '#pageserver/timeline/tenant.ts';
+import {WalFilesSafekeeper} from '#pageserver/wal-source.testing.ts';
+
+const {tenantId} = testIds;
+const broken = 'a'.repeat(32);
+const healthy = 'b'.repeat(32);
+const systemId = 7n;
+const dir = mkdtempSync(join(tmpdir(), 'pagoda-ingest-stopped-'));
+after(() => rmSync(dir, {recursive: true, force: true}));
+
+/** Commits; where `badAt` says so, a record of a custom resource manager. */
+function writeWal(name: string, commits: number, badAt: number): {walDir: string; endLsn: Lsn; badLsn: Lsn} {
+  const writer = new WalWriter({startLsn: importLsn, systemId});
+  let badLsn = importLsn;
+  for (let i = 0; i < commits; i++) {
+    if (i === badAt) {
+      badLsn = writer.position;
+      writer.append({rmid: 200, info: 0, body: mainDataBody(Buffer.alloc(8))});
+    }
+    writer.append({rmid: rmgr.transaction, info: 0, xid: 1000 + i, body: mainDataBody(Buffer.alloc(8))});
+  }
+  const segment = Buffer.alloc(walSegmentSizeDefault);
+  writer.take().copy(segment, importLsn);
+  const walDir = join(dir, name);
+  mkdirSync(walDir);
+  writeFileSync(join(walDir, segmentFileName(1, 0)), segment);
+  return {walDir, endLsn: writer.position, badLsn};
+}
+
+test('a bad record is seen in the timeline and in the metrics; pages before it are served, and other timelines go on', async () => {
+  const store = new MemoryObjectStore();
+  const keysDir = join(dir, 'keys');
+  await generateKeys(keysDir);
+  const issuer = await TokenIssuer.load(keysDir, 'control', systemClock);
+  const tag = tagOf(0, 0);
+  const checkpoint = new CheckpointState(new ControlFile(Buffer.alloc(controlFileDataSize))).encode();
+  const tenant = await Tenant.attach(testContext(store), alwaysValid, tenantId, 1);
+  for (const timelineId of [broken, healthy]) {
+    const timeline = await tenant.createEmpty(timelineId, 15);
+    await timeline.import(async (writer) => {
+      const {spcNode, dbNode, relNode, fork} = tag;
+      writer.createDatabase(spcNode, dbNode, true, importLsn);
+      writer.createRelation(spcNode, dbNode, relNode, fork, importLsn);
+      writer.setRelationSize(spcNode, dbNode, relNode, fork, 1, importLsn);
+      writer.relationPageImage(spcNode, dbNode, relNode, fork, 0, importLsn, Buffer.alloc(8192, 1));
+      writer.putCheckpointState(checkpoint, importLsn);
+      return {lsn: importLsn, systemId: String(systemId)};
+    });
+    await timeline.checkpoint();
+    timeline.stop();
+  }
+  const server = await runPageserver(
+    {
+      nodeId: 1,
+      host: '127.0.0.1',
+      port: 0,
+      httpPort: 0,
+      dataDir: dir,
+      keysDir,
+      objectStore: {kind: 'folder', root: dir},
+    },
+    {log: silentLog, store},
+  );
+  const wal = {[broken]: writeWal('broken', 500, 300), [healthy]: writeWal('healthy', 500, -1)};
+  const safekeepers: WalFilesSafekeeper[] = [];
+  const token = await issuer.sign({aud: 'pageserver', scope: 'node'});
+  const base = `http://127.0.0.1:${server.httpPort}`;
+  const call = async (method: string, path: string, body?: unknown): Promise<Record<string, unknown>> => {
+    const url = `${base}/v1/tenant/${tenantId}/timeline/${path}`;
+    const {status, json} = await requestJson({method, url, token, ...(body === undefined ? {} : {body})});
+    assert.ok(status < 300, `${method} ${path}: ${status} ${JSON.stringify(json)}`);
+    return json as Record<string, unknown>;
+  };
+  try {
+    for (const timelineId of [broken, healthy]) {
+      const {walDir, endLsn} = wal[timelineId]!;
+      const safekeeper = await WalFilesSafekeeper.start({walDir, commitLsn: () => endLsn, chunkBytes: 777});
+      safekeepers.push(safekeeper);
+      const address = {nodeId: 1, host: '127.0.0.1', port: safekeeper.port};
+      await call('PUT', `${timelineId}/safekeepers`, {safekeepers: [address]});
+    }
+    for (let i = 0; ; i++) {
+      const [a, b] = [await call('GET', broken), await call('GET', healthy)];
+      if (a['ingestError'] !== undefined && b['lastRecordLsn'] === formatLsn(wal[healthy]!.endLsn)) {
+        assert.match(String(a['ingestError']), /resource manager 200/);
+        assert.match(String(a['ingestError']), new RegExp(formatLsn(wal[broken]!.badLsn)));
+        assert.equal(a['lastRecordLsn'], formatLsn(wal[broken]!.badLsn));
+        assert.equal(b['ingestError'], undefined);
+        break;
+      }
+      assert.ok(i < 600, `broken: ${JSON.stringify(a)}, healthy: ${JSON.stringify(b)}`);
+      await systemClock.sleep(50);
+    }
+    const client = await PagesClient.connect({host: '127.0.0.1', port: server.port}, token, tenantId, broken);
+    const [page] = await client.getPages(tag, 0, 1, {requestLsn: wal[broken]!.badLsn});
+    assert.ok(page!.equals(Buffer.alloc(8192, 1)));
+    await assert.rejects(client.getPages(tag, 0, 1, {requestLsn: wal[broken]!.endLsn}), /resource manager 200/);
+    client.close();
+    const metrics = await requestStream({method: 'GET', url: `${base}/metrics`, token});
+    let text = '';
+    for await (const part of metrics.body) text += part.toString();
+    assert.match(text, /^pagoda_ingest_stopped_timelines 1$/m);
+  } finally {
+    await Promise.all(safekeepers.map((safekeeper) => safekeeper.stop()));
+    await server.stop();
+  }
+});
