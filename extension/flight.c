@@ -77,7 +77,11 @@ flight_begin(RelFileNode rnode, ForkNumber fork, BlockNumber block, int *count)
 
 	if (!cleanup_registered)
 	{
-		before_shmem_exit(land_at_exit, 0);
+		/*
+		 * Not before_shmem_exit: the first miss of a session may come while PG_ENSURE_ERROR_CLEANUP holds the end of that list
+		 * (CREATE DATABASE does), which then fails. These run later, and before ProcKill, which was registered earlier.
+		 */
+		on_shmem_exit(land_at_exit, 0);
 		cleanup_registered = true;
 	}
 	flight_end();

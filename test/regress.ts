@@ -1,7 +1,10 @@
 /**
  * `npm run regress`: PostgreSQL's regression suite (and with --isolation the isolation suite) through an endpoint, test by
  * test against vanilla PostgreSQL with the same binaries, settings and role names. Then the endpoint is stopped, its
- * directory deleted, started again from storage: pg_dump must say the same and pg_amcheck nothing.
+ * directory deleted, started again from storage: pg_dump of every database must say the same, with unlogged relations as
+ * vanilla has them after a crash, and pg_amcheck nothing.
+ *
+ *   --isolation  that suite instead; --all  both        --keep  leaves the outputs        --verbose  each test as it ends
  */
 import {execFileSync} from 'node:child_process';
 import {mkdtempSync, rmSync, writeFileSync} from 'node:fs';
@@ -9,6 +12,7 @@ import {tmpdir} from 'node:os';
 import {join} from 'node:path';
 import {Pagoda, clientConfig} from './pagoda.ts';
 import {PostgresCluster, postgresBinDir} from './postgres-cluster.ts';
+import {type Dump, compareDumps, dumpServer} from './suites/dump.ts';
 import {type Server, type Suite, type SuiteResult, differences, runSuite} from './suites/pg-regress.ts';
 
 const suites: Suite[] = process.argv.includes('--isolation')
@@ -29,18 +33,22 @@ const settings = {
 const work = mkdtempSync(join(tmpdir(), 'pagoda-regress-'));
 execFileSync('chmod', ['755', work]);
 
-async function vanilla(suite: Suite): Promise<SuiteResult> {
+async function vanilla(suite: Suite): Promise<{result: SuiteResult; crashed: Dump}> {
   await using cluster = await PostgresCluster.create({
     settings: {...settings, autovacuum: 'on'},
     initdbArgs: ['--locale=C.UTF-8', '--encoding=UTF8'],
     superuser: 'pagoda_admin',
   });
   await cluster.query(`create role ${superuser} superuser login password 'x'`);
-  return await runSuite({
+  const result = await runSuite({
     suite,
     server: {host: '127.0.0.1', port: cluster.port, user: superuser},
     dir: join(work, `vanilla-${suite}`),
   });
+  await cluster.kill();
+  await cluster.stop();
+  await cluster.start();
+  return {result, crashed: dumpServer({host: '127.0.0.1', port: cluster.port, user: 'pagoda_admin'})};
 }
 
 async function throughEndpoint(suite: Suite, pagoda: Pagoda, endpointId: string): Promise<SuiteResult> {
@@ -76,13 +84,8 @@ async function superuserServer(pagoda: Pagoda): Promise<Server> {
   };
 }
 
-function dump(pagoda: Pagoda, endpointId: string): string {
-  const {host, port} = pagoda.computeSocket(endpointId);
-  const args = ['-h', host, '-p', String(port), '-U', 'pagoda_admin'];
-  return execFileSync(join(postgresBinDir, 'pg_dump'), [...args, '--no-unlogged-table-data', '-d', 'regression'], {
-    maxBuffer: 1 << 30,
-    encoding: 'utf8',
-  });
+function dump(pagoda: Pagoda, endpointId: string): Dump {
+  return dumpServer({...pagoda.computeSocket(endpointId), user: 'pagoda_admin'});
 }
 
 function amcheck(pagoda: Pagoda, endpointId: string): string {
@@ -108,34 +111,10 @@ function amcheck(pagoda: Pagoda, endpointId: string): string {
   }
 }
 
-/** A dump without the words pg_dump makes up for each run, and without the values of unlogged sequences. */
-function comparable(text: string, unlogged: readonly string[]): string {
-  const lines = text.split('\n');
-  return lines
-    .filter(
-      (l) =>
-        !/^\\(un)?restrict /.test(l) && !unlogged.some((name) => l.startsWith(`SELECT pg_catalog.setval('${name}',`)),
-    )
-    .join('\n');
-}
-
-/** Their contents are local to a compute and end with it, by design (docs/limits.md). */
-async function unloggedRelations(pagoda: Pagoda, endpointId: string): Promise<string[]> {
-  const client = await pagoda.admin(endpointId, 'regression');
-  try {
-    const {rows} = await client.query<{name: string}>(
-      "select relnamespace::regnamespace || '.' || relname as name from pg_class where relpersistence = 'u' and relkind in ('r', 'S') order by 1",
-    );
-    return rows.map((r) => r.name);
-  } finally {
-    await client.end();
-  }
-}
-
 let failed = false;
 for (const suite of suites) {
   console.log(`${suite}: vanilla PostgreSQL …`);
-  const reference = await vanilla(suite);
+  const {result: reference, crashed} = await vanilla(suite);
   console.log(
     `${suite}: ${reference.tests.length} tests, ${[...reference.ok.values()].filter(Boolean).length} as in the source package. Through an endpoint …`,
   );
@@ -153,26 +132,23 @@ for (const suite of suites) {
     for (const name of differing)
       console.log(`  differs: ${name} (${join(work, `{vanilla,endpoint}-${suite}/output/results/${name}.out`)})`);
     failed ||= differing.length > 0;
-    if (suite === 'regress') {
-      const unlogged = await unloggedRelations(pagoda, endpointId);
-      const before = dump(pagoda, endpointId);
-      await pagoda.suspend(endpointId);
-      rmSync(join(pagoda.computeDir(endpointId), 'data'), {recursive: true, force: true});
-      await pagoda.resume(endpointId);
-      const after = dump(pagoda, endpointId);
-      const same = comparable(before, unlogged) === comparable(after, unlogged);
-      console.log(`unlogged, so empty after a stop: ${unlogged.join(', ')}`);
-      writeFileSync(join(work, 'before.sql'), before);
-      writeFileSync(join(work, 'after.sql'), after);
-      console.log(
-        `pg_dump after a start from storage alone: ${same ? 'the same' : `DIFFERS (diff ${work}/before.sql ${work}/after.sql)`} (${before.length} bytes)`,
-      );
-      const complaints = amcheck(pagoda, endpointId);
-      console.log(
-        `pg_amcheck --heapallindexed --parent-check on every database: ${complaints === '' ? 'clean' : `\n${complaints.slice(0, 4000)}`}`,
-      );
-      failed ||= !same || complaints !== '';
-    }
+    const before = dump(pagoda, endpointId);
+    await pagoda.suspend(endpointId);
+    rmSync(join(pagoda.computeDir(endpointId), 'data'), {recursive: true, force: true});
+    await pagoda.resume(endpointId);
+    const after = dump(pagoda, endpointId);
+    const {compared, different, unlogged} = compareDumps(before, after, crashed);
+    console.log(
+      `pg_dump of every database after a start from storage alone: ${compared} sections compared, ${compared - different.length} equal, ${different.length} different (${unlogged.length} of unlogged relations, as vanilla has them after a crash)`,
+    );
+    for (const key of different.slice(0, 20)) console.log(`  differs: ${key}`);
+    for (const [name, {sections}] of Object.entries({before, after, crashed}))
+      writeFileSync(join(work, `${suite}-${name}.sql`), [...sections.values()].join('\n'));
+    const complaints = amcheck(pagoda, endpointId);
+    console.log(
+      `pg_amcheck --heapallindexed --parent-check on every database: ${complaints === '' ? 'clean' : `\n${complaints.slice(0, 4000)}`}`,
+    );
+    failed ||= different.length > 0 || complaints !== '';
     if (failed && keep) console.log(`kept: ${pagoda.dir} (logs in ${pagoda.status.logs})`);
   } catch (error) {
     console.log(pagoda.logTails(30));
@@ -181,5 +157,6 @@ for (const suite of suites) {
     await pagoda[Symbol.asyncDispose]();
   }
 }
+console.log(failed ? `FAILED (outputs in ${work})` : 'all equal and clean');
 if (!keep && !failed) rmSync(work, {recursive: true, force: true});
 process.exitCode = failed ? 1 : 0;
