@@ -20,6 +20,9 @@ import {
 } from '#wire/safekeeper.ts';
 
 const reconnectMs = 1000;
+/** The first attempt after a connection that had stood for a while: a reset must not cost a second of commits. */
+const reconnectFirstMs = 20;
+const steadyMs = 3000;
 /** Before the election there is nothing to wait for but safekeepers. */
 const reconnectEarlyMs = 200;
 /** The proposer asks for a sign of life every second. */
@@ -59,6 +62,8 @@ export class SafekeeperLink {
   #connection: FrameConnection | undefined;
   #connecting: FrameConnection | undefined;
   #timer: Timer | undefined;
+  /** Attempts since a connection last stood for a while. */
+  #failures = 0;
   #lastHeardMs = 0;
   #closed = false;
   /** End of the WAL sent on this connection, and how much of it is durable there. */
@@ -169,6 +174,7 @@ export class SafekeeperLink {
       return;
     }
     this.#connecting = connection;
+    let connectedAtMs = 0;
     const deadline = clock.setTimer(silenceMs, () => connection.destroy());
     connection.onFrame = (type, payload) => {
       this.#lastHeardMs = clock.monotonicMs();
@@ -188,6 +194,7 @@ export class SafekeeperLink {
         deadline.cancel();
         this.#connecting = undefined;
         this.#connection = connection;
+        connectedAtMs = clock.monotonicMs();
         this.#options.onConnected();
       } else {
         onTrouble('bad-request', `safekeeper ${member.nodeId} answered hello with a frame of type ${type}`);
@@ -201,6 +208,7 @@ export class SafekeeperLink {
         this.#connection = undefined;
         this.#held = undefined;
         this.#holdTimer?.cancel();
+        if (clock.monotonicMs() - connectedAtMs > steadyMs) this.#failures = 0;
         if (!this.#closed) this.#options.onDisconnected();
       }
       this.#again();
@@ -215,9 +223,9 @@ export class SafekeeperLink {
 
   #again(): void {
     if (this.#closed) return;
-    this.#timer = this.#options.clock.setTimer(
-      this.#options.hurry() ? reconnectEarlyMs : reconnectMs,
-      () => void this.#connect(),
-    );
+    const most = this.#options.hurry() ? reconnectEarlyMs : reconnectMs;
+    const pauseMs = Math.min(reconnectFirstMs * 2 ** this.#failures, most);
+    if (pauseMs < most) this.#failures++;
+    this.#timer = this.#options.clock.setTimer(pauseMs, () => void this.#connect());
   }
 }

@@ -498,7 +498,7 @@ export class Cell {
       children.map((child) =>
         child.exitCode === null && child.signalCode === null
           ? new Promise((resolve) => child.once('close', resolve))
-          : undefined,
+          : Promise.resolve(),
       ),
     );
     for (let round = 0; round < 100; round++) {
