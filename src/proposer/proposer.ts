@@ -20,7 +20,7 @@
 import {type Lsn, formatLsn, invalidLsn} from '#postgres/lsn.ts';
 import {assert} from '#runtime/assert.ts';
 import {isQuorum, quorumLsn} from '#proposer/quorum.ts';
-import {WalWindow} from '#proposer/wal-window.ts';
+import {WalWindow, type WalWindowSnapshot} from '#proposer/wal-window.ts';
 import {allMembers} from '#wire/membership.ts';
 import type {AcceptorMessage, Membership, ProposerMessage, TermHistory, WalFeedback} from '#wire/safekeeper.ts';
 
@@ -89,7 +89,10 @@ export type ProposerMutation =
   | 'joint-old-only'
   | 'joint-new-only'
   | 'keep-acks-across-generations'
-  | 'count-any-generation';
+  | 'count-any-generation'
+  | 'votes-of-any-term'
+  | 'start-at-donors-commit'
+  | 'never-starts-over';
 
 export interface ProposerOptions {
   readonly tenantId: string;
@@ -102,10 +105,11 @@ export interface ProposerOptions {
 
 interface Vote {
   readonly flushLsn: Lsn;
+  readonly commitLsn: Lsn;
   readonly history: TermHistory;
 }
 
-interface Peer {
+export interface Peer {
   readonly nodeId: number;
   /** ahead: it has a newer configuration (`newer`) and takes nothing of ours. */
   phase: 'offline' | 'greeting' | 'greeted' | 'electing' | 'streaming' | 'ahead';
@@ -121,6 +125,24 @@ interface Peer {
   commitSentLsn: Lsn;
   recovery: 'none' | 'running' | 'paused';
   feedback: WalFeedback;
+}
+
+/** All that decides what a proposer does next, for the model check. The parts are never changed in place. */
+export interface ProposerSnapshot {
+  readonly membership: Membership;
+  readonly phase: 'greeting' | 'voting' | 'elected' | 'fenced';
+  readonly term: number;
+  readonly highestTermSeen: number;
+  readonly campaignAgain: boolean;
+  readonly campaignAtMs: number | undefined;
+  readonly history: TermHistory;
+  readonly termStartLsn: Lsn;
+  readonly commitLsn: Lsn;
+  readonly window: WalWindowSnapshot;
+  readonly sourcePaused: boolean;
+  readonly progress: number;
+  readonly progressAtMs: number | undefined;
+  readonly peers: readonly Readonly<Peer>[];
 }
 
 export interface PeerStatus {
@@ -250,6 +272,43 @@ export class Proposer {
     }
     this.checkInvariants();
     return out;
+  }
+
+  snapshot(): ProposerSnapshot {
+    return {
+      membership: this.#membership,
+      phase: this.#phase,
+      term: this.#term,
+      highestTermSeen: this.#highestTermSeen,
+      campaignAgain: this.#campaignAgain,
+      campaignAtMs: this.#campaignAtMs,
+      history: this.#history,
+      termStartLsn: this.#termStartLsn,
+      commitLsn: this.#commitLsn,
+      window: this.#window.snapshot(),
+      sourcePaused: this.#sourcePaused,
+      progress: this.#progress,
+      progressAtMs: this.#progressAtMs,
+      peers: Array.from(this.#peers.values(), (peer) => ({...peer})),
+    };
+  }
+
+  restore(s: ProposerSnapshot): void {
+    this.#membership = s.membership;
+    this.#phase = s.phase;
+    this.#term = s.term;
+    this.#highestTermSeen = s.highestTermSeen;
+    this.#campaignAgain = s.campaignAgain;
+    this.#campaignAtMs = s.campaignAtMs;
+    this.#history = s.history;
+    this.#termStartLsn = s.termStartLsn;
+    this.#commitLsn = s.commitLsn;
+    this.#window = WalWindow.restore(s.window);
+    this.#sourcePaused = s.sourcePaused;
+    this.#progress = s.progress;
+    this.#progressAtMs = s.progressAtMs;
+    this.#peers.clear();
+    for (const peer of s.peers) this.#peers.set(peer.nodeId, {...peer});
   }
 
   checkInvariants(): void {
@@ -398,9 +457,15 @@ export class Proposer {
       this.#campaignAgain = true;
       return;
     }
-    if (message.term !== this.#term || !message.granted || !this.#isOfOurs(message.generation)) return;
+    if (
+      (message.term !== this.#term && !this.#has('votes-of-any-term')) ||
+      !message.granted ||
+      !this.#isOfOurs(message.generation)
+    )
+      return;
     assert(message.history.length > 0, 'a vote tells the history of its WAL');
-    peer.vote = {flushLsn: message.flushLsn, history: message.history};
+    const {flushLsn, commitLsn, history} = message;
+    peer.vote = {flushLsn, commitLsn, history};
     const voted = (nodeId: number): boolean => this.#peers.get(nodeId)!.vote !== undefined;
     if (isQuorum(this.#countedMembership, voted) || this.#has('quorum-of-one')) this.#elect(out);
   }
@@ -411,12 +476,15 @@ export class Proposer {
       if (vote !== undefined && (donor === undefined || this.#isNewer(vote, donor))) donor = vote;
     assert(donor !== undefined, 'a quorum of votes is not empty');
     this.#phase = 'elected';
-    this.#termStartLsn = donor.flushLsn;
+    const startLsn = this.#has('start-at-donors-commit') ? donor.commitLsn : donor.flushLsn;
+    this.#termStartLsn = startLsn;
     this.#history = [
-      ...(this.#has('forget-donor-history') ? donor.history.slice(0, 1) : donor.history),
-      {term: this.#term, lsn: donor.flushLsn},
+      ...(this.#has('forget-donor-history') ? donor.history.slice(0, 1) : donor.history).filter(
+        (e) => e.lsn <= startLsn,
+      ),
+      {term: this.#term, lsn: startLsn},
     ];
-    this.#window = new WalWindow(donor.flushLsn);
+    this.#window = new WalWindow(startLsn);
     out.push({kind: 'elected', term: this.#term, termStartLsn: this.#termStartLsn});
     for (const peer of this.#peers.values()) if (peer.phase === 'greeted') this.#sendElected(peer, out);
   }
@@ -596,7 +664,7 @@ export class Proposer {
 
   /** Not synced, and nobody has got further for a while: the only one that had our log's end is gone. */
   #isStuck(nowMs: number): boolean {
-    if (this.#commitLsn >= this.#termStartLsn) return false;
+    if (this.#commitLsn >= this.#termStartLsn || this.#has('never-starts-over')) return false;
     let progress = 0;
     for (const peer of this.#peers.values()) progress += peer.syncedLsn;
     if (progress !== this.#progress || this.#progressAtMs === undefined) {

@@ -7,6 +7,12 @@ interface Chunk {
   readonly bytes: Buffer;
 }
 
+export interface WalWindowSnapshot {
+  readonly startLsn: Lsn;
+  readonly endLsn: Lsn;
+  readonly chunks: readonly Chunk[];
+}
+
 export class WalWindow {
   #chunks: Chunk[] = [];
   /** Index of the first chunk still held; the array is compacted now and then. */
@@ -17,6 +23,17 @@ export class WalWindow {
   constructor(at: Lsn) {
     this.#startLsn = at;
     this.#endLsn = at;
+  }
+
+  static restore(s: WalWindowSnapshot): WalWindow {
+    const window = new WalWindow(s.startLsn);
+    window.#chunks = [...s.chunks];
+    window.#endLsn = s.endLsn;
+    return window;
+  }
+
+  snapshot(): WalWindowSnapshot {
+    return {startLsn: this.#startLsn, endLsn: this.#endLsn, chunks: this.#chunks.slice(this.#first)};
   }
 
   get startLsn(): Lsn {

@@ -130,6 +130,23 @@ export interface AcceptorOptions {
   readonly mutations?: ReadonlySet<AcceptorMutation>;
 }
 
+/** All that decides what an acceptor does next, for the model check. The parts are never changed in place. */
+export interface AcceptorSnapshot {
+  readonly state: AcceptorState;
+  readonly commitLsn: Lsn;
+  readonly proposerCommitLsn: Lsn;
+  readonly feedback: WalFeedback;
+  readonly flushLsn: Lsn;
+  readonly syncedLsn: Lsn;
+  readonly writeLsn: Lsn;
+  readonly recordEndLsn: Lsn;
+  readonly epoch: number;
+  readonly flushing: {readonly epoch: number; readonly writeLsn: Lsn; readonly recordEndLsn: Lsn} | undefined;
+  readonly writeBroken: boolean;
+  readonly appender: number | undefined;
+  readonly peer: {readonly connection: number; readonly commitLsn: Lsn} | undefined;
+}
+
 export class Acceptor {
   readonly #nodeId: number;
   readonly #boundary: RecordBoundary;
@@ -275,6 +292,42 @@ export class Acceptor {
         break;
     }
     return out;
+  }
+
+  snapshot(): AcceptorSnapshot {
+    return {
+      state: this.#state,
+      commitLsn: this.#commitLsn,
+      proposerCommitLsn: this.#proposerCommitLsn,
+      feedback: this.#feedback,
+      flushLsn: this.#flushLsn,
+      syncedLsn: this.#syncedLsn,
+      writeLsn: this.#writeLsn,
+      recordEndLsn: this.#recordEndLsn,
+      epoch: this.#epoch,
+      flushing: this.#flushing,
+      writeBroken: this.#writeBroken,
+      appender: this.#appender,
+      peer: this.#peer,
+    };
+  }
+
+  /** Goes on from a snapshot whose last record was whole. */
+  restore(s: AcceptorSnapshot): void {
+    this.#state = s.state;
+    this.#commitLsn = s.commitLsn;
+    this.#proposerCommitLsn = s.proposerCommitLsn;
+    this.#feedback = s.feedback;
+    this.#flushLsn = s.flushLsn;
+    this.#syncedLsn = s.syncedLsn;
+    this.#writeLsn = s.writeLsn;
+    this.#recordEndLsn = s.recordEndLsn;
+    this.#epoch = s.epoch;
+    this.#flushing = s.flushing;
+    this.#writeBroken = s.writeBroken;
+    this.#appender = s.appender;
+    this.#peer = s.peer;
+    this.#boundary.reset(s.writeLsn);
   }
 
   checkInvariants(): void {

@@ -6,31 +6,42 @@ export interface SimArguments {
   readonly from: number;
   readonly seed: number | undefined;
   readonly trace: boolean;
+  /** Worker processes. */
+  readonly jobs: number;
+  /** Set in a worker: every so many-th seed is its own. */
+  readonly stride: number | undefined;
 }
 
 /** Ends the process with the usage when an argument is not understood. */
 export function commandLine(): SimArguments {
-  let seeds = 200;
-  let from = 1;
-  let seed: number | undefined;
+  const numbers: Record<string, number | undefined> = {};
   let trace = false;
   for (let i = 0; i < programArguments.length; i++) {
-    const name = programArguments[i];
+    const name = programArguments[i]!;
     const value = Number(programArguments[i + 1]);
     if (name === '--trace') trace = true;
-    else if (!Number.isSafeInteger(value) || value < 0) usage();
-    else {
+    else if (
+      ['--seeds', '--from', '--seed', '--jobs', '--stride'].includes(name) &&
+      Number.isSafeInteger(value) &&
+      value >= 0
+    ) {
+      numbers[name] = value;
       i++;
-      if (name === '--seeds') seeds = value;
-      else if (name === '--from') from = value;
-      else if (name === '--seed') seed = value;
-      else usage();
-    }
+    } else usage();
   }
-  return {seeds, from, seed, trace};
+  return {
+    seeds: numbers['--seeds'] ?? 200,
+    from: numbers['--from'] ?? 1,
+    seed: numbers['--seed'],
+    trace,
+    jobs: Math.max(1, numbers['--jobs'] ?? 2),
+    stride: numbers['--stride'],
+  };
 }
 
 function usage(): never {
-  printLine('usage: npm run sim -- [--seeds N] [--from SEED]   or   npm run sim -- --seed SEED [--trace]');
+  printLine(
+    'usage: npm run sim -- [--seeds N] [--from SEED] [--jobs PROCESSES]   or   npm run sim -- --seed SEED [--trace]',
+  );
   exitProcess(2);
 }

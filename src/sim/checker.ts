@@ -4,8 +4,9 @@
  */
 import {type Lsn, formatLsn} from '#postgres/lsn.ts';
 import {commonPoint, cutHistory} from '#safekeeper/term-history.ts';
+import {isQuorum} from '#proposer/quorum.ts';
 import {TermLogs} from '#sim/sim-wal.ts';
-import type {TermHistory} from '#wire/safekeeper.ts';
+import type {Membership, TermHistory} from '#wire/safekeeper.ts';
 
 export class Violation extends Error {}
 
@@ -15,7 +16,6 @@ export type DurableRead = (nodeId: number, startLsn: Lsn, endLsn: Lsn) => Buffer
 export class Checker {
   readonly logs = new TermLogs();
   readonly #startLsn: Lsn;
-  readonly #nodes: readonly number[];
   readonly #durable: DurableRead;
   readonly #winners = new Map<number, number>();
   /** The committed log. */
@@ -24,12 +24,12 @@ export class Checker {
   /** The highest commit of each term, with its history: what proposers of higher terms must have. */
   readonly #commits = new Map<number, {lsn: Lsn; readonly history: TermHistory}>();
   readonly #proposerCommits = new Map<number, Lsn>();
+  readonly #forgotten = new Set<number>();
   readonly #saidTerm = new Map<number, number>();
   readonly #saidFlushLsn = new Map<number, Lsn>();
 
-  constructor(startLsn: Lsn, nodes: readonly number[], durable: DurableRead) {
+  constructor(startLsn: Lsn, durable: DurableRead) {
     this.#startLsn = startLsn;
-    this.#nodes = nodes;
     this.#durable = durable;
     this.#committedLsn = startLsn;
     this.#committedHistory = [{term: 0, lsn: startLsn}];
@@ -57,8 +57,13 @@ export class Checker {
     this.logs.start(term, termStartLsn);
   }
 
-  /** 1, 7, 8: what a proposer declares committed is durable at a majority and never contradicts what was. */
-  committed(proposer: number, term: number, history: TermHistory, lsn: Lsn): void {
+  /** What was committed between two positions; only below committedLsn. */
+  committedBytes(startLsn: Lsn, endLsn: Lsn): Buffer {
+    return this.logs.content(this.#committedHistory, startLsn, endLsn);
+  }
+
+  /** 1, 7, 8: what a proposer declares committed is durable at a quorum and never contradicts what was. */
+  committed(proposer: number, term: number, history: TermHistory, lsn: Lsn, membership: Membership): void {
     const before = this.#proposerCommits.get(proposer) ?? this.#startLsn;
     if (lsn < before)
       throw new Violation(
@@ -74,11 +79,12 @@ export class Checker {
     else commit.lsn = lsn;
     if (lsn > this.#committedLsn) {
       const expected = this.logs.content(history, this.#committedLsn, lsn);
-      let have = 0;
-      for (const node of this.#nodes) if (this.#durable(node, this.#committedLsn, lsn).equals(expected)) have++;
-      if (have * 2 <= this.#nodes.length)
+      // One that left, or lost its disk, had it when it said so.
+      const has = (node: number): boolean =>
+        this.#forgotten.has(node) || this.#durable(node, this.#committedLsn, lsn).equals(expected);
+      if (!isQuorum(membership, has))
         throw new Violation(
-          `term ${term} commits ${formatLsn(lsn)}, which is durable at ${have} of ${this.#nodes.length} safekeepers only (6)`,
+          `term ${term} commits ${formatLsn(lsn)}, which is not durable at a quorum of generation ${membership.generation} (6)`,
         );
       this.#committedLsn = lsn;
       this.#committedHistory = own;
@@ -115,8 +121,38 @@ export class Checker {
     this.#saidFlushLsn.set(node, Math.min(lsn, this.#saidFlushLsn.get(node) ?? 0) as Lsn);
   }
 
+  /** 10: only committed WAL goes to the archive, and an object never changes. */
+  archived(node: number, startLsn: Lsn, endLsn: Lsn, bytes: Buffer): void {
+    if (endLsn > this.#committedLsn)
+      throw new Violation(
+        `safekeeper ${node} archives WAL up to ${formatLsn(endLsn)}, only ${formatLsn(this.#committedLsn)} is committed (10)`,
+      );
+    if (!bytes.equals(this.committedBytes(startLsn, endLsn)))
+      throw new Violation(
+        `safekeeper ${node} archives other WAL than was committed between ${formatLsn(startLsn)} and ${formatLsn(endLsn)} (10)`,
+      );
+  }
+
+  /** 14: WAL leaves a disk only when a pageserver has it for good, and the archive. `archive` reads what is in the store. */
+  trimmed(node: number, lsn: Lsn, consistentLsn: Lsn, archive: (startLsn: Lsn, endLsn: Lsn) => Buffer): void {
+    if (lsn > consistentLsn)
+      throw new Violation(
+        `safekeeper ${node} drops WAL below ${formatLsn(lsn)}, no pageserver is beyond ${formatLsn(consistentLsn)} (14)`,
+      );
+    if (!archive(this.#startLsn, lsn).equals(this.committedBytes(this.#startLsn, lsn)))
+      throw new Violation(`safekeeper ${node} drops WAL below ${formatLsn(lsn)} that the archive does not have (14)`);
+  }
+
+  /** Its promises are gone with its disk, and known to be. */
+  forgotten(node: number): void {
+    this.#forgotten.add(node);
+    this.#saidTerm.delete(node);
+    this.#saidFlushLsn.delete(node);
+  }
+
   /** 3, 6, 15: what was promised before a crash is there after it. */
   restarted(node: number, term: number, flushLsn: Lsn): void {
+    this.#forgotten.delete(node);
     const saidTerm = this.#saidTerm.get(node) ?? 0;
     if (term < saidTerm)
       throw new Violation(`safekeeper ${node} restarts in term ${term} after speaking for ${saidTerm} (3)`);
@@ -128,10 +164,10 @@ export class Checker {
   }
 
   /** 5: every log is what its history says. */
-  log(node: number, history: TermHistory, flushLsn: Lsn, bytes: Buffer): void {
+  log(node: number, history: TermHistory, startLsn: Lsn, flushLsn: Lsn, bytes: Buffer): void {
     let expected: Buffer;
     try {
-      expected = this.logs.content(cutHistory(history, flushLsn), this.#startLsn, flushLsn);
+      expected = this.logs.content(cutHistory(history, flushLsn), startLsn, flushLsn);
     } catch (error) {
       throw new Violation(`safekeeper ${node}: ${(error as Error).message} (5)`, {cause: error});
     }
@@ -139,7 +175,7 @@ export class Checker {
     let at = 0;
     while (at < expected.length && expected[at] === bytes[at]) at++;
     throw new Violation(
-      `safekeeper ${node}: WAL at ${formatLsn((this.#startLsn + at) as Lsn)} is not what the history says (5)`,
+      `safekeeper ${node}: WAL at ${formatLsn((startLsn + at) as Lsn)} is not what the history says (5)`,
     );
   }
 }

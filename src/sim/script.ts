@@ -3,20 +3,20 @@
  * rules whose violation random faults hardly ever meet, such as Raft's figure 8.
  */
 import type {Lsn} from '#postgres/lsn.ts';
-import {Proposer, type ProposerInput, type ProposerMutation, type ProposerOutput} from '#proposer/proposer.ts';
-import {Acceptor, type AcceptorInput, type AcceptorMutation, type AcceptorOutput} from '#safekeeper/acceptor.ts';
+import {Proposer, type ProposerInput, type ProposerOutput} from '#proposer/proposer.ts';
+import {Acceptor, type AcceptorInput, type AcceptorOutput} from '#safekeeper/acceptor.ts';
 import {initialState} from '#safekeeper/timeline-storage.ts';
+import type {Mutations} from '#sim/mutations.ts';
 import {SimRecordBoundary} from '#sim/sim-wal.ts';
+import {tenantId, timelineId} from '#sim/stage.ts';
 import type {AcceptorMessage, Membership, ProposerMessage} from '#wire/safekeeper.ts';
-
-const tenantId = 'a'.repeat(32);
-const timelineId = 'b'.repeat(32);
 
 export interface ScriptOptions {
   readonly nodes: number;
+  /** Nodes that have the timeline and are no members. */
+  readonly spares?: number;
   readonly startLsn: Lsn;
-  readonly acceptorMutations?: ReadonlySet<AcceptorMutation>;
-  readonly proposerMutations?: ReadonlySet<ProposerMutation>;
+  readonly mutations?: Mutations;
 }
 
 /** True = delivered, false = lost. */
@@ -42,7 +42,7 @@ export class ScriptNode {
       }),
       flushLsn: options.startLsn,
       boundary: new SimRecordBoundary(),
-      ...(options.acceptorMutations ? {mutations: options.acceptorMutations} : {}),
+      ...(options.mutations?.acceptor ? {mutations: options.mutations.acceptor} : {}),
     });
   }
 
@@ -69,29 +69,37 @@ export class ScriptCell {
 
   constructor(options: ScriptOptions) {
     this.#options = options;
-    this.membership = {
-      generation: 1,
-      members: Array.from({length: options.nodes}, (_, i) => ({nodeId: i + 1, host: `sk${i + 1}`, port: 1})),
-      newMembers: [],
-    };
-    this.nodes = this.membership.members.map((m) => new ScriptNode(m.nodeId, this.membership, options));
+    this.membership = {generation: 1, members: members(options.nodes), newMembers: []};
+    // Spares hold the timeline and are no members.
+    this.nodes = members(options.nodes + (options.spares ?? 0)).map(
+      (m) => new ScriptNode(m.nodeId, this.membership, options),
+    );
   }
 
   node(nodeId: number): ScriptNode {
     return this.nodes[nodeId - 1]!;
   }
 
+  /** A node begins anew with nothing but this configuration. */
+  replace(nodeId: number, membership: Membership): void {
+    this.nodes[nodeId - 1] = new ScriptNode(nodeId, membership, this.#options);
+  }
+
   /** A proposer connected to these nodes; nothing is delivered before `run`. */
-  proposer(nodeIds: readonly number[]): ScriptProposer {
+  proposer(nodeIds: readonly number[], membership: Membership = this.membership): ScriptProposer {
     const core = new Proposer({
       tenantId,
       timelineId,
       pgVersion: 150000,
       systemId: '1',
-      membership: this.membership,
-      ...(this.#options.proposerMutations ? {mutations: this.#options.proposerMutations} : {}),
+      membership,
+      ...(this.#options.mutations?.proposer ? {mutations: this.#options.mutations.proposer} : {}),
     });
-    return new ScriptProposer(this, core, new Map(nodeIds.map((nodeId) => [nodeId, ++this.#connections])));
+    return new ScriptProposer(this, core, new Map(nodeIds.map((nodeId) => [nodeId, this.nextConnection()])));
+  }
+
+  nextConnection(): number {
+    return ++this.#connections;
   }
 }
 
@@ -100,10 +108,10 @@ export class ScriptProposer {
   readonly outputs: ProposerOutput[] = [];
   readonly #cell: ScriptCell;
   /** Connection number by node. */
-  readonly #connections: ReadonlyMap<number, number>;
+  readonly #connections: Map<number, number>;
   #waiting: {readonly node: number; readonly message: ProposerMessage}[] = [];
 
-  constructor(cell: ScriptCell, core: Proposer, connections: ReadonlyMap<number, number>) {
+  constructor(cell: ScriptCell, core: Proposer, connections: Map<number, number>) {
     this.#cell = cell;
     this.core = core;
     this.#connections = connections;
@@ -117,16 +125,28 @@ export class ScriptProposer {
     }
   }
 
+  /** A connection that comes later. */
+  connect(node: number): void {
+    this.#connections.set(node, this.#cell.nextConnection());
+    this.step({kind: 'connected', peer: node});
+  }
+
   /** Delivers what `allow` lets through, and the answers, until nothing is on its way. */
   run(allow: Allow = () => true): void {
     for (let next = this.#waiting.shift(); next !== undefined; next = this.#waiting.shift()) {
       const {node, message} = next;
       if (!allow(node, message)) continue;
       const acceptor = this.#cell.node(node);
-      const answers = acceptor.step({kind: 'message', connection: this.#connections.get(node)!, message});
+      const connection = this.#connections.get(node);
+      if (connection === undefined) continue;
+      const answers = acceptor.step({kind: 'message', connection, message});
       if (message.kind === 'append') answers.push(...acceptor.step({kind: 'batch-end'}));
       for (const answer of answers)
         if (allow(node, answer.message)) this.step({kind: 'message', peer: node, message: answer.message});
     }
   }
+}
+
+function members(count: number): Membership['members'] {
+  return Array.from({length: count}, (_, i) => ({nodeId: i + 1, host: `sk${i + 1}`, port: 1}));
 }

@@ -26,6 +26,12 @@ export function makeRecord(term: number, number: number, payloadBytes: number, r
 export class SimRecordBoundary implements RecordBoundary {
   #endLsn = 0 as Lsn;
   #partial: Buffer = Buffer.alloc(0);
+  readonly #checksums: boolean;
+
+  /** `checksums` false: a seeded bug, records are believed as they are. */
+  constructor(checksums = true) {
+    this.#checksums = checksums;
+  }
 
   get endLsn(): Lsn {
     return this.#endLsn;
@@ -44,7 +50,7 @@ export class SimRecordBoundary implements RecordBoundary {
       if (length < headerBytes || length > recordBytesMax || length % 8 !== 0)
         throw new Error(`record of ${length} bytes at ${formatLsn(this.#endLsn)}`);
       if (all.length - at < length) break;
-      if (crc32c(all.subarray(at + 8, at + length)) !== all.readUInt32LE(at + 4))
+      if (this.#checksums && crc32c(all.subarray(at + 8, at + length)) !== all.readUInt32LE(at + 4))
         throw new Error(`checksum of the record at ${formatLsn(this.#endLsn)}`);
       at += length;
       this.#endLsn = (this.#endLsn + length) as Lsn;
