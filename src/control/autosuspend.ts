@@ -7,6 +7,7 @@ import type {Clock, Timer} from '#runtime/clock.ts';
 import type {Log} from '#runtime/log.ts';
 import type {ComputeLauncher} from '#control/launcher.ts';
 import type {OperationRunner} from '#control/operations/runner.ts';
+import {forgetStaticEndpoints} from '#control/static-endpoints.ts';
 import type {Store} from '#control/store/schema.ts';
 
 const sweepEveryMs = 1000;
@@ -62,6 +63,7 @@ export class Autosuspend {
     const active = new Set(endpoints.map((e) => e.id));
     for (const id of this.#known.keys()) if (!active.has(id)) this.#known.delete(id);
     const nowMs = clock.nowMs();
+    await forgetStaticEndpoints(store, nowMs);
     await Promise.all(
       endpoints.map(async (endpoint) => {
         const timeoutSeconds =

@@ -7,10 +7,11 @@
  *
  * Any number of callers may ask for one endpoint at once: they share one start (a thundering herd starts one compute).
  */
+import {sql} from 'kysely';
 import type {Log} from '#runtime/log.ts';
 import type {Clock} from '#runtime/clock.ts';
 import {apiErrors} from '#control/api/errors.ts';
-import type {ComputeLauncher, RunningCompute} from '#control/launcher.ts';
+import type {ComputeLauncher, ComputeReport, RunningCompute} from '#control/launcher.ts';
 import type {OperationRunner} from '#control/operations/runner.ts';
 import type {Store} from '#control/store/schema.ts';
 
@@ -55,6 +56,11 @@ export class Endpoints {
     const waking = this.#wake(endpointId).finally(() => this.#waking.delete(endpointId));
     this.#waking.set(endpointId, waking);
     return waking;
+  }
+
+  /** What the compute says about itself; undefined when it does not run, or does not answer. */
+  report(endpointId: string): Promise<ComputeReport | undefined> {
+    return this.#launcher.report(endpointId).catch(() => undefined);
   }
 
   async #wake(endpointId: string): Promise<RunningCompute> {
@@ -110,7 +116,12 @@ export class Endpoints {
     const nowMs = this.#clock.nowMs();
     const changed = await this.#store
       .updateTable('endpoints')
-      .set({current_state: 'idle', suspended_at: nowMs, updated_at: nowMs})
+      .set((e) => ({
+        current_state: 'idle' as const,
+        suspended_at: nowMs,
+        updated_at: nowMs,
+        active_ms: sql<number>`active_ms + ${nowMs} - coalesce(${e.ref('started_at')}, ${nowMs})`,
+      }))
       .where('id', '=', endpointId)
       .where('current_state', '=', 'active')
       .executeTakeFirst();

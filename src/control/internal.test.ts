@@ -7,6 +7,7 @@ import {generateKeys, type KeyRole, TokenIssuer, TokenVerifier} from '#wire/auth
 import {systemClock} from '#runtime/clock.ts';
 import {requestJson, startHttpServer} from '#runtime/http.ts';
 import {silentLog} from '#runtime/log.ts';
+import {SeededRandom} from '#runtime/random.ts';
 import {authenticateInternal, internalRoutes} from './internal.ts';
 import {call, FakeWorld, startControl, type TestControl} from './test-world.ts';
 
@@ -29,6 +30,10 @@ before(async () => {
     routes: internalRoutes({
       store: control.store,
       endpoints: control.endpoints,
+      storage: world,
+      clock: systemClock,
+      random: new SeededRandom(7),
+      log: silentLog,
       mintComputeToken: (tenant, timeline) =>
         issuer.sign({aud: ['pageserver', 'control'], scope: 'tenant', tenant, timeline}),
     }),
@@ -39,6 +44,42 @@ after(async () => {
   await server.close();
   await control.stop();
   rmSync(keysDir, {recursive: true});
+});
+
+test('a branch at a point of its past is an endpoint that no list shows, one for each point', async () => {
+  const target = made.branch.id;
+  const {timeline_id: timelineId} = await control.store
+    .selectFrom('branches')
+    .select('timeline_id')
+    .where('id', '=', target)
+    .executeTakeFirstOrThrow();
+  world.advance(timelineId, 0x1000);
+  const lsn = '0/1500800';
+  const [one, two] = await Promise.all([1, 2].map(() => ask('proxy', 'POST', '/point_in_time', {target, lsn})));
+  assert.equal(one?.status, 200, JSON.stringify(one));
+  const id = String(one?.json['endpointId']);
+  assert.equal(two?.json['endpointId'], id);
+  // By way of an endpoint of the branch, too.
+  const again = await ask('proxy', 'POST', '/point_in_time', {target: made.endpoints[0]!.id, lsn});
+  assert.equal(again.json['endpointId'], id);
+  const list = await call(control, 'GET', `/projects/${made.project.id}/endpoints`);
+  assert.deepEqual(
+    (list.json as unknown as {endpoints: {id: string}[]}).endpoints.map((e) => e.id),
+    [made.endpoints[0]!.id],
+  );
+  await control.endpoints.wake(id);
+  assert.equal(world.computes.get(id)?.mode, 'static');
+  assert.equal(world.computes.get(id)?.startLsn, lsn);
+  for (const body of [
+    {target, lsn: 'F/0'},
+    {target, lsn: '0/8'},
+    {target, lsn: 'x'},
+    {target, timestamp: 'soon'},
+    {target},
+  ])
+    assert.equal((await ask('proxy', 'POST', '/point_in_time', body)).status, 400, JSON.stringify(body));
+  assert.equal((await ask('proxy', 'POST', '/point_in_time', {target: 'br-no', lsn})).status, 404);
+  assert.equal((await ask('pageserver', 'POST', '/point_in_time', {target, lsn})).status, 403);
 });
 
 async function ask(

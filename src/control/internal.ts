@@ -3,10 +3,10 @@ import {asHttpError, type Claims, requireNode, type TokenVerifier} from '#wire/a
 import {HttpError, type HttpRequest, type HttpResponse, type Route} from '#runtime/http.ts';
 import {ApiError} from '#control/api/errors.ts';
 import type {Endpoints} from '#control/endpoints.ts';
+import {branchOf, staticEndpoint, type StaticEndpointContext} from '#control/static-endpoints.ts';
 import type {EndpointTable, Store} from '#control/store/schema.ts';
 
-export interface InternalOptions {
-  readonly store: Store;
+export interface InternalOptions extends StaticEndpointContext {
   readonly endpoints: Endpoints;
   readonly mintComputeToken: (tenantId: string, timelineId: string) => Promise<string>;
 }
@@ -23,6 +23,7 @@ export function internalRoutes(options: InternalOptions): Route[] {
     guarded('POST', '/internal/v1/re-attach', (request, claims) => reAttach(options, request, claims)),
     guarded('GET', '/internal/v1/endpoint_access', (request, claims) => endpointAccess(options, request, claims)),
     guarded('POST', '/internal/v1/endpoints/:id/wake', (request, claims) => wake(options, request, claims)),
+    guarded('POST', '/internal/v1/point_in_time', (request, claims) => pointInTime(options, request, claims)),
     guarded('POST', '/internal/v1/token', (_request, claims) => refreshToken(options, claims)),
   ];
 }
@@ -124,7 +125,9 @@ async function endpointAccess({store}: InternalOptions, request: HttpRequest, cl
   requireNode(claims, 'proxy');
   const endpointId = request.query.get('endpoint');
   const roleName = request.query.get('role') ?? '';
-  const endpoint = await findEndpoint(store, endpointId);
+  // Roles belong to the branch: somebody who connects to a point of a branch is asked for the password of now.
+  const endpoint: Pick<EndpointTable, 'id' | 'branch_id' | 'project_id'> | undefined =
+    (await findEndpoint(store, endpointId)) ?? (await branchAsEndpoint(store, endpointId));
   if (!endpoint)
     throw new HttpError(
       404,
@@ -163,16 +166,38 @@ async function endpointAccess({store}: InternalOptions, request: HttpRequest, cl
   };
 }
 
+async function branchAsEndpoint(
+  store: Store,
+  id: string | null,
+): Promise<Pick<EndpointTable, 'id' | 'branch_id' | 'project_id'> | undefined> {
+  const branch = id?.startsWith('br-') === true ? await branchOf(store, id) : undefined;
+  return branch && {id: branch.id, branch_id: branch.id, project_id: branch.project_id};
+}
+
 async function findEndpoint(store: Store, endpointId: string | null): Promise<EndpointTable | undefined> {
   const live = store.selectFrom('endpoints').selectAll().where('deleted_at', 'is', null);
   if (endpointId !== null) return live.where('id', '=', endpointId).executeTakeFirst();
-  const some = await live.limit(2).execute();
+  const some = await live.where('type', '=', 'read_write').limit(2).execute();
   return some.length === 1 ? some[0] : undefined;
 }
 
 async function wake({endpoints}: InternalOptions, request: HttpRequest, claims: Claims): Promise<HttpResponse> {
   requireNode(claims, 'proxy');
   return {status: 200, json: await endpoints.wake(request.params['id'] ?? '')};
+}
+
+/**
+ * An endpoint for a branch (or an endpoint's branch) at a point of its past: body `{target, lsn}` or `{target, timestamp}`, answer
+ * `{endpointId}`. The proxy asks when it knows the caller: each answer may be a compute.
+ */
+async function pointInTime(options: InternalOptions, request: HttpRequest, claims: Claims): Promise<HttpResponse> {
+  requireNode(claims, 'proxy');
+  const {target, lsn, timestamp} = ((await request.json()) ?? {}) as Partial<Record<string, unknown>>;
+  const point =
+    typeof lsn === 'string' ? {lsn} : typeof timestamp === 'string' ? {timestamp: String(timestamp)} : undefined;
+  if (typeof target !== 'string' || point === undefined)
+    throw new HttpError(400, 'bad_request', 'the body must be {target, lsn} or {target, timestamp}');
+  return {status: 200, json: {endpointId: await staticEndpoint(options, target, point)}};
 }
 
 /** A compute changes its token for a fresh one while its branch exists. */

@@ -119,9 +119,29 @@ export class ControlClient {
     }
   }
 
-  async #ask(method: string, path: string, timeoutMs: number): Promise<{status: number; json: unknown}> {
+  /** The endpoint of a branch (or of an endpoint's branch) at a point of its past. Throws ProxyError. */
+  async pointInTime(target: string, point: {readonly lsn?: string; readonly timestamp?: string}): Promise<string> {
+    let answer: {status: number; json: unknown};
+    try {
+      answer = await this.#ask('POST', '/internal/v1/point_in_time', wakeMsMax, {target, ...point});
+    } catch {
+      throw proxyErrors.control();
+    }
+    const {endpointId, message} = answer.json as {endpointId?: string; message?: string};
+    if (answer.status === 404) throw proxyErrors.unknownEndpoint(target);
+    if (answer.status !== 200 || endpointId === undefined)
+      throw proxyErrors.pointInTime(message ?? `the control plane answered ${answer.status}`);
+    return endpointId;
+  }
+
+  async #ask(
+    method: string,
+    path: string,
+    timeoutMs: number,
+    body?: unknown,
+  ): Promise<{status: number; json: unknown}> {
     const token = await this.#issuer.sign({aud: 'control', scope: 'node'});
-    return requestJson({method, url: this.#url + path, token, timeoutMs});
+    return requestJson({method, url: this.#url + path, token, timeoutMs, ...(body === undefined ? {} : {body})});
   }
 }
 

@@ -320,6 +320,7 @@ async function createBranch(
         is_default: 0,
         protected: wanted.protected === true ? 1 : 0,
         init_source: 'parent-data',
+        hidden: 0,
         creation_source: 'console',
         safekeepers: await placeNewTimeline(trx, context.storage.safekeepers),
         catalog_version: parent.catalog_version,

@@ -59,7 +59,7 @@ export const endpointRoutes: readonly ApiRoute[] = [
             .where('type', '=', 'read_write')
             .where('deleted_at', 'is', null)
             .executeTakeFirst();
-          if (writer)
+          if (writer && created.type === 'read_write')
             throw apiErrors.conflict(`read-write endpoint already exists on branch ${branch.name} (${writer.id})`);
           await trx.insertInto('endpoints').values(created).execute();
           return {operations: [startDraft(created)], result: created};
@@ -73,9 +73,10 @@ export const endpointRoutes: readonly ApiRoute[] = [
     path: '/projects/:project_id/endpoints/:endpoint_id',
     handler: async (context, {params, principal}) => {
       const project = await context.project(principal, params.project_id);
-      return {
-        body: {endpoint: new Views(context.config).endpoint(await context.endpoint(project, params.endpoint_id))},
-      };
+      const endpoint = await context.endpoint(project, params.endpoint_id);
+      // How far a replica is behind is known to its compute alone.
+      const report = endpoint.type === 'read_only' ? await context.endpoints.report(endpoint.id) : undefined;
+      return {body: {endpoint: new Views(context.config).endpoint(endpoint, report)}};
     },
   }),
   route({
@@ -211,7 +212,6 @@ export function newEndpointRow(
   state: EndpointTable['current_state'],
   nowMs: number,
 ): EndpointTable {
-  if (wanted.type === 'read_only') throw apiErrors.unprocessable('read_only endpoints are not available');
   const defaults = JSON.parse(project.default_endpoint_settings) as EndpointChoices & {
     pg_settings?: Record<string, unknown>;
   };
@@ -222,7 +222,7 @@ export function newEndpointRow(
     id: newEndpointId(context.random),
     project_id: project.id,
     branch_id: branchId,
-    type: 'read_write',
+    type: wanted.type ?? 'read_write',
     name: wanted.name ?? null,
     autoscaling_limit_min_cu: minCu,
     autoscaling_limit_max_cu: maxCu,
@@ -236,6 +236,8 @@ export function newEndpointRow(
     disabled: wanted.disabled === true ? 1 : 0,
     current_state: state,
     pending_state: 'active',
+    static_lsn: null,
+    active_ms: 0,
     last_active: null,
     started_at: null,
     suspended_at: null,
@@ -298,6 +300,7 @@ async function listEndpoints(
     .selectFrom('endpoints')
     .selectAll()
     .where('project_id', '=', project.id)
+    .where('static_lsn', 'is', null)
     .where('deleted_at', 'is', null);
   if (branchId !== undefined) query = query.where('branch_id', '=', branchId);
   const views = new Views(context.config);

@@ -70,6 +70,7 @@ export const restoreRoutes: readonly ApiRoute[] = [
             is_default: 0,
             protected: 0,
             init_source: 'parent-data',
+            hidden: 0,
             creation_source: 'console',
             safekeepers: await placeNewTimeline(trx, context.storage.safekeepers),
             catalog_version: 0,

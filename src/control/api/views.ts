@@ -2,6 +2,7 @@
 import {formatTime} from '#runtime/time-format.ts';
 import {formatLsn, type Lsn} from '#control/lsn.ts';
 import type {ControlConfig} from '#control/config.ts';
+import type {ComputeReport} from '#control/launcher.ts';
 import type {
   ApiKeyTable,
   BranchTable,
@@ -137,8 +138,15 @@ export class Views {
     });
   }
 
-  endpoint(endpoint: EndpointTable): Record<string, unknown> {
+  /** `report`: what its compute says, for a replica's lag. */
+  endpoint(endpoint: EndpointTable, report?: ComputeReport): Record<string, unknown> {
+    const {replica} = report ?? {};
     return present({
+      // Not of Neon's API.
+      replication:
+        replica === undefined
+          ? undefined
+          : {replay_lsn: replica.replayLsn, lag_bytes: replica.lagBytes, lag_seconds: replica.lagSeconds},
       host: this.endpointHost(endpoint.id),
       id: endpoint.id,
       name: endpoint.name,

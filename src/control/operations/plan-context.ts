@@ -1,11 +1,12 @@
 /** What plans work with, and the effects that several of them have. */
+import {sql} from 'kysely';
 import type {Clock} from '#runtime/clock.ts';
 import type {Log} from '#runtime/log.ts';
 import type {Bootstrap} from '#control/bootstrap.ts';
 import type {ComputeLauncher} from '#control/launcher.ts';
 import type {PasswordVault} from '#control/scram.ts';
-import type {StorageClients} from '#control/storage-client.ts';
 import {allNodes, readSafekeeperSet, type SafekeeperSet} from '#control/safekeeper-set.ts';
+import type {StorageClients} from '#control/storage-client.ts';
 import type {BranchTable, ProjectTable, Store, StoreTransaction} from '#control/store/schema.ts';
 
 export interface PlanContext {
@@ -31,9 +32,9 @@ export interface Where {
   readonly branch: BranchTable;
   readonly pageserverId: number;
   readonly generation: number;
-  readonly safekeepers: readonly number[];
   readonly safekeeperSet: SafekeeperSet;
   /** Every node that may hold something of the timeline: while they are being changed, the old and the new ones. */
+  readonly safekeepers: readonly number[];
 }
 
 export async function whereIs(store: Store, branchId: string | null): Promise<Where> {
@@ -52,8 +53,8 @@ export async function whereIs(store: Store, branchId: string | null): Promise<Wh
     .selectAll()
     .where('tenant_id', '=', project.tenant_id)
     .executeTakeFirstOrThrow();
-  return {
   const safekeeperSet = readSafekeeperSet(branch.safekeepers);
+  return {
     project,
     branch,
     pageserverId: attachment.pageserver_id,
@@ -100,7 +101,14 @@ export async function deleteTimelines({store, storage}: PlanContext, where: Wher
 export async function setIdle(trx: StoreTransaction, endpointId: string, nowMs: number): Promise<void> {
   await trx
     .updateTable('endpoints')
-    .set({current_state: 'idle', pending_state: null, suspended_at: nowMs, updated_at: nowMs})
+    .set((e) => ({
+      current_state: 'idle' as const,
+      pending_state: null,
+      suspended_at: nowMs,
+      updated_at: nowMs,
+      // What ran counts; a start that failed has run for nobody.
+      active_ms: sql<number>`active_ms + case when ${e.ref('current_state')} = 'active' then ${nowMs} - ${e.ref('started_at')} else 0 end`,
+    }))
     .where('id', '=', endpointId)
     .execute();
 }

@@ -1,6 +1,6 @@
 /** The plans: each kind of operation step by step. See plan.ts for the rules. */
 import type {ComputeSpec} from '#wire/compute-spec.ts';
-import {alignDown, type Lsn} from '#control/lsn.ts';
+import {alignDown, formatLsn, type Lsn} from '#control/lsn.ts';
 import {chooseBranchPoint} from '#control/operations/branch-point.ts';
 import {
   attach,
@@ -183,7 +183,7 @@ export async function buildSpec(
     projectId: project.id,
     branchId: branch.id,
     endpointId: endpoint.id,
-    mode: 'primary',
+    ...modeOf(endpoint),
     pgVersion: pgVersionNumber(project.pg_version),
     systemId: project.system_id,
     pageserver: {host: pageserver.host, port: pageserver.port, httpPort: pageserver.httpPort},
@@ -204,6 +204,11 @@ export async function buildSpec(
     settings: settings.pg_settings ?? {},
   };
   return {spec, catalogVersion: branch.catalog_version};
+}
+
+function modeOf(endpoint: EndpointTable): Pick<ComputeSpec, 'mode' | 'startLsn'> {
+  if (endpoint.static_lsn !== null) return {mode: 'static', startLsn: formatLsn(endpoint.static_lsn as Lsn)};
+  return {mode: endpoint.type === 'read_only' ? 'replica' : 'primary'};
 }
 
 /** The branch's catalog now holds everything up to this version. */
@@ -248,7 +253,8 @@ function startComputePlan(context: PlanContext): Plan {
           if (branch.state !== 'ready') throw new PermanentError(`branch ${branch.id} is not ready (${branch.state})`);
           const {spec, catalogVersion} = await buildSpec(context, endpoint);
           await launcher.start(spec);
-          return {catalogVersion, branchId: branch.id};
+          // Only a writer has brought roles and databases into the branch.
+          return spec.mode === 'primary' ? {catalogVersion, branchId: branch.id} : {};
         },
         async record(trx, {operation, state, nowMs}) {
           await trx
@@ -262,7 +268,8 @@ function startComputePlan(context: PlanContext): Plan {
             })
             .where('id', '=', operation.endpoint_id!)
             .execute();
-          await recordCatalogApplied(trx, state['branchId'] as string, state['catalogVersion'] as number);
+          if (typeof state['catalogVersion'] === 'number')
+            await recordCatalogApplied(trx, state['branchId'] as string, state['catalogVersion']);
         },
       },
     ],
@@ -307,7 +314,7 @@ function applyConfigPlan(context: PlanContext): Plan {
         name: 'configure',
         async effect({operation}) {
           const endpoint = await liveEndpoint(store, operation.endpoint_id);
-          if ((await launcher.find(endpoint.id)) === undefined) return {};
+          if (endpoint.type === 'read_only' || (await launcher.find(endpoint.id)) === undefined) return {};
           const {spec, catalogVersion} = await buildSpec(context, endpoint);
           await launcher.configure(spec);
           return {catalogVersion, branchId: endpoint.branch_id};

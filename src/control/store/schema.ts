@@ -84,6 +84,8 @@ export interface BranchTable {
   is_default: number;
   protected: number;
   readonly init_source: 'parent-data' | 'schema-only';
+  /** 1: what holds a snapshot; no user sees it. */
+  readonly hidden: number;
   readonly creation_source: string;
   /** JSON: node ids of its safekeepers. */
   safekeepers: string;
@@ -113,6 +115,10 @@ export interface EndpointTable {
   disabled: number;
   current_state: 'init' | 'active' | 'idle';
   pending_state: 'active' | 'idle' | null;
+  /** Of a compute at one point of the branch, made for a connection to that point; no user sees it in a list. */
+  readonly static_lsn: number | null;
+  /** How long its computes have run until the last suspend. */
+  active_ms: number;
   last_active: number | null;
   started_at: number | null;
   suspended_at: number | null;
@@ -151,6 +157,19 @@ export interface DroppedObjectTable {
   readonly version: number;
 }
 
+/** A point of a branch that stays, held by a hidden branch that begins there. */
+export interface SnapshotTable {
+  readonly id: string;
+  readonly project_id: string;
+  name: string;
+  readonly source_branch_id: string;
+  readonly branch_id: string;
+  readonly manual: number;
+  expires_at: number | null;
+  readonly created_at: number;
+  deleted_at: number | null;
+}
+
 export type OperationStatus = 'scheduling' | 'running' | 'finished' | 'failed' | 'skipped';
 
 export interface OperationTable {
@@ -179,23 +198,6 @@ export interface OperationTable {
   finished_at: number | null;
 }
 
-export interface Tables {
-  meta: MetaTable;
-  users: UserTable;
-  organizations: OrganizationTable;
-  api_keys: ApiKeyTable;
-  projects: ProjectTable;
-  attachments: AttachmentTable;
-  branches: BranchTable;
-  endpoints: EndpointTable;
-  roles: RoleTable;
-  databases: DatabaseTable;
-  dropped_objects: DroppedObjectTable;
-  operations: OperationTable;
-}
-
-export type Store = Kysely<Tables>;
-export type StoreTransaction = Transaction<Tables>;
 /** Safekeepers that timelines may live on. */
 export interface SafekeeperTable {
   readonly node_id: number;
@@ -208,4 +210,22 @@ export interface SafekeeperTable {
   retired: number;
 }
 
+export interface Tables {
   safekeepers: SafekeeperTable;
+  meta: MetaTable;
+  users: UserTable;
+  organizations: OrganizationTable;
+  api_keys: ApiKeyTable;
+  projects: ProjectTable;
+  attachments: AttachmentTable;
+  branches: BranchTable;
+  endpoints: EndpointTable;
+  roles: RoleTable;
+  databases: DatabaseTable;
+  dropped_objects: DroppedObjectTable;
+  operations: OperationTable;
+  snapshots: SnapshotTable;
+}
+
+export type Store = Kysely<Tables>;
+export type StoreTransaction = Transaction<Tables>;

@@ -1,0 +1,40 @@
+/** Where the data of a branch is, for operators' commands: its tenant, timeline and pageserver. */
+import {HttpError, type Route} from '#runtime/http.ts';
+import {asHttpError, type Claims, requireNode} from '#wire/auth.ts';
+import type {Store} from '#control/store/schema.ts';
+
+export function branchPlaceRoutes(store: Store): Route[] {
+  return [
+    {
+      method: 'GET',
+      path: '/internal/v1/branch_places',
+      handler: async (request) => {
+        try {
+          requireNode(request.claims as Claims);
+        } catch (error) {
+          throw asHttpError(error);
+        }
+        const wanted = request.query.get('branch');
+        const rows = await store
+          .selectFrom('branches')
+          .innerJoin('projects', 'projects.id', 'branches.project_id')
+          .select([
+            'branches.id as branchId',
+            'branches.name as name',
+            'branches.project_id as projectId',
+            'branches.timeline_id as timelineId',
+            'branches.is_default as isDefault',
+            'projects.tenant_id as tenantId',
+          ])
+          .where('branches.deleted_at', 'is', null)
+          .execute();
+        const branches = rows.filter(
+          (row) => wanted === null || row.branchId === wanted || row.name === wanted || row.timelineId === wanted,
+        );
+        if (wanted !== null && branches.length === 0)
+          throw new HttpError(404, 'not_found', `there is no branch ${wanted}`);
+        return {status: 200, json: {branches: branches.map((row) => ({...row, isDefault: row.isDefault === 1}))}};
+      },
+    },
+  ];
+}
