@@ -33,6 +33,7 @@ export class PeerRecovery {
   #nextMs: number;
   #behindSinceMs: number | undefined;
   #running = false;
+  #looked = false;
   #closed = false;
 
   constructor(options: PeerRecoveryOptions) {
@@ -45,7 +46,7 @@ export class PeerRecovery {
   }
   /** The look after load has not been yet. */
   get isDue(): boolean {
-    return this.#nextMs !== Infinity;
+    return !this.#looked;
   }
 
   /** `peerCommitLsn`: the highest heard of. `atRest`: nothing is expected to change by itself. */
@@ -68,6 +69,7 @@ export class PeerRecovery {
       .catch((error: unknown) => log.warn('WAL could not be had from a peer', {error: String(error)}))
       .finally(() => {
         this.#running = false;
+        this.#looked = true;
         this.#nextMs = atRest ? Infinity : clock.monotonicMs() + againMs;
       });
   }

@@ -14,6 +14,7 @@ import {WalRecordBoundary} from '#safekeeper/record-boundary.ts';
 import {SyncPace} from '#safekeeper/sync-pace.ts';
 import type {AcceptorState} from '#safekeeper/acceptor.ts';
 import type {PeerSnapshot} from '#safekeeper/pulled-state.ts';
+import {DiskReserve} from '#safekeeper/disk-reserve.ts';
 import {TimelineCopy} from '#safekeeper/timeline-copy.ts';
 import {ArchiveSlots, type ArchiveTimes} from '#safekeeper/timeline-archive.ts';
 import {type NewTimeline, TimelineStorage, initialState} from '#safekeeper/timeline-storage.ts';
@@ -43,6 +44,7 @@ export class TimelineRegistry {
   /** `<tenant>/<timeline>` of all that are on the disk: what is not loaded costs no more memory than this. */
   readonly #known = new Set<string>();
   readonly #unseen: Set<string>;
+  readonly #reserve: DiskReserve;
   readonly #syncPace = new SyncPace();
   readonly #slots = new ArchiveSlots(archiveSlots);
 
@@ -50,6 +52,7 @@ export class TimelineRegistry {
     this.#options = options;
     const {disk, dataDir} = options;
     disk.makeDirectory(dataDir);
+    this.#reserve = new DiskReserve(disk, dataDir);
     for (const tenantId of disk.list(dataDir).filter((name) => idPattern.test(name)))
       for (const name of disk.list(`${dataDir}/${tenantId}`))
         // Copies that were not completed, and what was on its way out.
@@ -103,7 +106,7 @@ export class TimelineRegistry {
     if (known !== undefined) return known;
     if (!this.#known.has(key)) return undefined;
     const {disk, log, nodeId, clock, metrics, onProgress, onDiskFailure, peerToken} = this.#options;
-    const storageOptions = {disk, directory: this.#directory(tenantId, timelineId)};
+    const storageOptions = {disk, directory: this.#directory(tenantId, timelineId), reserve: this.#reserve};
     if (this.#isDeleted(tenantId, timelineId) || !TimelineStorage.exists(storageOptions)) return undefined;
     const boundary = new WalRecordBoundary();
     const timeline = new Timeline({

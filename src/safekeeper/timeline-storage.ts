@@ -4,6 +4,7 @@ import {assert} from '#runtime/assert.ts';
 import type {Disk, DiskFile} from '#runtime/disk.ts';
 import {failpoint} from '#runtime/failpoint.ts';
 import type {AcceptorOutput, AcceptorState} from '#safekeeper/acceptor.ts';
+import type {DiskReserve} from '#safekeeper/disk-reserve.ts';
 import {controlFileName, decodeControlFile, encodeControlFile} from '#safekeeper/control-file.ts';
 import type {RecordBoundary} from '#safekeeper/record-boundary.ts';
 import {WalStore} from '#safekeeper/wal-store.ts';
@@ -13,6 +14,8 @@ export interface TimelineStorageOptions {
   readonly disk: Disk;
   readonly directory: string;
   readonly segmentSize?: number;
+  /** Shared by all timelines of a disk; without one a full disk needs help from outside. */
+  readonly reserve?: DiskReserve;
 }
 
 export interface NewTimeline {
@@ -46,6 +49,7 @@ export class TimelineStorage {
   readonly flushLsn: Lsn;
   readonly #disk: Disk;
   readonly #directory: string;
+  readonly #reserve: DiskReserve | undefined;
 
   /** Makes a timeline durable. Its parent directory exists. */
   static create(options: TimelineStorageOptions, state: AcceptorState): void {
@@ -70,6 +74,7 @@ export class TimelineStorage {
   private constructor(options: TimelineStorageOptions, boundary: RecordBoundary) {
     this.#disk = options.disk;
     this.#directory = options.directory;
+    this.#reserve = options.reserve;
     const path = `${options.directory}/${controlFileName}`;
     // Its last replacement may have been cut short after the rename: what we read must not be undone by a power cut.
     options.disk.syncDirectory(options.directory);
@@ -82,6 +87,7 @@ export class TimelineStorage {
   apply(output: Extract<AcceptorOutput, {kind: 'write' | 'truncate' | 'save'}>): void {
     switch (output.kind) {
       case 'write':
+        this.#reserve?.check();
         failpoint('safekeeper.write.before');
         this.wal.write(output.lsn, output.bytes);
         failpoint('safekeeper.write.after');
@@ -93,9 +99,19 @@ export class TimelineStorage {
         break;
       case 'save':
         failpoint('safekeeper.save.before');
-        this.#disk.writeFileAtomic(`${this.#directory}/${controlFileName}`, encodeControlFile(output.state));
+        this.#save(encodeControlFile(output.state));
         failpoint('safekeeper.save.after');
         break;
+    }
+  }
+
+  #save(bytes: Buffer): void {
+    const path = `${this.#directory}/${controlFileName}`;
+    try {
+      this.#disk.writeFileAtomic(path, bytes);
+    } catch (error) {
+      if (!isDiskFull(error) || this.#reserve?.release() !== true) throw error;
+      this.#disk.writeFileAtomic(path, bytes);
     }
   }
 
@@ -115,6 +131,11 @@ export class TimelineStorage {
   close(): void {
     this.wal.close();
   }
+}
+
+export function isDiskFull(error: unknown): boolean {
+  const {code} = error as {code?: string};
+  return code === 'ENOSPC' || code === 'EDQUOT';
 }
 
 function parent(path: string): string {

@@ -17,7 +17,7 @@ import {PeerRecovery} from '#safekeeper/peer-recovery.ts';
 import type {RecordBoundary} from '#safekeeper/record-boundary.ts';
 import type {SyncPace} from '#safekeeper/sync-pace.ts';
 import {type ArchiveSlots, type ArchiveTimes, TimelineArchive} from '#safekeeper/timeline-archive.ts';
-import type {TimelineStorage} from '#safekeeper/timeline-storage.ts';
+import {type TimelineStorage, isDiskFull} from '#safekeeper/timeline-storage.ts';
 import {WalSender} from '#safekeeper/wal-sender.ts';
 import {
   type Membership,
@@ -498,9 +498,4 @@ export class Timeline {
 
 async function syncAll(files: readonly DiskFile[]): Promise<void> {
   await Promise.all(files.map(async (file) => file.sync()));
-}
-
-function isDiskFull(error: unknown): boolean {
-  const {code} = error as {code?: string};
-  return code === 'ENOSPC' || code === 'EDQUOT';
 }

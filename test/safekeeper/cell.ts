@@ -1,6 +1,8 @@
 /** Safekeepers in this process on a folder of their own, with a broker and an object store that can be made to fail. */
 import assert from 'node:assert/strict';
-import {mkdtempSync, readdirSync, rmSync} from 'node:fs';
+import {spawn} from 'node:child_process';
+import {once} from 'node:events';
+import {mkdtempSync, readdirSync, rmSync, writeFileSync} from 'node:fs';
 import {tmpdir} from 'node:os';
 import {join} from 'node:path';
 import {setTimeout as sleep} from 'node:timers/promises';
@@ -25,11 +27,13 @@ import {
   type Member,
   type Membership,
   type ProposerMessage,
+  type Refusal,
   decodeAcceptorMessage,
   encodeProposerMessage,
   frameHello,
   frameRefused,
   frameWelcome,
+  parseRefusal,
 } from '#wire/safekeeper.ts';
 import {WalStreamClient} from '#wire/wal-stream.ts';
 
@@ -40,6 +44,11 @@ export interface CellOptions {
   readonly config?: Partial<SafekeeperConfig>;
   readonly disk?: (nodeId: number) => Disk;
   readonly withBroker?: boolean;
+  /** The safekeepers that are started, and members (default 1, 2, 3). */
+  readonly nodes?: readonly number[];
+  /** Each safekeeper is a process of its own; its object store is the folder, and stop() is kill -9. */
+  readonly processes?: boolean;
+  readonly dataDir?: (nodeId: number) => string;
 }
 
 export class Cell {
@@ -61,7 +70,7 @@ export class Cell {
     cell.#pageserver = await TokenIssuer.load(join(cell.dir, 'keys'), 'pageserver', systemClock);
     if (options.withBroker !== false)
       cell.#broker = await runBroker({host: '127.0.0.1', port: 0, keysDir: join(cell.dir, 'keys')});
-    for (const nodeId of [1, 2, 3]) await cell.start(nodeId);
+    for (const nodeId of options.nodes ?? [1, 2, 3]) await cell.start(nodeId);
     return cell;
   }
 
@@ -86,6 +95,12 @@ export class Cell {
       archive: {partialAfterMs: 1500, evictAfterMs: 3000, takeOverMs: 3000},
       ...this.#options.config,
     };
+    if (this.#options.processes === true) {
+      const child = await this.#spawn({...config, objectStore: {kind: 'folder', root: join(this.dir, 'objects')}});
+      this.nodes.set(nodeId, child);
+      this.ports.set(nodeId, {port: child.port, httpPort: child.httpPort});
+      return child;
+    }
     const node = await runSafekeeper(config, {
       log: process.env['VERBOSE'] ? verboseLog : silentLog,
       objectStore: new RetryingObjectStore(this.store, {
@@ -102,13 +117,35 @@ export class Cell {
     return node;
   }
 
+  async #spawn(config: SafekeeperConfig): Promise<RunningSafekeeper> {
+    const path = join(this.dir, `safekeeper-${config.nodeId}.json`);
+    writeFileSync(path, JSON.stringify(config), {mode: 0o600});
+    const child = spawn(
+      process.execPath,
+      ['--disable-warning=ExperimentalWarning', 'src/cli/main.ts', 'safekeeper', '--config', path],
+      {stdio: ['ignore', 'pipe', process.env['VERBOSE'] ? 'inherit' : 'ignore']},
+    );
+    const exited = once(child, 'exit');
+    const ready = await Promise.race([once(child.stdout, 'data'), exited.then(() => undefined)]);
+    if (ready === undefined) throw new Error(`safekeeper ${config.nodeId} ended with ${child.exitCode}`);
+    const {port, httpPort} = JSON.parse(String(ready[0])) as {port: number; httpPort: number};
+    return {
+      port,
+      httpPort,
+      async stop() {
+        child.kill('SIGKILL');
+        await exited;
+      },
+    };
+  }
+
   async stop(nodeId: number): Promise<void> {
     await this.nodes.get(nodeId)?.stop();
     this.nodes.delete(nodeId);
   }
 
   dataDir(nodeId: number): string {
-    return join(this.dir, `sk${nodeId}`);
+    return this.#options.dataDir?.(nodeId) ?? join(this.dir, `sk${nodeId}`);
   }
 
   /** Names of WAL files on a node's disk. */
@@ -126,7 +163,11 @@ export class Cell {
     return {nodeId, host: '127.0.0.1', port: this.ports.get(nodeId)!.port};
   }
   get membership(): Membership {
-    return {generation: 1, members: [1, 2, 3].map((nodeId) => this.member(nodeId)), newMembers: []};
+    return {
+      generation: 1,
+      members: (this.#options.nodes ?? [1, 2, 3]).map((nodeId) => this.member(nodeId)),
+      newMembers: [],
+    };
   }
 
   async token(): Promise<string> {
@@ -149,6 +190,11 @@ export class Cell {
     // A connection may have been kept from before a restart of the safekeeper.
     const {status, json} = await requestJson(call).catch(async () => await requestJson(call));
     return {status, json: json as Record<string, unknown>};
+  }
+
+  /** The next calls are about this one. */
+  newTimeline(): string {
+    return (this.timelineId = newId(systemRandom));
   }
 
   async createTimeline(nodeIds: readonly number[] = [1, 2, 3]): Promise<void> {
@@ -239,7 +285,7 @@ export async function until(condition: () => boolean | Promise<boolean>, timeout
   for (;;) {
     if (await condition()) return;
     if (Date.now() > deadline) throw new Error(`did not happen within ${timeoutMs} ms: ${condition.toString()}`);
-    await sleep(50);
+    await sleep(Math.min(50, 2 + (Date.now() - deadline + timeoutMs) / 4));
   }
 }
 
@@ -260,12 +306,15 @@ export function makeWal(
 export class Writer {
   readonly #connections = new Map<number, FrameConnection>();
   readonly answers = new Map<number, AcceptorMessage[]>();
+  /** What a safekeeper said before it closed the connection. */
+  readonly refusals: ReadonlyMap<number, Refusal>;
   readonly term: number;
   readonly #generation: number;
   lsn: Lsn;
   previousLsn: Lsn = 0 as Lsn;
 
-  private constructor(term: number, lsn: Lsn, generation: number) {
+  private constructor(term: number, lsn: Lsn, generation: number, refusals: ReadonlyMap<number, Refusal>) {
+    this.refusals = refusals;
     this.term = term;
     this.lsn = lsn;
     this.#generation = generation;
@@ -274,6 +323,7 @@ export class Writer {
   static async elect(cell: Cell, nodeIds: readonly number[], generation = 1): Promise<Writer> {
     const connections = new Map<number, FrameConnection>();
     const answers = new Map<number, AcceptorMessage[]>();
+    const refusals = new Map<number, Refusal>();
     const say = (nodeId: number, message: ProposerMessage): void => {
       const frame = encodeProposerMessage(message);
       connections.get(nodeId)!.send(frame.type, ...frame.parts);
@@ -282,7 +332,8 @@ export class Writer {
       nodeId: number,
       kind: K,
     ): Promise<Extract<AcceptorMessage, {kind: K}>> => {
-      await until(() => answers.get(nodeId)!.some((a) => a.kind === kind));
+      await until(() => refusals.has(nodeId) || answers.get(nodeId)!.some((a) => a.kind === kind));
+      if (refusals.has(nodeId)) throw new Error(`safekeeper ${nodeId} refused: ${refusals.get(nodeId)!.message}`);
       return answers.get(nodeId)!.findLast((a) => a.kind === kind) as Extract<AcceptorMessage, {kind: K}>;
     };
     let term = 0;
@@ -293,7 +344,7 @@ export class Writer {
       let welcome = false;
       connection.onFrame = (type, payload) => {
         if (type === frameWelcome) welcome = true;
-        else if (type === frameRefused) console.error(`safekeeper ${nodeId} refused: ${payload.toString()}`);
+        else if (type === frameRefused) refusals.set(nodeId, parseRefusal(payload));
         else answers.get(nodeId)!.push(decodeAcceptorMessage(type, payload));
       };
       sendJson(connection, frameHello, {
@@ -302,7 +353,7 @@ export class Writer {
         tenantId: cell.tenantId,
         timelineId: cell.timelineId,
       });
-      await until(() => welcome);
+      await until(() => welcome || refusals.has(nodeId));
       say(nodeId, {
         kind: 'greeting',
         tenantId: cell.tenantId,
@@ -323,7 +374,7 @@ export class Writer {
       if (best === undefined || last(vote) > last(best) || (last(vote) === last(best) && vote.flushLsn > best.flushLsn))
         best = vote;
     }
-    const writer = new Writer(term, best!.flushLsn, generation);
+    const writer = new Writer(term, best!.flushLsn, generation, refusals);
     const history = [...best!.history, {term, lsn: best!.flushLsn}];
     for (const nodeId of nodeIds) {
       writer.#connections.set(nodeId, connections.get(nodeId)!);
@@ -351,7 +402,12 @@ export class Writer {
         wantsReply: false,
         bytes: part,
       });
-      await until(() => to.every((nodeId) => this.#synced(nodeId) >= beginLsn + at + part.length));
+      await until(() => {
+        for (const nodeId of to)
+          if (this.refusals.has(nodeId))
+            throw new Error(`safekeeper ${nodeId} refused: ${this.refusals.get(nodeId)!.message}`);
+        return to.every((nodeId) => this.#synced(nodeId) >= beginLsn + at + part.length);
+      });
     }
     this.lsn = endLsn;
     this.previousLsn = previousLsn;
@@ -372,6 +428,10 @@ export class Writer {
   }
   #last(nodeId: number): Extract<AcceptorMessage, {kind: 'append-response'}> | undefined {
     return this.answers.get(nodeId)!.findLast((a) => a.kind === 'append-response');
+  }
+  /** Acknowledged by the node. */
+  flushLsn(nodeId: number): number {
+    return this.#last(nodeId)?.flushLsn ?? 0;
   }
   #synced(nodeId: number): number {
     return this.#last(nodeId)?.syncedLsn ?? 0;
