@@ -99,11 +99,14 @@ test('a safekeeper dies for good and is replaced under load: no failed commit', 
     members: {nodeId: number; generation?: number; commitLsn: string}[];
   };
   assert.equal(wal.generation, 3);
-  assert.deepEqual(wal.members.map((m) => [m.nodeId, m.generation]).sort(), [
-    [1, 3],
-    [2, 3],
-    [4, 3],
-  ]);
+  assert.deepEqual(
+    wal.members.map((m) => [m.nodeId, m.generation]).sort((a, b) => a[0]! - b[0]!),
+    [
+      [1, 3],
+      [2, 3],
+      [4, 3],
+    ],
+  );
   // The new one counts: without another of the old ones, a commit still has its quorum.
   process.kill(pagoda.pidOf('safekeeper-2'), 'SIGSTOP');
   try {
@@ -117,3 +120,86 @@ test('a safekeeper dies for good and is replaced under load: no failed commit', 
   );
   assert.deepEqual({lost, invented}, {lost: [], invented: []});
 });
+
+test(
+  'the control plane is killed again and again during a replacement: it goes on where it was',
+  {timeout: 180_000},
+  async () => {
+    const {branchId} = await pagoda.mainBranch();
+    await addSafekeeper(5);
+    const ledger = new Ledger(pagoda);
+    await pagoda.query('truncate ledger');
+    ledger.start(2);
+    await pagoda.cli('safekeepers', 'replace', '4', '--to', '5', '--branch', branchId);
+    for (let kill = 0; kill < 3; kill++) {
+      process.kill(pagoda.pidOf('control'), 'SIGKILL');
+      await sleep(1500 + kill * 300);
+    }
+    const wal = async (): Promise<{generation: number; members: {nodeId: number; generation?: number}[]}> =>
+      JSON.parse(await pagoda.cli('safekeepers', 'wal', branchId)) as never;
+    for (let attempt = 0; ; attempt++) {
+      const {generation, members} = await wal().catch(() => ({generation: 0, members: []}));
+      if (generation === 5) {
+        assert.deepEqual(
+          members.map((m) => [m.nodeId, m.generation]).sort((a, b) => a[0]! - b[0]!),
+          [
+            [1, 5],
+            [2, 5],
+            [5, 5],
+          ],
+        );
+        break;
+      }
+      assert.ok(attempt < 60, `the replacement did not end: generation ${generation}`);
+      await sleep(500);
+    }
+    await ledger.stop();
+    assert.equal(ledger.unknown.size, 0, 'no commit failed');
+    const {lost, invented} = await ledger.compare();
+    assert.deepEqual({lost, invented}, {lost: [], invented: []});
+  },
+);
+
+test(
+  'all safekeepers lose their disks: the branch comes back up to the last archived record, and it is said where',
+  {timeout: 240_000},
+  async () => {
+    const {branchId, endpointId} = await pagoda.mainBranch();
+    const [before] = await pagoda.query('select count(*)::int as n from ledger');
+    await pagoda.suspend(endpointId);
+    interface Wal {
+      readonly members: {commitLsn?: string; archivedLsn?: string; hasTimeline?: boolean}[];
+      readonly archive: {restoreLsn: string} | null;
+    }
+    const wal = async (): Promise<Wal> => JSON.parse(await pagoda.cli('safekeepers', 'wal', branchId)) as Wal;
+    let archived: Wal;
+    for (let attempt = 0; ; attempt++) {
+      archived = await wal();
+      const committed = archived.members
+        .map((m) => m.commitLsn ?? '')
+        .sort((a, b) => a.localeCompare(b))
+        .at(-1);
+      if (archived.archive?.restoreLsn === committed) break;
+      assert.ok(attempt < 120, `not archived: ${JSON.stringify(archived)}`);
+      await sleep(1000);
+    }
+    // 1 and 2 are started again by the supervisor, 5 stays away.
+    spawned.at(-1)!.kill('SIGKILL');
+    for (const nodeId of [1, 2]) {
+      process.kill(pagoda.pidOf(`safekeeper-${nodeId}`), 'SIGKILL');
+      rmSync(join(pagoda.dir, `safekeeper-${nodeId}`), {recursive: true, force: true});
+    }
+    await addSafekeeper(6);
+    for (let attempt = 0; (await wal()).members.filter((m) => m.hasTimeline === false).length < 2; attempt++) {
+      assert.ok(attempt < 60, 'the safekeepers are back, without the branch');
+      await sleep(500);
+    }
+    const said = await pagoda.cli('safekeepers', 'restore', branchId, '--members', '1,2,6', '--wait');
+    assert.ok(said.includes(`up to ${archived.archive!.restoreLsn}`), said);
+    assert.match(said, new RegExp(`goes on at ${archived.archive!.restoreLsn}`));
+    await pagoda.resume(endpointId);
+    const [now] = await pagoda.query('select count(*)::int as n from ledger');
+    assert.deepEqual(now, before);
+    await pagoda.query('insert into ledger values (-1)');
+  },
+);
