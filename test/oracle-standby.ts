@@ -12,6 +12,8 @@
  *   --quick           a small load, the end and 3 earlier LSNs (part of npm test)
  *   --lsns N          that many earlier LSNs
  *   --seed N          of the choice of LSNs, restarts and WAL chunks; printed at the start
+ *   --churn           layers of 1 MiB, compaction at every one of them, GC of all history before the LSN that is compared, and a
+ *                     block cache of 4 MiB
  *   --set NAME=VALUE  a setting of the cluster, for example full_page_writes=on (repeatable)
  *   --keep DIR        leave base/, the stopped cluster and the object store in DIR
  *   --again DIR       no load: compare once more what --keep left
@@ -52,6 +54,7 @@ const {values: options} = parseArgs({
     keep: {type: 'string'},
     again: {type: 'string'},
     prove: {type: 'boolean', default: false},
+    churn: {type: 'boolean', default: false},
   },
 });
 
@@ -106,7 +109,8 @@ async function main(): Promise<boolean> {
   const store = options.quick
     ? new MemoryObjectStore()
     : new FolderObjectStore({root: objects, disk: systemDisk, random, nowMs: Date.now()});
-  const storage = new Storage({store, random, layerBytes: options.quick ? 1 << 20 : 8 << 20});
+  const layerBytes = options.quick || options.churn ? 1 << 20 : 8 << 20;
+  const storage = new Storage({store, random, layerBytes, churn: options.churn});
   try {
     const imported = await storage.import(base);
     if (imported !== baseLsn)
@@ -129,10 +133,19 @@ async function main(): Promise<boolean> {
     for (const [i, target] of plan.targets.entries()) {
       const control = await standby.advance(target.lsn);
       const replayedAt = Date.now();
+      if (options.churn) await storage.keep(target.lsn, [target.checkpoint.endLsn]);
       const timeline = i % 2 === 1 ? await storage.branch(target.lsn) : storage.timeline;
       const result = await compare(target, control, timeline);
       all.push(result);
       reportTarget(target, result, Date.now() - replayedAt);
+    }
+    if (options.churn) {
+      const {steps, collected} = storage.churned;
+      const {layers: left, layerBytes: leftBytes} = storage.timeline.info();
+      console.log(
+        `${steps} steps of compaction, ${collected} layers collected; ${left} layers of ${(leftBytes / 1e6).toFixed(1)} MB are left`,
+      );
+      if (steps < 10 || collected === 0) throw new Error('compaction and GC have not been at work');
     }
     if (options.prove) {
       const end = plan.targets.at(-1)!;
@@ -207,7 +220,13 @@ async function throughEndpoint(): Promise<boolean> {
       const dataDir = join(dir, 'standby');
       rmSync(dataDir, {recursive: true, force: true});
       execFileSync('cp', ['-a', base, dataDir]);
-      recover({dataDir, walDir, dir: dataDir, lastRecordLsn: target.startLsn, settings: {max_prepared_transactions: '64'}});
+      recover({
+        dataDir,
+        walDir,
+        dir: dataDir,
+        lastRecordLsn: target.startLsn,
+        settings: {max_prepared_transactions: '64'},
+      });
       const replayedAt = Date.now();
       const control = parseControlFile(readFileSync(join(dataDir, 'global/pg_control')));
       const result = await compareAt({timeline, dataDir, target, plan, control});

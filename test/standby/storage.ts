@@ -1,7 +1,7 @@
 /** Our side of the comparison: a data directory and its WAL become a timeline in an object store, by production code alone. */
-import {CheckpointState} from '#pageserver/ingest/checkpoint-state.ts';
 import {importDataDirectory} from '#pageserver/ingest/import.ts';
-import {Interpreter} from '#pageserver/ingest/interpret.ts';
+import {RecordIngest} from '#pageserver/ingest/record-ingest.ts';
+import {Background} from '#pageserver/background.ts';
 import {alwaysValid} from '#pageserver/generation-validator.ts';
 import {BlockCache} from '#pageserver/layers/block-cache.ts';
 import {PageserverMetrics} from '#pageserver/metrics.ts';
@@ -24,9 +24,29 @@ export interface StorageOptions {
   readonly random: Random;
   readonly layerBytes: number;
   readonly limits?: LimitChanges;
+  /**
+   * Compaction at every layer, GC all the time, a block cache that holds nothing for long; only what keep() was told last is
+   * kept.
+   */
+  readonly churn?: boolean;
   /** A timeline that is in the store already, of an attachment before this generation. */
   readonly existing?: {readonly tenantId: string; readonly timelineId: string; readonly generation: number};
 }
+
+const churnLimits: LimitChanges = {
+  layerBytes: 1 << 20,
+  leaseMsMax: 0,
+  gcPeriodMs: 300,
+  compaction: {
+    l0Threshold: 2,
+    l0BatchMax: 6,
+    runsPerLevel: 2,
+    targetBytes: 512 << 10,
+    imageDepth: 2,
+    imageVisits: 0,
+    garbageRatio: 0.1,
+  },
+};
 
 export class Storage {
   readonly #context: PageserverContext;
@@ -36,6 +56,8 @@ export class Storage {
   #tenant: Tenant | undefined;
   #generation: number;
   #branches = 0;
+  #background: Background | undefined;
+  #held: readonly Lsn[] = [];
 
   constructor(options: StorageOptions) {
     this.#random = options.random;
@@ -46,7 +68,7 @@ export class Storage {
       clock: systemClock,
       random: options.random,
       store: options.store,
-      cache: new BlockCache(256 << 20),
+      cache: new BlockCache(options.churn === true ? 4 << 20 : 256 << 20),
       log: silentLog,
       metrics: new PageserverMetrics(),
       // Few sizes in memory, so that ingest has to load them from layers now and then.
@@ -55,10 +77,13 @@ export class Storage {
         layerAgeMs: 3_600_000,
         frozenLayersMax: 3,
         relationSizesMax: 500,
+        ...(options.churn === true ? churnLimits : {}),
         ...options.limits,
       }),
       memory: new MemoryBudget(512 << 20),
     };
+    if (options.churn === true)
+      this.#background = new Background(this.#context, () => (this.#tenant === undefined ? [] : [this.#tenant]));
   }
 
   get timeline(): Timeline {
@@ -69,7 +94,35 @@ export class Storage {
   async attach(): Promise<Timeline> {
     await this.#tenant?.detach();
     this.#tenant = await Tenant.attach(this.#context, alwaysValid, this.#tenantId, ++this.#generation);
+    this.#churn();
     return this.timeline;
+  }
+
+  /** With `churn`: everything from `from` on will be read, and the single `points`; the rest is garbage from now on. */
+  async keep(from: Lsn, points: readonly Lsn[]): Promise<void> {
+    this.#held = points;
+    this.#churn();
+    if (this.#background === undefined) return;
+    const {timeline} = this;
+    await timeline.setRetention({windowSeconds: 0, windowBytes: timeline.lastRecordLsn - from});
+    // GC and what it sets going runs while pages are compared; here it gets a start.
+    await this.#context.clock.sleep(1000);
+  }
+
+  /** Steps of compaction and layers collected so far. */
+  get churned(): {readonly steps: number; readonly collected: number} {
+    const {compactionSteps, layersCollected} = this.#context.metrics;
+    return {steps: compactionSteps.value(), collected: layersCollected.value()};
+  }
+
+  #churn(): void {
+    const background = this.#background;
+    if (background === undefined) return;
+    const {timeline} = this;
+    // As leases that never end; taken before their time has come.
+    timeline.state.leases.clear();
+    for (const at of this.#held) timeline.state.leases.set(at, Number.MAX_SAFE_INTEGER);
+    timeline.state.onLayerAdded = () => background.wake(timeline);
   }
 
   /** Imports a cleanly stopped cluster; answers the LSN at which the timeline begins. */
@@ -109,24 +162,8 @@ export class Storage {
   async #ingestUntil(walDir: string, until: Lsn | undefined): Promise<void> {
     const {timeline} = this;
     const from = timeline.lastRecordLsn;
-    const writer = await timeline.writer();
-    const state = await timeline.checkpointState(from);
-    if (state === undefined) throw new Error('the timeline holds no checkpoint state');
-    const checkpoint = CheckpointState.decode(state);
-    const interpreter = new Interpreter(writer, writer, checkpoint);
-    const end = (record: WalRecord): Promise<void> | undefined => {
-      timeline.state.lastRecordStartLsn = record.startLsn;
-      writer.endRecord(record.endLsn);
-      return timeline.hasRoom ? undefined : timeline.waitForRoom();
-    };
-    const take = (record: WalRecord): Promise<void> | undefined => {
-      writer.walLogHints = checkpoint.walLogHints;
-      const outcome = interpreter.interpret(record);
-      if (outcome.kind === 'error') throw outcome.error;
-      if (outcome.kind === 'missing') return writer.loadRelations(outcome.relations).then(() => take(record));
-      if (!writer.hasUnfinishedWork) return end(record);
-      return writer.finishRecord(record.endLsn, () => timeline.waitForRoom()).then(() => end(record));
-    };
+    const records = await RecordIngest.load(timeline);
+    const take = (record: WalRecord): Promise<void> | undefined => records.take(record);
     await readWal({walDir, startLsn: from, endLsn: until, random: this.#random, use: take});
   }
 
@@ -136,6 +173,7 @@ export class Storage {
   }
 
   async close(): Promise<void> {
+    await this.#background?.stop();
     await this.#tenant?.detach();
   }
 }

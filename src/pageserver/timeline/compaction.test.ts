@@ -218,6 +218,7 @@ async function run(world: World, step: Step): Promise<void> {
     case 'checkpoint':
       return timeline.checkpoint();
     case 'release':
+      timeline.onRelease = () => true; // nobody keeps a writer
       timeline.releaseIdle();
       return;
     case 'compact':

@@ -102,6 +102,12 @@ export class Compactor {
       this.#uploader.replaceLayers({added: [], removed: removable, narrowed: []});
       state.context.metrics.layersCollected.inc(removable.length);
     }
+    // A point that nobody holds any more cannot be read: the rest of the keys is done at the next one that can.
+    const sweep = this.#sweep;
+    if (sweep !== undefined && !points.includes(sweep.lsn)) {
+      const next = points.find((at) => at > sweep.lsn);
+      this.#sweep = next === undefined ? undefined : {lsn: next, from: sweep.from};
+    }
     if (this.#sweep !== undefined || !state.context.limits.compaction.enabled) return;
     const {garbageRatio} = state.context.limits.compaction;
     const lsn = planSweep(state.layers.descriptions(), points, garbageRatio, state.logicalSizeBytes);

@@ -77,7 +77,7 @@ export class Timeline implements TimelineReader {
   /** Somebody waits for WAL: set by the driver of ingest. */
   onWanted: () => void = () => {};
   /** The driver of ingest forgets what it has in memory; false: it is at work. */
-  onRelease: () => boolean = () => true;
+  onRelease: () => boolean = () => false;
 
   private constructor(
     state: TimelineState,
