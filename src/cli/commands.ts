@@ -10,6 +10,7 @@ import {callApi, findProject} from '#cli/first-project.ts';
 import type {Layout} from '#cli/layout.ts';
 import {roleNames} from '#cli/roles.ts';
 import {tail} from '#cli/role-process.ts';
+import {inspectHelp} from '#cli/inspect/command.ts';
 import {safekeepersHelp} from '#cli/safekeepers.ts';
 import {lockAddress, readSupervisor, type SupervisorFile} from '#cli/up.ts';
 
@@ -23,7 +24,7 @@ export const help = `pagoda: serverless Postgres on this machine
   pagoda logs [ROLE]     last lines of all logs, or of one (control, safekeeper-1, compute-ep-…)
   pagoda wal dump BRANCH|FOLDER [--start LSN] [--end LSN] [--rmgr NAME] [--stats] [--limit N]
                          WAL records of a branch and its ancestors, as pg_waldump prints them
-${safekeepersHelp}  pagoda wal fsck BRANCH|FOLDER
+${inspectHelp}${safekeepersHelp}  pagoda wal fsck BRANCH|FOLDER
                          reads all WAL there is of a branch, on the safekeepers of this machine and in the archive
   pagoda help
 

@@ -46,6 +46,14 @@ async function main(argv: readonly string[]): Promise<void> {
       const args = parseArguments(rest, {...dataOption, ...safekeepersOptions});
       return safekeepers(args, layoutOf(args.options));
     }
+    case 'scrub':
+    case 'verify':
+    case 'sizes':
+    case 'layers': {
+      const {inspect, inspectOptions} = await import('#cli/inspect/command.ts');
+      const args = parseArguments(rest, {...dataOption, ...inspectOptions});
+      return inspect(command, args, layoutOf(args.options));
+    }
     case 'help':
     case '--help':
     case '-h': {

@@ -14,6 +14,7 @@ import {InitdbBootstrap} from '#control/bootstrap.ts';
 import type {ControlConfig} from '#control/config.ts';
 import {Endpoints} from '#control/endpoints.ts';
 import {ensureFirstUser} from '#control/first-user.ts';
+import {branchPlaceRoutes} from '#control/branch-places.ts';
 import {authenticateInternal, internalRoutes} from '#control/internal.ts';
 import {LocalComputeLauncher} from '#control/local-launcher.ts';
 import {makePlans} from '#control/operations/plans.ts';
@@ -85,6 +86,7 @@ export async function runControl(config: ControlConfig): Promise<RunningControl>
     routes: [
       ...internalRoutes({store, endpoints, mintComputeToken, storage, clock, random, log}),
       ...safekeeperAdminRoutes({store, runner, storage}),
+      ...branchPlaceRoutes(store),
     ],
     authenticate: authenticateInternal(verifier),
     log,

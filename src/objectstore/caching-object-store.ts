@@ -128,7 +128,8 @@ export class CachingObjectStore implements ObjectStore {
       }
     }
     this.counts.hits += chunks.length - missing;
-    const parts = await Promise.all(chunks);
+    const parts: Buffer[] = [];
+    for (const chunk of chunks) parts.push(await chunk!);
     if (parts.length === 1) return parts[0]!.subarray(start - first * chunkBytes, start - first * chunkBytes + length);
     const out = Buffer.allocUnsafe(length);
     let done = 0;
@@ -158,6 +159,8 @@ export class CachingObjectStore implements ObjectStore {
           throw error;
         },
       );
+      // Who asked hears of a failure; the others of the same request may not be waited for yet.
+      flight.catch(() => {});
       this.#flights.set(id, flight);
       flights.push(flight);
     }
@@ -248,7 +251,7 @@ export class CachingObjectStore implements ObjectStore {
 
   #forget(keys: ReadonlySet<string>): void {
     for (const name of new Set([...keys].map(ownerName)))
-      for (const slot of [...(this.#owners.get(name)?.slots.values() ?? [])])
+      for (const slot of this.#owners.get(name)?.slots.values() ?? [])
         if (keys.has(slot.id.slice(0, slot.id.lastIndexOf(':')))) this.#drop(slot);
   }
 

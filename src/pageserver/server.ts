@@ -12,6 +12,7 @@ import {TokenIssuer, TokenVerifier, httpAuthenticator} from '#wire/auth.ts';
 import {BrokerSubscriber} from '#wire/broker.ts';
 import type {PageserverConfig} from './config.ts';
 import {HttpGenerationValidator, alwaysValid} from './generation-validator.ts';
+import {inspectRoutes} from './inspect/routes.ts';
 import {BlockCache} from './layers/block-cache.ts';
 import {managementRoutes} from './management.ts';
 import {PageserverMetrics} from './metrics.ts';
@@ -138,7 +139,7 @@ export async function runPageserver(
   const http = await startHttpServer({
     host: config.host,
     port: config.httpPort,
-    routes: managementRoutes(pageserver, metricsText),
+    routes: [...managementRoutes(pageserver, metricsText), ...inspectRoutes({pageserver, store: remote, storeDeps})],
     authenticate: httpAuthenticator(verifier),
     log,
   });

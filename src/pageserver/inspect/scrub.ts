@@ -1,0 +1,174 @@
+/**
+ * Looks at every object of a tenant in the object store itself, past all caches: is each that an index names there, whole and
+ * unchanged; what is there that no index names. With a copy of the store, what is damaged or missing is put back.
+ */
+import type {ObjectStore} from '#objectstore/object-store.ts';
+import {ObjectStoreError} from '#objectstore/object-store.ts';
+import {BlockCache} from '../layers/block-cache.ts';
+import {LayerCorruption} from '../layers/layer-format.ts';
+import {LayerReader} from '../layers/layer-reader.ts';
+import {
+  IndexCorruption,
+  type LayerDescription,
+  type TimelineIndex,
+  decodeIndex,
+  layerObjectId,
+  parseIndexObjectKey,
+  tenantPrefix,
+  timelinePrefix,
+} from '../timeline/index-object.ts';
+
+export type ScrubFinding = {
+  /** dangling: an index names it, it is not there. damaged: its bytes are not what was written. orphan: no index names it. */
+  readonly kind: 'dangling' | 'damaged' | 'orphan';
+  readonly object: string;
+  readonly reason: string;
+  readonly repaired: boolean;
+};
+
+export interface ScrubReport {
+  readonly tenantId: string;
+  readonly indexes: number;
+  readonly layers: number;
+  readonly bytes: number;
+  readonly findings: readonly ScrubFinding[];
+}
+
+export interface ScrubOptions {
+  readonly store: ObjectStore;
+  readonly tenantId: string;
+  /** Another store with the same names (a replica, a backup of the bucket). */
+  readonly copy?: ObjectStore;
+  /** Objects that are being written now or that a process knows otherwise; never orphans. Asked after the list. */
+  readonly known?: () => Iterable<string>;
+}
+
+export async function scrubTenant(options: ScrubOptions): Promise<ScrubReport> {
+  const {store, tenantId, copy} = options;
+  const findings: ScrubFinding[] = [];
+  const listed = await store.list(tenantPrefix(tenantId));
+  const names = new Set(listed.map(({key}) => key));
+  const named = new Set<string>(options.known?.() ?? []);
+  const newest = new Map<string, {index: TimelineIndex; object: string}>();
+  const newestPosition = new Map<string, {generation: number; sequence: number}>();
+  let indexes = 0;
+  let layers = 0;
+  let bytes = 0;
+  const indexObjects = [...names].filter((key) => parseIndexObjectKey(key) !== undefined);
+  for (const object of indexObjects) {
+    const at = parseIndexObjectKey(object)!;
+    const timelineId = object.slice(`${tenantPrefix(tenantId)}timelines/`.length).split('/')[0]!;
+    indexes++;
+    const best = newestPosition.get(timelineId);
+    const isNewest =
+      best === undefined ||
+      at.generation > best.generation ||
+      (at.generation === best.generation && at.sequence > best.sequence);
+    if (isNewest) newestPosition.set(timelineId, at);
+    const check = (content: Buffer): TimelineIndex => decodeIndex(content, {tenantId, timelineId, ...at});
+    const index = await checked(store, copy, object, check, findings);
+    if (index !== undefined && isNewest) newest.set(timelineId, {index, object});
+  }
+  const seen = new Set<string>();
+  for (const [timelineId, {index, object: indexObject}] of newest) {
+    named.add(indexObject);
+    for (const layer of index.layers) {
+      const owner = layer.timelineId ?? timelineId;
+      const object = timelinePrefix(tenantId, owner) + layer.name;
+      named.add(object);
+      if (seen.has(object)) continue;
+      seen.add(object);
+      layers++;
+      bytes += layer.size;
+      await checkLayer(store, copy, tenantId, owner, layer, object, findings);
+    }
+  }
+  for (const key of names)
+    if (!named.has(key) && parseIndexObjectKey(key) === undefined)
+      findings.push({
+        kind: 'orphan',
+        object: key,
+        reason: 'no index names it; the pageserver removes such objects within the hour',
+        repaired: false,
+      });
+  return {tenantId, indexes, layers, bytes, findings};
+}
+
+async function checkLayer(
+  store: ObjectStore,
+  copy: ObjectStore | undefined,
+  tenantId: string,
+  owner: string,
+  description: LayerDescription,
+  object: string,
+  findings: ScrubFinding[],
+): Promise<void> {
+  const verify = async (from: ObjectStore): Promise<void> => {
+    const reader = new LayerReader({
+      description,
+      store: from,
+      objectKey: object,
+      objectId: layerObjectId(tenantId, owner, description.name),
+      cache: new BlockCache(0),
+    });
+    await reader.verify();
+  };
+  try {
+    await verify(store);
+  } catch (error) {
+    const kind = kindOf(error);
+    if (kind === undefined) throw error;
+    let repaired = false;
+    if (copy !== undefined && (await works(() => verify(copy)))) {
+      await replace(store, object, await copy.get(object));
+      repaired = await works(() => verify(store));
+    }
+    findings.push({kind, object, reason: (error as Error).message, repaired});
+  }
+}
+
+async function checked<T>(
+  store: ObjectStore,
+  copy: ObjectStore | undefined,
+  object: string,
+  check: (content: Buffer) => T,
+  findings: ScrubFinding[],
+): Promise<T | undefined> {
+  try {
+    return check(await store.get(object));
+  } catch (error) {
+    const kind = kindOf(error);
+    if (kind === undefined) throw error;
+    let value: T | undefined;
+    if (copy !== undefined)
+      await works(async () => {
+        const content = await copy.get(object);
+        value = check(content);
+        await replace(store, object, content);
+      });
+    findings.push({kind, object, reason: (error as Error).message, repaired: value !== undefined});
+    return value;
+  }
+}
+
+/** Objects are written once, so what takes the place of a damaged one is put where nothing is. */
+async function replace(store: ObjectStore, object: string, content: Buffer): Promise<void> {
+  await store.delete([object]);
+  await store.put(object, content, {ifNoneMatch: '*'});
+}
+
+function kindOf(error: unknown): 'dangling' | 'damaged' | undefined {
+  if (error instanceof ObjectStoreError && error.code === 'not-found') return 'dangling';
+  if (error instanceof LayerCorruption || error instanceof IndexCorruption) return 'damaged';
+  return undefined;
+}
+
+async function works(attempt: () => Promise<void>): Promise<boolean> {
+  try {
+    await attempt();
+    return true;
+  } catch (error) {
+    if (kindOf(error) === undefined && !(error instanceof ObjectStoreError)) throw error;
+    return false;
+  }
+}
