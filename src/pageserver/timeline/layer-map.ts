@@ -30,6 +30,9 @@ export interface PlacedLayer {
   readonly endLsn: number;
   readonly run: number;
   readonly complete: boolean;
+  /** First key, and the one after the last, as texts of 18 characters: quicker to compare than buffers. */
+  start: string;
+  end: string;
   dead: boolean;
 }
 
@@ -63,6 +66,7 @@ export class LayerMap {
   #dead = 0;
   #bytes = 0;
   #l0Count = 0;
+  #inBatch = false;
   /** Comparisons of keys and LSNs made by look-ups, for tests. */
   comparisons = 0;
 
@@ -90,15 +94,34 @@ export class LayerMap {
       endLsn: description.endLsn,
       run: description.run,
       complete: description.complete,
+      start: '',
+      end: '',
       dead: false,
     };
+    layer.start = layer.firstKey.toString('latin1');
+    layer.end = keyAfter(layer.lastKey).toString('latin1');
     this.#layers.set(description.name, layer);
     this.#bytes += description.size;
     if (isL0(description)) this.#l0Count++;
+    if (this.#inBatch) {
+      this.#recent.push(layer); // put in order by #settle()
+      return;
+    }
     let at = this.#recent.length;
     while (at > 0 && isNewer(this.#recent[at - 1]!, layer)) at--;
     this.#recent.splice(at, 0, layer);
     this.#settle();
+  }
+
+  /** Changes many layers; what looking them up needs is brought up to date once, at the end. */
+  batch(changes: () => void): void {
+    this.#inBatch = true;
+    try {
+      changes();
+    } finally {
+      this.#inBatch = false;
+      this.#settle();
+    }
   }
 
   /** The reader of the layer removed. */
@@ -266,8 +289,12 @@ export class LayerMap {
   }
 
   #settle(): void {
+    if (this.#inBatch) return;
     const limit = Math.max(pendingMin, Math.sqrt(this.#layers.size));
-    if (this.#recent.length <= limit && this.#dead <= limit) return;
+    if (this.#recent.length <= limit && this.#dead <= limit) {
+      this.#recent.sort((x, y) => (isNewer(x, y) ? 1 : -1));
+      return;
+    }
     this.#tree = buildTree(this.#sorted());
     this.#recent.length = 0;
     this.#dead = 0;
@@ -375,8 +402,7 @@ const emptyTree: Tree = {bounds: Buffer.alloc(0), leaves: 0, nodes: []};
 function buildTree(layers: readonly PlacedLayer[]): Tree {
   if (layers.length === 0) return emptyTree;
   const keys = new Set<string>();
-  const ends = layers.map((layer) => keyAfter(layer.lastKey).toString('latin1'));
-  layers.forEach((layer, i) => keys.add(layer.firstKey.toString('latin1')).add(ends[i]!));
+  for (const layer of layers) keys.add(layer.start).add(layer.end);
   const sorted = [...keys].sort();
   const position = new Map(sorted.map((key, i) => [key, i]));
   const leaves = sorted.length - 1;
@@ -388,14 +414,14 @@ function buildTree(layers: readonly PlacedLayer[]): Tree {
     assert(before === undefined || before.startLsn <= layer.startLsn, 'layers of a key are in order of LSNs');
     node.deltas.push(layer);
   };
-  layers.forEach((layer, i) => {
-    let low = position.get(layer.firstKey.toString('latin1'))! + leaves;
-    let high = position.get(ends[i]!)! + leaves;
+  for (const layer of layers) {
+    let low = position.get(layer.start)! + leaves;
+    let high = position.get(layer.end)! + leaves;
     for (; low < high; low >>= 1, high >>= 1) {
       if ((low & 1) === 1) put(low++, layer);
       if ((high & 1) === 1) put(--high, layer);
     }
-  });
+  }
   return {bounds: Buffer.from(sorted.join(''), 'latin1'), leaves, nodes};
 }
 

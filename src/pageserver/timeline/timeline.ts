@@ -156,10 +156,12 @@ export class Timeline implements TimelineReader {
     state.setLogicalSize(index.logicalSizeBytes);
     const leasedUntil = context.clock.monotonicMs() + context.limits.leaseMsMax;
     for (const at of index.leases) state.leases.set(at, leasedUntil);
-    for (const description of index.layers) {
-      state.layers.add(state.openReader(description));
-      state.nextRun = Math.max(state.nextRun, description.run + 1);
-    }
+    state.layers.batch(() => {
+      for (const description of index.layers) {
+        state.layers.add(state.openReader(description));
+        state.nextRun = Math.max(state.nextRun, description.run + 1);
+      }
+    });
     return new Timeline(state, ancestor, validator, {
       generation: index.generation,
       sequence: index.sequence,

@@ -89,15 +89,17 @@ export class Uploader {
     const state = this.#state;
     if (this.#stopped) return;
     const objects: string[] = [];
-    for (const {name, timelineId} of change.removed) {
-      const reader = state.layers.remove(name);
-      reader.retired = true;
-      state.context.cache.forget(reader);
-      // The object of another timeline is that one's to delete.
-      if (timelineId === undefined) objects.push(reader.objectKey);
-    }
-    for (const description of change.narrowed) state.layers.narrow(description);
-    for (const description of change.added) state.layers.add(state.openReader(description));
+    state.layers.batch(() => {
+      for (const {name, timelineId} of change.removed) {
+        const reader = state.layers.remove(name);
+        reader.retired = true;
+        state.context.cache.forget(reader);
+        // The object of another timeline is that one's to delete.
+        if (timelineId === undefined) objects.push(reader.objectKey);
+      }
+      for (const description of change.narrowed) state.layers.narrow(description);
+      for (const description of change.added) state.layers.add(state.openReader(description));
+    });
     this.#step({kind: 'layers-replaced', ...change, objects});
   }
 
