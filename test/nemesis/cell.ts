@@ -182,7 +182,7 @@ export class Cell {
   partition(name: string, how: 'both' | 'sends-lost'): void {
     const ns = this.#namespace(name);
     if (how === 'both') ip('link', 'set', ns.cable, 'down');
-    else ip('netns', 'exec', ns.name, 'ip', 'route', 'add', 'blackhole', `${this.#gateway}/32`);
+    else ip('netns', 'exec', ns.name, 'ip', 'route', 'replace', 'blackhole', `${this.#gateway}/32`);
   }
 
   heal(name: string): void {

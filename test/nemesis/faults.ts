@@ -14,6 +14,8 @@ export interface FaultKind {
   readonly isolated?: boolean;
   /** A commit must not wait longer than this for it (the goals of the issue); undefined = as long as it lasts. */
   readonly gapMsMax?: number;
+  /** What kind of its name this one is, for the log. */
+  readonly detail?: string;
   /** Begins it on a target drawn from `random`; answers what ends it. */
   readonly inject: (
     world: World,
@@ -294,7 +296,26 @@ export interface PlannedFault {
   readonly seed: number;
 }
 
-/** Endless: rounds in which each kind comes once, in an order of the seed; kinds of the classes that must be seen come early. */
+/** Both at the same time. What each of them may cost alone says nothing about the two. */
+function together(a: FaultKind, b: FaultKind): FaultKind {
+  return {
+    name: 'two at once',
+    class: a.class,
+    hold: [Math.max(a.hold[0], b.hold[0]), Math.max(a.hold[1], b.hold[1])],
+    detail: `${a.name}, and ${b.name}`,
+    async inject(world, random) {
+      const heals = [await a.inject(world, random), await b.inject(world, random)];
+      return async () => {
+        for (const heal of heals) await heal();
+      };
+    },
+  };
+}
+
+/**
+ * Endless: rounds in which each kind comes once, in an order of the seed; kinds of the classes that must be seen come early.
+ * From the second round on every fourth fault is two at once.
+ */
 export function* schedule(seed: number, isIsolated: boolean): Generator<PlannedFault> {
   const random = new SeededRandom(seed);
   const kinds = faultKinds.filter((k) => isIsolated || !k.isolated);
@@ -308,7 +329,10 @@ export function* schedule(seed: number, isIsolated: boolean): Generator<PlannedF
       const first = classes.map((c) => order.find((k) => k.class === c)!);
       order.splice(0, order.length, ...first, ...order.filter((k) => !first.includes(k)));
     }
-    for (const kind of order) {
+    for (const single of order) {
+      const other = order[random.uint32() % order.length]!;
+      const double = round > 0 && random.uint32() % 4 === 0 && other !== single;
+      const kind = double ? together(single, other) : single;
       const [least, most] = kind.hold;
       yield {
         kind,

@@ -85,7 +85,7 @@ export async function runNemesis(options: NemesisOptions): Promise<{ok: boolean}
       const backMs = performance.now() - healedMs;
       if (commits.count < healedAt + 20) {
         problems.push(`no commits within ${recoveryMsMax / 1000} s after: ${fault.kind.name}`);
-        say(`${fault.kind.name}, ${fault.holdMs} ms: nothing comes back`);
+        say(`${fault.kind.detail ?? fault.kind.name}, ${fault.holdMs} ms: nothing comes back`);
         log(cell.logTails());
         break;
       }
@@ -93,7 +93,7 @@ export async function runNemesis(options: NemesisOptions): Promise<{ok: boolean}
       entry.toMs = performance.now();
       const gap = longestGap(commits, entry.fromMs, entry.toMs);
       say(
-        `${fault.kind.name}, ${fault.holdMs} ms: ${during} commits meanwhile, back after ${Math.round(backMs)} ms, longest gap ${Math.round(gap)} ms`,
+        `${fault.kind.detail ?? fault.kind.name}, ${fault.holdMs} ms: ${during} commits meanwhile, back after ${Math.round(backMs)} ms, longest gap ${Math.round(gap)} ms`,
       );
       await sleep(fault.restMs);
     }
@@ -197,7 +197,7 @@ function report(
   problems: string[],
   log: (line: string) => void,
 ): void {
-  const byKind = Map.groupBy(happened, (h) => h.kind);
+  const byKind = new Map([...Map.groupBy(happened, (h) => h.kind.name).values()].map((all) => [all[0]!.kind, all]));
   log('fault                                                     times   longest gap       goal');
   for (const [kind, all] of [...byKind].toSorted(([a], [b]) => (a.name < b.name ? -1 : 1))) {
     const gap = Math.max(...all.map((h) => longestGap(commits, h.fromMs, h.toMs === 0 ? Infinity : h.toMs)));
