@@ -10,6 +10,7 @@
 #include "postgres.h"
 
 #include "access/xlogdefs.h"
+#include "nodes/nodes.h"
 #include "port/atomics.h"
 #include "storage/block.h"
 #include "storage/lwlock.h"
@@ -161,12 +162,20 @@ extern int64 hydrate_fork_bytes(RelFileNode rnode, BackendId backend, ForkNumber
 extern void storage_install(void);
 extern void sizes_install(void);
 extern void utility_install(void);
+
+/* roles.c */
+extern void roles_check(Node *statement);
+
 extern void synccommit_install(void);
 extern void synccommit_wait(XLogRecPtr lsn);
 extern void keeper_install(void);
 
 /* Notes that a page was written whose change WAL does not hold (free-space map, sequence read position). */
 extern void keeper_note_write(RelFileNode rnode, ForkNumber fork, BlockNumber block, const char *page);
+
+/* ---- throttle.c: writers wait when storage cannot keep up ---- */
+extern void throttle_install(void);
+extern void throttle_extend(void);
 
 /* ---- metrics.c: <data directory>/pagoda_metrics ---- */
 typedef enum Metric
@@ -184,6 +193,8 @@ typedef enum Metric
 	METRIC_CONNECTS,
 	METRIC_REQUEST_FAILURES,
 	METRIC_GUARD_RECORDS,
+	METRIC_THROTTLED,
+	METRIC_THROTTLE_MICROSECONDS,
 	METRIC_COUNT
 } Metric;
 

@@ -61,6 +61,7 @@ process_utility(PlannedStmt *pstmt, const char *queryString, bool readOnlyTree,
 	Node	   *statement = pstmt->utilityStmt;
 	Oid			dropped_database = InvalidOid;
 
+	roles_check(statement);
 	switch (nodeTag(statement))
 	{
 		case T_CreatedbStmt:

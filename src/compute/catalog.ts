@@ -22,6 +22,8 @@ export async function connectAdmin(address: PostgresAddress, database = 'postgre
     user: adminRole,
     database,
     application_name: 'pagoda-agent',
+    // Nothing that a customer has put into a database is ever found by one of our names.
+    options: '-c search_path=pg_catalog,pg_temp -c role=none -c row_security=off',
     connectionTimeoutMillis: 30_000,
   });
   client.on('error', () => {}); // a lost session surfaces at its next query
@@ -64,7 +66,7 @@ async function applyRoles(client: pg.Client, spec: ComputeSpec): Promise<void> {
     const password = role.scramVerifier === undefined ? '' : ` password ${text(role.scramVerifier)}`;
     if (!now)
       await client.query(
-        `create role ${ident(role.name)} ${login} createdb createrole inherit bypassrls replication${password}; grant ${ident(ownerGroup)} to ${ident(role.name)} with admin option`,
+        `create role ${ident(role.name)} ${login} createdb createrole inherit bypassrls${password}; grant ${ident(ownerGroup)} to ${ident(role.name)} with admin option`,
       );
     else if (
       (role.scramVerifier !== undefined && now.rolpassword !== role.scramVerifier) ||
@@ -106,7 +108,8 @@ async function dropRole(client: pg.Client, address: PostgresAddress, name: strin
   for (const {datname} of rows) {
     const there = await connectAdmin(address, datname);
     try {
-      await there.query(`reassign owned by ${ident(name)} to ${ident(adminRole)}; drop owned by ${ident(name)}`);
+      // Never to the superuser: a function that runs with its owner's rights would become one of the superuser's.
+      await there.query(`reassign owned by ${ident(name)} to ${ident(ownerGroup)}; drop owned by ${ident(name)}`);
     } finally {
       await there.end();
     }
