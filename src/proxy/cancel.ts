@@ -5,9 +5,9 @@ import type {ComputeAddress} from '#proxy/control-client.ts';
 import {encodeCancel} from '#proxy/messages.ts';
 
 interface CancelTarget {
-  readonly address: ComputeAddress;
-  readonly key: Buffer;
   readonly clientIp: string;
+  /** Which compute to tell, and the key it knows; undefined while the client has none. */
+  readonly target: () => {readonly address: ComputeAddress; readonly key: Buffer} | undefined;
 }
 
 export class CancelRegistry {
@@ -32,8 +32,10 @@ export class CancelRegistry {
 
   /** Passes a cancel on. A wrong key, or one from another address, does nothing; nobody is told (as in Postgres). */
   cancel(key: Buffer, clientIp: string): void {
-    const target = this.#targets.get(key.toString('hex'));
-    if (!target || target.clientIp !== clientIp) return;
+    const session = this.#targets.get(key.toString('hex'));
+    if (!session || session.clientIp !== clientIp) return;
+    const target = session.target();
+    if (!target) return;
     const socket = connectSocket(target.address);
     socket.on('error', () => {});
     socket.setTimeout(5000, () => socket.destroy());

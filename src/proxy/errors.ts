@@ -33,11 +33,11 @@ export const proxyErrors = {
     new ProxyError('08004', `the host name says endpoint ${a}, the options say ${b}`),
   badEndpoint: (id: string) =>
     new ProxyError('08004', `endpoint id ${JSON.stringify(id)} may hold only letters, digits and "-"`),
-  pointInTime: () =>
+  pointInTime: (why: string) =>
     new ProxyError(
-      '0A000',
-      'connections to a point in the past are not available',
-      'Make a branch of that point and connect to it: neon branches create --parent <LSN or timestamp>',
+      '22023',
+      `there is no such point in the past: ${why}`,
+      'Give an LSN or a time within the history of the branch: options=neon_lsn:<LSN> or neon_timestamp:<RFC 3339>',
     ),
   unknownEndpoint: (id: string) =>
     new ProxyError(
@@ -56,6 +56,19 @@ export const proxyErrors = {
     new ProxyError('28000', `the address ${ip} is not in this project's list of allowed addresses`),
   unreachable: (id: string) =>
     new ProxyError('57P03', `the compute of endpoint ${id} does not answer`, 'It is being started anew; try again.'),
+  notPooled: (parameter: string) =>
+    new ProxyError(
+      '08P01',
+      `unsupported startup parameter: ${parameter}`,
+      'Pooled connections take client_encoding, DateStyle, TimeZone, standard_conforming_strings and application_name; for others connect without -pooler in the host name.',
+    ),
+  poolBusy: (seconds: number) =>
+    new ProxyError(
+      '53300',
+      `no server of the pool came free within ${seconds} s`,
+      'Shorten transactions, or try again.',
+    ),
+  pool: (why: string) => new ProxyError('08006', `no connection to the compute: ${why}`),
   control: () =>
     new ProxyError(
       '57P03',

@@ -5,6 +5,7 @@ import type {Access, ControlClient} from '#proxy/control-client.ts';
 import {ProxyError, proxyErrors} from '#proxy/errors.ts';
 import {type FailureThrottle, ipAllowed} from '#proxy/limits.ts';
 import {authentication, messageBytesMax} from '#proxy/messages.ts';
+import {splitPooler} from '#proxy/route.ts';
 import {ScramError, type ScramKeys, ScramServer, keysFromPassword, mockVerifier} from '#proxy/scram.ts';
 
 export interface LoginContext {
@@ -101,9 +102,9 @@ export async function askPassword(peer: LoginPeer): Promise<string> {
 }
 
 /** `endpoint=ID;PASSWORD` or `endpoint=ID$PASSWORD`, for clients without SNI and options. The id ends at the first of the two. */
-export function splitPassword(text: string): {endpoint: string; password: string} | undefined {
+export function splitPassword(text: string): {endpoint: string; pooled: boolean; password: string} | undefined {
   const match = /^(?:endpoint|project)=([A-Za-z0-9-]{1,60})[;$](.*)$/s.exec(text);
-  return match ? {endpoint: match[1]!.replace(/-pooler$/, ''), password: match[2]!} : undefined;
+  return match ? {...splitPooler(match[1]!), password: match[2]!} : undefined;
 }
 
 /** True when the client named no endpoint and there is not just one: it may still name it in its password. */

@@ -1,89 +1,25 @@
-/** The proxy before a stock Postgres, with a control plane that answers from a table. Clients: psql, node-postgres, raw sockets. */
+/** The proxy before a stock Postgres. Clients: psql, node-postgres, the serverless driver, raw sockets. */
 import assert from 'node:assert/strict';
 import {type ChildProcess, execFile, spawn} from 'node:child_process';
-import {mkdtempSync, rmSync} from 'node:fs';
 import {connect} from 'node:net';
-import {tmpdir} from 'node:os';
-import {join} from 'node:path';
 import {after, before, test} from 'node:test';
 import {promisify} from 'node:util';
 import {Pool, neon, neonConfig} from '@neondatabase/serverless';
 import pg from 'pg';
 import {systemClock} from '#runtime/clock.ts';
-import {startHttpServer} from '#runtime/http.ts';
-import {silentLog} from '#runtime/log.ts';
-import {TokenVerifier, generateKeys} from '#wire/auth.ts';
-import {runProxy} from '#proxy/server.ts';
-import {PostgresCluster} from '../../test/postgres-cluster.ts';
+import {type FrontDoor, openFrontDoor, password} from '../../test/front-door.ts';
 
 const run = promisify(execFile);
-const dir = mkdtempSync(join(tmpdir(), 'pagoda-proxy-'));
-const password = 'pa;ss$word "\u00e9';
-let cluster: PostgresCluster;
-let control: {port: number; close(): Promise<void>};
-let proxy: {port: number; stop(): Promise<void>};
-let wakes = 0;
+let door: FrontDoor;
 const children: ChildProcess[] = [];
 
 before(async () => {
-  cluster = await PostgresCluster.create({
-    settings: {password_encryption: 'scram-sha-256'},
-    initdbArgs: ['--auth-host=scram-sha-256'],
-  });
-  await cluster.query(`create role owner login password ${pg.escapeLiteral(password)}`);
-  await cluster.query('create database app owner owner');
-  const [row] = await cluster.query("select rolpassword from pg_authid where rolname = 'owner'");
-  const verifier = String((row as {rolpassword: string}).rolpassword);
-  const keysDir = join(dir, 'keys');
-  await generateKeys(keysDir);
-  const tokens = await TokenVerifier.load(keysDir, 'control', systemClock);
-  control = await startHttpServer({
-    host: '127.0.0.1',
-    port: 0,
-    log: silentLog,
-    authenticate: (token) => tokens.verify(token),
-    routes: [
-      {
-        method: 'GET',
-        path: '/internal/v1/endpoint_access',
-        handler: async ({query}) =>
-          query.get('endpoint') === 'ep-one'
-            ? {
-                status: 200,
-                json: {
-                  endpointId: 'ep-one',
-                  ...(query.get('role') === 'owner' && {scramVerifier: verifier}),
-                  allowedIps: [],
-                },
-              }
-            : {status: 404, json: {code: 'not_found', message: 'no such endpoint'}},
-      },
-      {
-        method: 'POST',
-        path: '/internal/v1/endpoints/:id/wake',
-        handler: async () => {
-          wakes++;
-          return {status: 200, json: {host: '127.0.0.1', port: cluster.port}};
-        },
-      },
-    ],
-  });
-  proxy = await runProxy({
-    host: '127.0.0.1',
-    port: 0,
-    keysDir,
-    dataDir: join(dir, 'proxy'),
-    domain: 'db.test',
-    controlUrl: `http://127.0.0.1:${control.port}`,
-  });
+  door = await openFrontDoor();
 });
 
 after(async () => {
   for (const child of children) child.kill('SIGKILL');
-  await proxy?.stop();
-  await control?.close();
-  await cluster?.[Symbol.asyncDispose]();
-  rmSync(dir, {recursive: true, force: true});
+  await door?.close();
 });
 
 async function psql(
@@ -102,7 +38,7 @@ async function psql(
   }
 }
 
-const base = (): string => `host=localhost hostaddr=127.0.0.1 port=${proxy.port} user=owner dbname=app`;
+const base = (): string => `host=localhost hostaddr=127.0.0.1 port=${door.port} user=owner dbname=app`;
 
 test('psql with SCRAM-SHA-256-PLUS, the endpoint in options', async () => {
   const r = await psql(
@@ -133,7 +69,7 @@ test('without TLS from this machine; other options reach Postgres', async () => 
 test('node-postgres; large answers; COPY', async () => {
   const client = new pg.Client({
     host: '127.0.0.1',
-    port: proxy.port,
+    port: door.port,
     user: 'owner',
     database: 'app',
     password,
@@ -191,7 +127,7 @@ test('cancel reaches the query; a wrong key does nothing', async () => {
   child.stderr.on('data', (d: Buffer) => (stderr += d.toString()));
   const exited = new Promise((resolve) => child.on('close', resolve));
   for (let i = 0; i < 100; i++) {
-    const rows = await cluster.query(
+    const rows = await door.cluster.query(
       "select 1 from pg_stat_activity where query like 'select pg_sleep%' and state = 'active'",
     );
     if (rows.length > 0) break;
@@ -200,7 +136,7 @@ test('cancel reaches the query; a wrong key does nothing', async () => {
   const guess = Buffer.alloc(16);
   guess.writeUInt32BE(16, 0);
   guess.writeUInt32BE(80877102, 4);
-  const socket = connect(proxy.port, '127.0.0.1');
+  const socket = connect(door.port, '127.0.0.1');
   socket.end(guess);
   await new Promise((resolve) => socket.on('close', resolve).resume());
   await systemClock.sleep(50);
@@ -213,7 +149,7 @@ test('cancel reaches the query; a wrong key does nothing', async () => {
 /** Sends bytes and collects what comes back until the proxy closes. */
 function raw(bytes: Buffer): Promise<string> {
   return new Promise((resolve) => {
-    const socket = connect(proxy.port, '127.0.0.1');
+    const socket = connect(door.port, '127.0.0.1');
     let got = '';
     socket.on('data', (d) => (got += d.toString('latin1')));
     socket.on('error', () => {});
@@ -223,7 +159,7 @@ function raw(bytes: Buffer): Promise<string> {
 }
 
 test('hostile startup packets are refused and nothing reaches Postgres', async () => {
-  const before = wakes;
+  const before = door.wakes();
   const packet = (code: number, body = Buffer.alloc(0)): Buffer => {
     const head = Buffer.alloc(8);
     head.writeUInt32BE(8 + body.length, 0);
@@ -243,11 +179,11 @@ test('hostile startup packets are refused and nothing reaches Postgres', async (
   assert.match(await raw(packet(196608, Buffer.from('database\0app\0\0'))), /C08P01/, 'no user');
   const smuggled = Buffer.concat([packet(80877103), packet(196608, Buffer.from('user\0owner\0\0'))]);
   assert.match(await raw(smuggled), /^E.*C08P01/s, 'clear bytes behind SSLRequest');
-  assert.equal(wakes, before);
+  assert.equal(door.wakes(), before);
 });
 
 test('the serverless driver over HTTP: single, batch in a transaction, errors', async () => {
-  neonConfig.fetchEndpoint = `http://127.0.0.1:${proxy.port}/sql`;
+  neonConfig.fetchEndpoint = `http://127.0.0.1:${door.port}/sql`;
   const sql = neon(`postgresql://owner:${encodeURIComponent(password)}@ep-one.db.test/app`);
   assert.deepEqual(await sql`select ${1}::int as one, ${['a', 'b"\\']}::text[] as two, ${null}::text as three`, [
     {one: 1, two: ['a', 'b"\\'], three: null},
@@ -267,7 +203,7 @@ test('the serverless driver over HTTP: single, batch in a transaction, errors', 
 });
 
 test('plain HTTP callers get JSON values and CORS headers', async () => {
-  const url = `http://127.0.0.1:${proxy.port}/sql`;
+  const url = `http://127.0.0.1:${door.port}/sql`;
   const headers = {'neon-connection-string': `postgresql://owner:${encodeURIComponent(password)}@ep-one.db.test/app`};
   const body = JSON.stringify({
     query:
@@ -311,7 +247,7 @@ test('plain HTTP callers get JSON values and CORS headers', async () => {
 
 test('the serverless driver over WebSocket: pipelined password, transaction', async () => {
   neonConfig.useSecureWebSocket = false;
-  neonConfig.wsProxy = `127.0.0.1:${proxy.port}/v2`;
+  neonConfig.wsProxy = `127.0.0.1:${door.port}/v2`;
   const pool = new Pool({connectionString: `postgresql://owner:${encodeURIComponent(password)}@ep-one.db.test/app`});
   // A closing WebSocket that the proxy's end cuts off is an error event, for whoever listens.
   const ignore = (): void => {};

@@ -5,6 +5,8 @@ export interface Route {
   /** As named by the client, without `-pooler`; undefined: not named. */
   readonly endpoint: string | undefined;
   readonly pooled: boolean;
+  /** The branch as it was; undefined: as it is. */
+  readonly point?: {readonly lsn?: string; readonly timestamp?: string};
   /** `options` without what was for the proxy; undefined when nothing is left. */
   readonly options: string | undefined;
 }
@@ -19,16 +21,33 @@ export function routeOf(
 ): Route {
   const tokens = splitOptions(options ?? '');
   const named = tokens.map((t) => /^(?:endpoint|project)=(.*)$/.exec(t)?.[1]).filter((v) => v !== undefined);
-  // Answering from the present would be a wrong answer.
-  if (tokens.some((t) => /^neon_(lsn|timestamp):/.test(t))) throw proxyErrors.pointInTime();
+  const point = pointOf(tokens);
   const kept = tokens.filter((t) => !/^(endpoint|project)=/.test(t) && !/^neon_\w+:/.test(t));
   const fromOptions = named.length === 1 ? named[0] : undefined;
   const fromHost = endpointOfHost(serverName, domains);
   if (fromOptions !== undefined && !idPattern.test(fromOptions)) throw proxyErrors.badEndpoint(fromOptions);
-  if (fromOptions !== undefined && fromHost !== undefined && strip(fromOptions).id !== strip(fromHost).id)
+  if (
+    fromOptions !== undefined &&
+    fromHost !== undefined &&
+    splitPooler(fromOptions).endpoint !== splitPooler(fromHost).endpoint
+  )
     throw proxyErrors.twoEndpoints(fromHost, fromOptions);
-  const {id, pooled} = strip(fromOptions ?? fromHost ?? '');
-  return {endpoint: id === '' ? undefined : id, pooled, options: kept.length === 0 ? undefined : kept.join(' ')};
+  const {endpoint, pooled} = splitPooler(fromOptions ?? fromHost ?? '');
+  return {
+    endpoint: endpoint === '' ? undefined : endpoint,
+    pooled,
+    options: kept.length === 0 ? undefined : kept.join(' '),
+    ...(point === undefined ? {} : {point}),
+  };
+}
+
+/** `neon_lsn:0/15B3F48`, `neon_timestamp:2026-01-01T00:00:00Z`. Two points are none: answering one of them would be a guess. */
+function pointOf(tokens: readonly string[]): Route['point'] {
+  const points = tokens.map((t) => /^neon_(lsn|timestamp):(.*)$/.exec(t)).filter((m) => m !== null);
+  const [first] = points;
+  if (!first) return undefined;
+  if (points.length > 1) throw proxyErrors.pointInTime('two points are named');
+  return first[1] === 'lsn' ? {lsn: first[2]!} : {timestamp: first[2]!};
 }
 
 /** `ep-x.DOMAIN` → `ep-x`. */
@@ -43,8 +62,11 @@ export function endpointOfHost(serverName: string | undefined, domains: readonly
   return undefined;
 }
 
-function strip(id: string): {id: string; pooled: boolean} {
-  return id.endsWith('-pooler') ? {id: id.slice(0, -'-pooler'.length), pooled: true} : {id, pooled: false};
+/** `ep-x-pooler` is endpoint `ep-x` by way of its pool. */
+export function splitPooler(id: string): {endpoint: string; pooled: boolean} {
+  return id.endsWith('-pooler')
+    ? {endpoint: id.slice(0, -'-pooler'.length), pooled: true}
+    : {endpoint: id, pooled: false};
 }
 
 /** Splits as Postgres does (pg_split_opts): at white space, `\` escapes the next character. The escapes are kept. */

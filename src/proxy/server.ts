@@ -14,6 +14,7 @@ import type {ProxyConfig} from '#proxy/config.ts';
 import {ControlClient} from '#proxy/control-client.ts';
 import {proxyErrors} from '#proxy/errors.ts';
 import {FailureThrottle, openingMax} from '#proxy/limits.ts';
+import {Pools} from '#proxy/pooler/pooled-session.ts';
 import {type SessionContext, serveClient, serveWebSocket} from '#proxy/session.ts';
 import {answerSqlRequest} from '#proxy/sql-over-http.ts';
 import {SqlPool} from '#proxy/sql-pool.ts';
@@ -33,6 +34,7 @@ export async function runProxy(config: ProxyConfig): Promise<{port: number; stop
       clock,
     }),
     cancels: new CancelRegistry(random),
+    pools: new Pools(clock),
     throttle: new FailureThrottle(clock),
     mockSecret: random.bytes(32),
     clock,
@@ -68,6 +70,7 @@ export async function runProxy(config: ProxyConfig): Promise<{port: number; stop
     async stop() {
       await web.close();
       pool.closeAll();
+      context.pools.closeAll();
       await listener.close();
     },
   };

@@ -30,6 +30,7 @@ import {
   encodeNegotiateProtocol,
   startupBytesMax,
 } from '#proxy/messages.ts';
+import {type Pools, servePooled} from '#proxy/pooler/pooled-session.ts';
 import {type Reached, reachCompute} from '#proxy/reach-compute.ts';
 import {type Route, routeOf} from '#proxy/route.ts';
 
@@ -38,6 +39,7 @@ export interface SessionContext extends LoginContext {
   readonly domains: readonly string[];
   readonly requireTls: 'always' | 'remote';
   readonly cancels: CancelRegistry;
+  readonly pools: Pools;
   readonly clock: Clock;
   readonly log: Log;
   /** Takes over a connection that speaks HTTP. */
@@ -196,10 +198,23 @@ async function startSession(
     clientIp: opened.clientIp,
     endPointHash: opened.overTls ? context.identity.endPointHash : undefined,
   };
-  const {access, keys} = await login(method, route, user, peer, context);
+  const {access, keys, pooled} = await login(method, route, user, peer, context);
   authenticated();
+  const startup = forwardedParameters(parameters, route);
+  // Only now: who it is decides whether a compute at that point is made.
+  const endpointId =
+    route.point === undefined ? access.endpointId : await context.control.pointInTime(access.endpointId, route.point);
   // AuthenticationOk waits for the compute: it may still refuse (no such database), and the client must see that error.
-  join(opened, await reachCompute(access.endpointId, forwardedParameters(parameters, route), keys, context), context);
+  if (pooled) {
+    const database = startup.get('database') ?? user;
+    const own = new Map([
+      ['user', user],
+      ['database', database],
+    ]);
+    const pool = context.pools.get([endpointId, user, database], () => reachCompute(endpointId, own, keys, context));
+    const {stream, reader, clientIp} = opened;
+    await servePooled({stream, early: () => reader.release(), clientIp, parameters: startup}, pool, context);
+  } else join(opened, await reachCompute(endpointId, startup, keys, context), context);
 }
 
 async function login(
@@ -208,10 +223,11 @@ async function login(
   user: string,
   peer: LoginPeer,
   context: SessionContext,
-): Promise<LoggedIn> {
+): Promise<LoggedIn & {pooled: boolean}> {
+  const {pooled} = route;
   if (method === 'scram') {
     try {
-      return await loginWithScram(route.endpoint, user, peer, context);
+      return {...(await loginWithScram(route.endpoint, user, peer, context)), pooled};
     } catch (error) {
       if (route.endpoint !== undefined || !isUnnamed(error)) throw error;
     }
@@ -219,13 +235,14 @@ async function login(
   const password = await askPassword(peer);
   const named = route.endpoint === undefined ? splitPassword(password) : undefined;
   if (named === undefined && method === 'scram') throw proxyErrors.noEndpoint();
-  return loginWithPassword(
+  const loggedIn = await loginWithPassword(
     named?.endpoint ?? route.endpoint,
     user,
     named?.password ?? password,
     peer.clientIp,
     context,
   );
+  return {...loggedIn, pooled: named?.pooled ?? pooled};
 }
 
 /** Everything the client asked for but what was meant for the proxy. `replication` is passed on: Postgres decides by the role. */
@@ -240,7 +257,10 @@ function forwardedParameters(parameters: ReadonlyMap<string, string>, route: Rou
 function join(opened: Opened, compute: Reached, context: SessionContext): void {
   const client = opened.stream;
   const {socket, cancelKey, greeting, rest} = compute.session;
-  const registered = context.cancels.register({address: compute.address, key: cancelKey, clientIp: opened.clientIp});
+  const registered = context.cancels.register({
+    clientIp: opened.clientIp,
+    target: () => ({address: compute.address, key: cancelKey}),
+  });
   client.write(Buffer.concat([authentication.ok(), greeting, encodeBackendKey(registered.key), rest]));
   const early = opened.reader.release();
   if (early.length > 0) socket.write(early);

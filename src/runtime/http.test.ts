@@ -118,3 +118,28 @@ test('a damaged head or body, of a request or an answer, is an error and never b
     }
   }
 });
+
+test('a kept connection that the server closes just then: a GET is asked again, a POST is told', async (t) => {
+  const answer = (body: string): string =>
+    `HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: ${body.length}\r\nconnection: keep-alive\r\n\r\n${body}`;
+  const asked = new Map<Socket, number>();
+  const server = createServer((socket) => {
+    asked.set(socket, 0);
+    socket.on('error', () => {});
+    socket.on('data', () => {
+      const n = asked.get(socket)! + 1;
+      asked.set(socket, n);
+      if (n === 1) socket.write(answer(`{"connection":${asked.size}}`));
+      else socket.resetAndDestroy();
+    });
+  });
+  await new Promise<void>((resolve) => server.listen(0, '127.0.0.1', resolve));
+  t.after(() => {
+    for (const socket of asked.keys()) socket.destroy();
+    server.close();
+  });
+  const url = `http://127.0.0.1:${(server.address() as {port: number}).port}/`;
+  assert.deepEqual((await requestJson({method: 'GET', url})).json, {connection: 1});
+  assert.deepEqual((await requestJson({method: 'GET', url})).json, {connection: 2});
+  await assert.rejects(requestJson({method: 'POST', url, body: {}}), /ECONNRESET|socket hang up/);
+});

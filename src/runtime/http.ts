@@ -116,6 +116,7 @@ export function startHttpServer(options: HttpServerOptions): Promise<{port: numb
     void answer(options, table, req, res);
   });
   server.headersTimeout = 15_000;
+  server.keepAliveTimeout = 60_000;
   server.requestTimeout = 0; // an import streams for as long as it needs
   return new Promise((resolve, reject) => {
     server.once('error', (error) =>
@@ -330,8 +331,12 @@ function send(
         ...(authorization === undefined ? {} : {authorization}),
       },
     });
-    const fail = (error: Error): void =>
-      reject(new Error(`${options.method} ${options.url}: ${error.message}`, {cause: error}));
+    const fail = (error: NodeJS.ErrnoException): void => {
+      // The server may close a connection that has been idle in the moment in which it is used again.
+      const again = error.code === 'ECONNRESET' && request.reusedSocket && options.method !== 'POST';
+      if (again && Array.isArray(body)) resolve(send(options, body as Buffer[], headers));
+      else reject(new Error(`${options.method} ${options.url}: ${error.message}`, {cause: error}));
+    };
     request.setTimeout(options.timeoutMs ?? 60_000, () =>
       request.destroy(new Error(`no answer within ${options.timeoutMs ?? 60_000} ms`)),
     );
