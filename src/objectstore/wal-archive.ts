@@ -17,7 +17,7 @@ import {type ObjectStore, ObjectStoreError} from './object-store.ts';
 
 export const walFooterBytes = 40;
 const footerMagic = Buffer.from('PGDWALSG', 'latin1');
-const footerVersion = 1;
+const footerVersion = 2;
 const manifestVersion = 1;
 const partialPattern = /^([0-9A-F]{24})\.([0-9A-F]{16})\.([0-9A-F]{16})\.partial$/;
 const manifestPattern = /^term-([0-9A-F]{16})\.json$/;
@@ -96,20 +96,17 @@ export class WalArchive {
   }
 
   /**
-   * Makes the piece durable in the store and sure: the object was found there afterwards, with these bytes. `bytes` are all
-   * of the piece, in parts. An object that is already there is as good when it holds the same.
+   * Makes the piece durable in the store and sure: the object was found there afterwards, with these bytes. `object` holds
+   * the piece's bytes and room for the footer behind them. An object that is already there is as good when it holds the same.
    */
-  async put(piece: WalPiece, parts: readonly Buffer[]): Promise<void> {
-    let crc = 0;
-    let length = 0;
-    for (const part of parts) {
-      crc = crc32c(part, crc);
-      length += part.length;
-    }
-    assert(length === piece.endLsn - piece.startLsn, 'a piece of WAL is as long as its LSNs say');
+  async put(piece: WalPiece, object: Buffer): Promise<void> {
+    const length = piece.endLsn - piece.startLsn;
+    assert(object.length === length + walFooterBytes, 'a piece of WAL is as long as its LSNs say');
+    const crc = crc32c(object.subarray(0, length));
     const key = this.key(piece);
+    encodeFooter(object.subarray(length), key, piece, crc);
     try {
-      await this.#store.put(key, Buffer.concat([...parts, encodeFooter(piece, crc)]), {ifNoneMatch: '*'});
+      await this.#store.put(key, object, {ifNoneMatch: '*'});
     } catch (error) {
       if (!(error instanceof ObjectStoreError) || error.code !== 'exists') throw error;
     }
@@ -196,7 +193,8 @@ export class WalArchive {
     const across = longer.find((piece) => piece.startLsn < lsn);
     if (across !== undefined) {
       const bytes = (await this.get(across)).subarray(0, lsn - across.startLsn);
-      await this.put({segment: across.segment, startLsn: across.startLsn, endLsn: lsn, partialTerm: term}, [bytes]);
+      const piece = {segment: across.segment, startLsn: across.startLsn, endLsn: lsn, partialTerm: term};
+      await this.put(piece, Buffer.concat([bytes, Buffer.alloc(walFooterBytes)]));
     }
     await this.#store.delete(longer.map((piece) => this.key(piece)));
     this.#pieces = undefined;
@@ -264,7 +262,7 @@ export class WalArchive {
   }
 
   #decodeFooter(key: string, bytes: Buffer): {crc: number; startLsn: Lsn; endLsn: Lsn} {
-    if (!bytes.subarray(0, 8).equals(footerMagic) || crc32c(bytes.subarray(0, 36)) !== bytes.readUInt32LE(36))
+    if (!bytes.subarray(0, 8).equals(footerMagic) || crc32c(bytes.subarray(0, 36), crc32c(Buffer.from(key, 'latin1'))) !== bytes.readUInt32LE(36))
       throw this.#wrong(key, 'has a damaged footer');
     const version = bytes.readUInt32LE(8);
     if (version !== footerVersion)
@@ -278,6 +276,8 @@ export class WalArchive {
       const {crc, ...body} = m;
       if (crc !== crc32c(Buffer.from(JSON.stringify(body)))) throw new Error('fails its checksum');
       if (m['version'] !== manifestVersion) throw new Error(`has version ${String(m['version'])}`);
+      if (this.prefix !== `wal/${String(m['tenantId'])}/${String(m['timelineId'])}/`)
+        throw new Error('is that of another timeline');
       return {
         tenantId: String(m['tenantId']),
         timelineId: String(m['timelineId']),
@@ -298,15 +298,15 @@ export class WalArchive {
   }
 }
 
-function encodeFooter(piece: WalPiece, crc: number): Buffer {
-  const footer = Buffer.alloc(walFooterBytes);
+/** The footer's own checksum covers the object's name: an object under another's name is found. */
+function encodeFooter(footer: Buffer, key: string, piece: WalPiece, crc: number): void {
+  footer.fill(0);
   footerMagic.copy(footer);
   footer.writeUInt32LE(footerVersion, 8);
   footer.writeUInt32LE(crc, 12);
   writeLsn64(footer, 16, piece.startLsn);
   writeLsn64(footer, 24, piece.endLsn);
-  footer.writeUInt32LE(crc32c(footer.subarray(0, 36)), 36);
-  return footer;
+  footer.writeUInt32LE(crc32c(footer.subarray(0, 36), crc32c(Buffer.from(key, 'latin1'))), 36);
 }
 
 function encodeManifest(manifest: WalManifest): Buffer {

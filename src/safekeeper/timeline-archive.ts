@@ -4,7 +4,7 @@ import type {Clock} from '#runtime/clock.ts';
 import {crc32c} from '#runtime/crc.ts';
 import {failpoint} from '#runtime/failpoint.ts';
 import type {Log} from '#runtime/log.ts';
-import {type WalArchive, WalArchiveError} from '#objectstore/wal-archive.ts';
+import {type WalArchive, WalArchiveError, walFooterBytes} from '#objectstore/wal-archive.ts';
 import type {Acceptor} from '#safekeeper/acceptor.ts';
 import {
   type ArchivePiece,
@@ -205,10 +205,11 @@ export class TimelineArchive {
       failpoint('safekeeper.archive-manifest.after');
       this.#manifestTerm = term;
     }
-    const parts: Buffer[] = [];
-    for await (const part of this.#read(piece)) parts.push(part);
+    const object = Buffer.allocUnsafeSlow(piece.endLsn - piece.startLsn + walFooterBytes);
+    let at = 0;
+    for await (const part of this.#read(piece)) at += part.copy(object, at);
     failpoint('safekeeper.archive-put.before');
-    await archive.put(piece, parts);
+    await archive.put(piece, object);
     failpoint('safekeeper.archive-put.after');
     return true;
   }

@@ -1,7 +1,7 @@
 /** WAL goes to the object store once, is trimmed only when that is safe, and is read from there by whoever needs it. */
 import assert from 'node:assert/strict';
 import {test} from 'node:test';
-import {WalArchiveError} from '#objectstore/wal-archive.ts';
+import {WalArchiveError, walFooterBytes} from '#objectstore/wal-archive.ts';
 import type {Lsn} from '#postgres/lsn.ts';
 import {SeededRandom} from '#runtime/random.ts';
 import {Cell, Writer, mebibyte, startLsn, until} from './cell.ts';
@@ -134,7 +134,10 @@ test('another history under the name of a segment: an alarm, and nothing is trim
   await cell.createTimeline();
   const segment = firstSegment;
   const endLsn = ((segment + 1) * segmentSize) as Lsn;
-  await cell.archive.put({segment, startLsn, endLsn, partialTerm: undefined}, [Buffer.alloc(endLsn - startLsn, 1)]);
+  await cell.archive.put(
+    {segment, startLsn, endLsn, partialTerm: undefined},
+    Buffer.alloc(endLsn - startLsn + walFooterBytes, 1),
+  );
   const writer = await Writer.elect(cell, [1, 2, 3]);
   await writer.write([100, 17 * mebibyte]);
   await cell.pageserverHas(1, writer.lsn);
@@ -153,8 +156,7 @@ test('another history under the name of a segment: an alarm, and nothing is trim
 test('a damaged object is found', async () => {
   await using cell = await Cell.create({withBroker: false});
   const piece = {segment: firstSegment, startLsn, endLsn: (startLsn + 5000) as Lsn, partialTerm: 1};
-  const bytes = Buffer.alloc(5000, 3);
-  await cell.archive.put(piece, [bytes]);
+  await cell.archive.put(piece, Buffer.alloc(5000 + walFooterBytes, 3));
   const key = cell.archive.key(piece);
   const object = await cell.store.get(key);
   assert.deepEqual(await cell.archive.list(), [piece]);
