@@ -1,0 +1,138 @@
+/** What the docs promise of compaction: bytes written, memory held, layers a read looks into, back-pressure. */
+import {test} from 'node:test';
+import assert from 'node:assert/strict';
+import {lsn} from '#postgres/lsn.ts';
+import {SeededRandom} from '#runtime/random.ts';
+import {MemoryObjectStore} from '#objectstore/memory-object-store.ts';
+import {PagePatchBuilder} from '../ingest/page-patch.ts';
+import {alwaysValid} from '../generation-validator.ts';
+import {defaultCompactionLimits} from './compaction-plan.ts';
+import {relPagePrefix} from './key.ts';
+import {LayerWalk} from './layer-map.ts';
+import {createRoot, importLsn, testContext, testIds} from './model.testing.ts';
+import {Tenant} from './tenant.ts';
+import type {Timeline} from './timeline.ts';
+
+const rel = {spcNode: 1663, dbNode: 100, relNode: 1000, fork: 0} as const;
+const blocks = 300;
+const layerBytes = 256 << 10;
+const compaction = {
+  ...defaultCompactionLimits,
+  targetBytes: 128 << 10,
+  readAheadBytes: 256 << 10,
+  imageVisits: 0,
+  l0SlowAt: 1000,
+};
+
+async function start(limits: object): Promise<{timeline: Timeline; store: MemoryObjectStore; at: {lsn: number}}> {
+  const store = new MemoryObjectStore();
+  const context = testContext(store, {layerBytes, leaseMsMax: 0, relationSizesMax: 100, ...limits});
+  const tenant = await Tenant.attach(context, alwaysValid, testIds.tenantId, 1);
+  const timeline = await createRoot(tenant);
+  const writer = await timeline.writer();
+  await writer.loadRelations([rel]);
+  writer.createRelation(1663, 100, 1000, 0, lsn(importLsn + 8));
+  writer.setRelationSize(1663, 100, 1000, 0, blocks, lsn(importLsn + 8));
+  writer.endRecord(lsn(importLsn + 8));
+  return {timeline, store, at: {lsn: importLsn + 8}};
+}
+
+/** Changes of random pages: most of them small patches, some whole pages; none compresses. */
+async function ingest(timeline: Timeline, at: {lsn: number}, records: number, random: SeededRandom): Promise<void> {
+  const writer = await timeline.writer();
+  for (let i = 0; i < records; i++) {
+    const end = lsn((at.lsn += 200));
+    const block = random.uint32() % blocks;
+    if (i % 8 === 0) writer.relationPageImage(1663, 100, 1000, 0, block, end, random.bytes(8192));
+    else {
+      const patch = new PagePatchBuilder();
+      patch.set(random.uint32() % 8000, random.bytes(100));
+      writer.relationPagePatch(1663, 100, 1000, 0, block, end, patch.take());
+    }
+    if (i % 50 === 0) writer.commitTime(1, end);
+    writer.endRecord(end);
+    if (!timeline.hasRoom) await timeline.waitForRoom();
+  }
+}
+
+test('bytes written, memory held and layers per read stay below what is promised, with all of history or little', async (context) => {
+  for (const windowBytes of [1 << 30, 100_000]) {
+    const {timeline, store, at} = await start({compaction});
+    context.after(() => timeline.stop());
+    await timeline.setRetention({windowSeconds: 0, windowBytes});
+    const {state} = timeline;
+    const random = new SeededRandom(7);
+    let deepest = 0;
+    let storedMax = 0;
+    for (let round = 0; round < 24; round++) {
+      await ingest(timeline, at, 600, random);
+      await timeline.checkpoint();
+      await timeline.collectGarbage();
+      while (await timeline.compactionStep());
+      await timeline.collectGarbage();
+      const walk = new LayerWalk();
+      for (let block = 0; block < blocks; block += 17) {
+        let depth = 0;
+        walk.start(state.layers, relPagePrefix(rel), block, state.lastRecordLsn + 1);
+        while (walk.next() !== undefined) depth++;
+        deepest = Math.max(deepest, depth);
+      }
+      storedMax = Math.max(storedMax, state.layers.bytes);
+    }
+    const written = state.context.metrics.compactionBytes.value() / state.ingestedLayerBytes;
+    const held = timeline.compactionBytesHeldMax;
+    const {levelsMax, imageBytesPerIngested, garbageRatio, runsPerLevel, l0Threshold} = compaction;
+    const writeBound = levelsMax + imageBytesPerIngested + 1 / garbageRatio;
+    // Inputs: a batch of level 0 and everything that lies under a made image.
+    const inputs = 64;
+    const heldBound = inputs * ((64 << 10) + (64 << 10) + (48 << 10)) + 2 * compaction.targetBytes;
+    const depthBound = l0Threshold + runsPerLevel * levelsMax + 1;
+    assert.ok(written < writeBound, `${written} bytes written for each ingested`);
+    assert.ok(held < heldBound, `${held} bytes held`);
+    assert.ok(deepest <= depthBound, `${deepest} layers for one page`);
+    const objects = [...store.objects.values()].reduce((sum, bytes) => sum + bytes.length, 0);
+    if (windowBytes === 100_000)
+      assert.ok(state.layers.bytes < state.ingestedLayerBytes / 2, 'history that nobody can read is gone');
+    console.log(
+      `# window ${windowBytes}: ${(state.ingestedLayerBytes / 1e6).toFixed(1)} MB ingested; written for each byte ${written.toFixed(2)} (bound ${writeBound}), ` +
+        `held ${(held / 1e6).toFixed(2)} MB (bound ${(heldBound / 1e6).toFixed(1)}), ${deepest} layers per page at most (bound ${depthBound}), ` +
+        `${(storedMax / 1e6).toFixed(1)} MB stored at most, ${(objects / 1e6).toFixed(1)} MB in the end`,
+    );
+  }
+});
+
+test('ingest slows down with each layer that compaction is behind, and stands still at the limit', async (context) => {
+  const {timeline, at} = await start({
+    layerBytes: 40_000,
+    compaction: {...compaction, l0Threshold: 100, l0SlowAt: 3, l0StopAt: 6},
+  });
+  context.after(() => timeline.stop());
+  const {state} = timeline;
+  const random = new SeededRandom(3);
+  const writer = await timeline.writer();
+  const freeze = async (): Promise<number> => {
+    const end = lsn((at.lsn += 8));
+    writer.relationPageImage(1663, 100, 1000, 0, 1, end, random.bytes(8192));
+    writer.endRecord(end);
+    writer.freeze();
+    const from = performance.now();
+    await timeline.waitForRoom();
+    return performance.now() - from;
+  };
+  const waits: number[] = [];
+  for (let i = 0; i < 5; i++) {
+    waits.push(await freeze());
+    while (state.frozen.length > 0) await state.context.clock.sleep(1);
+  }
+  assert.ok(waits[0]! < 60 && waits[1]! < 60, `no wait below l0SlowAt: ${waits.join()}`);
+  assert.ok(waits[4]! >= 100 && waits[4]! > waits[2]!, `the further behind, the longer: ${waits.join()}`);
+  while (state.layers.l0Count < 6) {
+    await Promise.race([freeze(), state.context.clock.sleep(300)]);
+    while (state.frozen.length > 0) await state.context.clock.sleep(1);
+  }
+  let through = false;
+  void freeze().then(() => (through = true));
+  await state.context.clock.sleep(1500);
+  assert.ok(!through, 'ingest stands at l0StopAt');
+  assert.equal(timeline.hasRoom, false);
+});
