@@ -15,14 +15,11 @@ import type {Log} from '#runtime/log.ts';
 import {type Lsn, formatLsn, invalidLsn} from '#postgres/lsn.ts';
 import {WalReader} from '#postgres/wal/reader.ts';
 import {WalRecord} from '#postgres/wal/record.ts';
-import {rmgr} from '#postgres/wal/rmgr.ts';
 import {WalStreamClient} from '#wire/wal-stream.ts';
-import {CheckpointState} from '#pageserver/ingest/checkpoint-state.ts';
-import {Interpreter} from '#pageserver/ingest/interpret.ts';
+import {RecordIngest} from '#pageserver/ingest/record-ingest.ts';
 import type {PageserverMetrics} from '#pageserver/metrics.ts';
 import type {Timeline} from '#pageserver/timeline/timeline.ts';
 import {TimelineError} from '#pageserver/timeline/timeline-reader.ts';
-import type {TimelineWriter} from '#pageserver/timeline/write-path.ts';
 
 export interface SafekeeperAddress {
   readonly nodeId: number;
@@ -87,7 +84,7 @@ export class TimelineIngest {
   #queueBytes = 0;
   #pumping = false;
   #reader: WalReader | undefined;
-  #interpreter: Interpreter | undefined;
+  #records: RecordIngest | undefined;
   #badWal = {position: invalidLsn, count: 0};
 
   constructor(options: IngestOptions) {
@@ -98,7 +95,7 @@ export class TimelineIngest {
     };
     options.timeline.onRelease = () => {
       if (this.#stream !== undefined || this.#connecting || this.#pumping) return false;
-      this.#interpreter = undefined;
+      this.#records = undefined;
       return true;
     };
   }
@@ -265,22 +262,10 @@ export class TimelineIngest {
   }
 
   /** Loads, once, what ingest has in memory. */
-  async #prepare(): Promise<TimelineWriter> {
+  async #prepare(): Promise<RecordIngest> {
     const {timeline} = this.#options;
     await timeline.waitForLsn(timeline.lastRecordLsn); // a branch: its ancestor's part
-    const writer = await timeline.writer();
-    if (this.#interpreter === undefined) {
-      const stored = await timeline.checkpointState(timeline.lastRecordLsn);
-      if (stored === undefined)
-        throw new TimelineError(
-          'not-found',
-          `${timeline.state.name}: the timeline has no checkpoint state; was it imported?`,
-        );
-      const checkpoint = CheckpointState.decode(stored);
-      this.#interpreter = new Interpreter(writer, writer, checkpoint);
-      writer.walLogHints = checkpoint.walLogHints;
-    }
-    return writer;
+    return (this.#records ??= await RecordIngest.load(timeline, (work) => this.#patiently(work)));
   }
 
   #gotWord(): void {
@@ -313,7 +298,7 @@ export class TimelineIngest {
     if (this.#pumping || this.#stopped) return;
     this.#pumping = true;
     try {
-      const writer = await this.#prepare();
+      const records = await this.#prepare();
       const record = (this.#record ??= new WalRecord());
       let turn = 0;
       for (let chunk = this.#queue.shift(); chunk !== undefined && !this.#stopped; chunk = this.#queue.shift()) {
@@ -322,8 +307,9 @@ export class TimelineIngest {
         this.#queueBytes -= chunk.length;
         reader.push(chunk);
         while (!this.#stopped && reader.next(record)) {
-          const busy = this.#ingest(writer, record);
+          const busy = records.take(record);
           if (busy !== undefined) await busy;
+          this.#options.metrics.ingestedRecords.inc();
         }
         this.#options.metrics.ingestedBytes.inc(chunk.length);
         if (reader.failure !== undefined) {
@@ -346,45 +332,6 @@ export class TimelineIngest {
     } finally {
       this.#pumping = false;
     }
-  }
-
-  /** Undefined: the record is in. A promise: it will be. Throws what stops the timeline. */
-  #ingest(writer: TimelineWriter, record: WalRecord): Promise<void> | undefined {
-    const interpreter = this.#interpreter!;
-    const outcome = interpreter.interpret(record);
-    if (outcome.kind === 'error') throw outcome.error;
-    if (outcome.kind === 'missing' || writer.hasUnfinishedWork || !this.#options.timeline.hasRoom)
-      return this.#ingestSlowly(writer, record, outcome.kind === 'missing' ? [...outcome.relations] : undefined);
-    this.#finish(writer, record);
-    return undefined;
-  }
-
-  async #ingestSlowly(
-    writer: TimelineWriter,
-    record: WalRecord,
-    missing: Parameters<TimelineWriter['loadRelations']>[0] | undefined,
-  ): Promise<void> {
-    const {timeline} = this.#options;
-    for (let load = missing; load !== undefined;) {
-      const relations = load;
-      await this.#patiently(() => writer.loadRelations(relations));
-      const outcome = this.#interpreter!.interpret(record);
-      if (outcome.kind === 'error') throw outcome.error;
-      load = outcome.kind === 'missing' ? [...outcome.relations] : undefined;
-    }
-    if (writer.hasUnfinishedWork)
-      await this.#patiently(() => writer.finishRecord(record.endLsn, () => timeline.waitForRoom()));
-    this.#finish(writer, record);
-    await timeline.waitForRoom();
-  }
-
-  #finish(writer: TimelineWriter, record: WalRecord): void {
-    const {timeline, metrics} = this.#options;
-    // Parameters of the writing cluster change in records of this resource manager only.
-    if (record.rmid === rmgr.xlog) writer.walLogHints = this.#interpreter!.checkpoint.walLogHints;
-    timeline.state.lastRecordStartLsn = record.startLsn;
-    writer.endRecord(record.endLsn);
-    metrics.ingestedRecords.inc();
   }
 
   /** The object store may be away for a while: that delays ingest, it does not stop it. */
