@@ -3,11 +3,13 @@
  * but composed here so that every link between two roles goes through a fault link, each safekeeper and the pageserver
  * has a network namespace of its own (as root; else all are on loopback), and each safekeeper a file system of its own.
  */
-import {type ChildProcess, execFileSync, spawn} from 'node:child_process';
+import {type ChildProcess, execFile, execFileSync, spawn} from 'node:child_process';
 import {existsSync, mkdirSync, openSync, closeSync, readFileSync, readdirSync, rmSync, writeFileSync} from 'node:fs';
+import {statfs} from 'node:fs/promises';
 import {join} from 'node:path';
 import {createInterface} from 'node:readline';
 import {setTimeout as sleep} from 'node:timers/promises';
+import {promisify} from 'node:util';
 import pg from 'pg';
 import {Layout, internalPorts} from '#cli/layout.ts';
 import {findProject, makeFirstProject, startProject} from '#cli/first-project.ts';
@@ -15,7 +17,7 @@ import {type RoleConfig, roleConfigs} from '#cli/role-configs.ts';
 import {setUp} from '#cli/setup.ts';
 import {systemClock} from '#runtime/clock.ts';
 import {systemDisk} from '#runtime/disk.ts';
-import {changeMode} from '#runtime/permissions.ts';
+import {changeMode, changeOwner} from '#runtime/permissions.ts';
 import {SeededRandom} from '#runtime/random.ts';
 import {TokenIssuer, generateKeys} from '#wire/auth.ts';
 import {clientConfig, freeBlock} from '../pagoda.ts';
@@ -71,6 +73,7 @@ export class Cell {
   #bridge: string | undefined;
   #databaseUrl = '';
   #projectId = '';
+  #rivals = 0;
   #stopping = false;
   readonly #atExit = (): void => this.#clean();
 
@@ -178,6 +181,39 @@ export class Cell {
     };
   }
 
+  /**
+   * A second compute of the endpoint's branch, started past the control plane: it wins a newer term, and the first must end.
+   * Resolves when it serves; `port` of its Postgres, `stop` kills it.
+   */
+  async rival(endpointId: string): Promise<{host: string; port: number; stop: () => void}> {
+    const directory = join(this.layout.computes, `rival-${++this.#rivals}`);
+    const config = JSON.parse(readFileSync(join(this.layout.computes, endpointId, 'config.json'), 'utf8')) as object;
+    const dataDir = join(directory, 'data');
+    mkdirSync(dataDir, {recursive: true});
+    changeMode(directory, 0o711);
+    changeOwner(dataDir, 'postgres');
+    const file = join(directory, 'config.json');
+    writeFileSync(file, JSON.stringify({...config, dataDir, pgPort: 0, httpPort: 0}), {mode: 0o600});
+    const log = openSync(join(this.layout.logs, `rival-${this.#rivals}.log`), 'a');
+    const child = spawn(
+      process.execPath,
+      ['--disable-warning=ExperimentalWarning', main, 'compute', '--config', file],
+      {
+        stdio: ['ignore', 'pipe', log],
+        cwd: root,
+        env: {...process.env, ...this.#options.env},
+      },
+    );
+    closeSync(log);
+    const port = await new Promise<number>((resolve, reject) => {
+      createInterface({input: child.stdout!}).on('line', (line) => {
+        if (line.includes('"ready":true')) resolve((JSON.parse(line) as {pgPort: number}).pgPort);
+      });
+      child.once('close', () => reject(new Error('the rival compute ended before it served')));
+    });
+    return {host: join(dataDir, 'run'), port, stop: () => void child.kill('SIGKILL')};
+  }
+
   /** The cable of a namespace is pulled; `sends-lost`: its peers' words still arrive. */
   partition(name: string, how: 'both' | 'sends-lost'): void {
     const ns = this.#namespace(name);
@@ -191,17 +227,14 @@ export class Cell {
     quietly(() => ip('netns', 'exec', ns.name, 'ip', 'route', 'del', 'blackhole', `${this.#gateway}/32`));
   }
 
-  /** Leaves no byte free on a safekeeper's file system. */
-  fillDisk(name: string): void {
+  /** Leaves no byte free on a safekeeper's file system. Not synchronous: the links live in this process. */
+  async fillDisk(name: string): Promise<void> {
     const path = join(this.layout.node(name), 'ballast');
-    const file = openSync(path, 'w');
-    closeSync(file);
-    quietly(() => execFileSync('fallocate', ['-l', '100G', path], {stdio: 'ignore'}));
+    const {bavail, bsize} = await statfs(this.layout.node(name));
     // fallocate takes all or nothing: halve until nothing fits any more.
-    for (let size = this.#diskBytes; size >= 4096; size = Math.floor(size / 2))
-      for (let n = 0; n < 3; n++)
-        if (!quietly(() => execFileSync('fallocate', ['-l', String(fileSize(path) + size), path], {stdio: 'ignore'})))
-          break;
+    let size = 0;
+    for (let part = bavail * bsize; part >= bsize; part = Math.floor(part / 2))
+      if (await fits(path, size + part)) size += part;
   }
 
   emptyDisk(name: string): void {
@@ -541,8 +574,13 @@ function quietly(fn: () => unknown): boolean {
   }
 }
 
-function fileSize(path: string): number {
-  return systemDisk.stat(path)?.size ?? 0;
+async function fits(path: string, size: number): Promise<boolean> {
+  try {
+    await promisify(execFile)('fallocate', ['-l', String(size), path]);
+    return true;
+  } catch {
+    return false;
+  }
 }
 
 interface Process {

@@ -1,6 +1,9 @@
 /** What the nemesis does: the kinds of faults, and a schedule of them that follows from the seed alone. */
 import {SeededRandom} from '#runtime/random.ts';
+import {setTimeout as sleep} from 'node:timers/promises';
+import pg from 'pg';
 import {type Cell, safekeeperNames} from './cell.ts';
+import type {Ledger} from './workloads/ledger.ts';
 
 /** Kinds are grouped for the counts that a valid run must reach. */
 export type FaultClass = 'safekeeper' | 'compute' | 'pageserver' | 'network' | 'other';
@@ -26,6 +29,8 @@ export interface FaultKind {
 export interface World {
   readonly cell: Cell;
   readonly endpointId: string;
+  readonly ledger: Ledger;
+  readonly problems: string[];
 }
 
 const safekeeperGapMs = 1000;
@@ -162,9 +167,9 @@ export const faultKinds: readonly FaultKind[] = [
     hold: [1000, 5000],
     isolated: true,
     gapMsMax: safekeeperGapMs,
-    inject({cell}, random) {
+    async inject({cell}, random) {
       const name = safekeeper(random);
-      cell.fillDisk(name);
+      await cell.fillDisk(name);
       return () => cell.emptyDisk(name);
     },
   },
@@ -242,6 +247,12 @@ export const faultKinds: readonly FaultKind[] = [
       return () => l.heal();
     },
   },
+  {
+    name: 'a rival compute of the same branch',
+    class: 'compute',
+    hold: [1000, 4000],
+    inject: rivalCompute,
+  },
   kill('pageserver', 'pageserver', () => 'pageserver'),
   pause('pageserver', 'pageserver', () => 'pageserver'),
   {
@@ -286,6 +297,42 @@ export const faultKinds: readonly FaultKind[] = [
     },
   },
 ];
+
+const fencedMsMax = 10_000;
+
+/**
+ * Somebody starts a second compute past the control plane. The first must end within ten seconds and never acknowledge again;
+ * what the second acknowledges until it is deposed in its turn (by the clients' next connections) must stay.
+ */
+async function rivalCompute({cell, endpointId, ledger, problems}: World): Promise<() => void> {
+  const first = cell.compute(endpointId).postgres;
+  let rival;
+  try {
+    rival = await cell.rival(endpointId);
+  } catch {
+    return nothing; // deposed before it served: the clients' computes were faster
+  }
+  const client = new pg.Client({host: rival.host, port: rival.port, user: 'pagoda_admin', database: 'neondb'});
+  client.on('error', () => {});
+  const writing = (async () => {
+    try {
+      await client.connect();
+      for (;;) await ledger.turn(client);
+    } catch {
+      // deposed
+    }
+  })();
+  const deadline = performance.now() + fencedMsMax;
+  while (cell.compute(endpointId).postgres === first && first !== undefined && performance.now() < deadline)
+    await sleep(50);
+  if (first !== undefined && cell.compute(endpointId).postgres === first)
+    problems.push(`a deposed Postgres (pid ${first}) still runs after ${fencedMsMax / 1000} s`);
+  return () => {
+    rival.stop();
+    (client as unknown as {connection: {stream: {destroy(): void}}}).connection.stream.destroy();
+    void writing;
+  };
+}
 
 export interface PlannedFault {
   readonly kind: FaultKind;

@@ -52,7 +52,7 @@ export async function runNemesis(options: NemesisOptions): Promise<{ok: boolean}
     const bank = new Bank(commits, random);
     const lists = [new ListAppend(commits, random, 'serializable'), new ListAppend(commits, random, 'repeatable read')];
     await cell.query([Ledger.schema, Bank.schema, ...lists.map((l) => l.schema)].join(';'));
-    const world = {cell, endpointId: await cell.endpointId()};
+    const world = {cell, endpointId: await cell.endpointId(), ledger, problems};
     const config = clientConfig(cell.databaseUrl);
     commits.lastMs = performance.now();
     const loops = [

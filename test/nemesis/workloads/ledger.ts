@@ -34,10 +34,11 @@ export class Ledger {
   static readonly schema = 'create table ledger (id int, part int, payload text); create index on ledger (id)';
 
   start(config: pg.ClientConfig, clients: number): Loop[] {
-    return Array.from({length: clients}, () => runClient(config, (client) => this.#turn(client)));
+    return Array.from({length: clients}, () => runClient(config, (client) => this.turn(client)));
   }
 
-  async #turn(client: pg.Client): Promise<void> {
+  /** One entry, on any session. */
+  async turn(client: pg.Client): Promise<void> {
     const id = this.#next++;
     // Some entries have several rows: they come and go together.
     const rows = id % 4 === 0 ? 3 : 1;
