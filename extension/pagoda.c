@@ -73,6 +73,7 @@ _PG_init(void)
 	utility_install();
 	synccommit_install();
 	keeper_install();
+	throttle_install();
 
 	previous_shmem_request = shmem_request_hook;
 	shmem_request_hook = request_shmem;

@@ -156,6 +156,8 @@ static void
 pagoda_extend(SMgrRelation reln, ForkNumber fork, BlockNumber block, char *buffer, bool skip_fsync)
 {
 	make_local(reln, fork);
+	if (!SmgrIsTemp(reln))
+		throttle_extend();
 	mdextend(reln, fork, block, buffer, skip_fsync);
 	if (!SmgrIsTemp(reln))
 		keeper_note_write(reln->smgr_rnode.node, fork, block, buffer);

@@ -133,6 +133,14 @@ class ComputeAgent {
   readonly #disk: Disk;
   readonly #log: Log;
   readonly #metrics = new Metrics();
+  readonly #lagBytes = this.#metrics.gauge(
+    'pagoda_compute_ingest_lag_bytes',
+    'WAL that the pageserver does not have yet',
+  );
+  readonly #throttle = this.#metrics.gauge(
+    'pagoda_compute_throttle_us_per_mib',
+    'How long writers wait for each MiB of WAL, microseconds; 4294967295: until the pageserver has caught up',
+  );
   readonly #tokens: TokenSource;
   #spec: ComputeSpec;
   #state: ComputeState = 'electing';
@@ -266,7 +274,11 @@ class ComputeAgent {
     void postgres.exited.then(() => this.#onDeath(incarnation, 'Postgres'));
     if (primary) {
       void primary.proposer.exited.then(() => this.#onDeath(incarnation, 'the proposer'));
-      primary.proposer.stream({...address, user: adminRole});
+      primary.proposer.stream({
+        ...address,
+        user: adminRole,
+        throttlePath: joinPath(this.#paths.pgdata, 'pagoda_throttle'),
+      });
       if (!this.#catalogApplied) {
         await applyCatalog(address, this.#spec);
         this.#catalogApplied = true;
@@ -580,6 +592,8 @@ class ComputeAgent {
             // While it starts, or starts again, somebody waits for it.
             mode: this.#spec.mode,
             ...this.#replicaStatus(),
+            // What the proposer said last: how far the pageserver is, and how long writers wait for it.
+            storage: this.#current?.proposer?.progress,
             lastActiveMs: this.#current?.activity.lastActiveMs ?? this.#clock.nowMs(),
           },
         }),
@@ -589,7 +603,7 @@ class ComputeAgent {
         path: '/metrics',
         handler: async () => ({
           status: 200,
-          body: Buffer.from(this.#metrics.text()),
+          body: Buffer.from(this.#metricsText()),
           headers: {'content-type': 'text/plain; version=0.0.4'},
         }),
       },
@@ -610,6 +624,13 @@ class ComputeAgent {
         },
       },
     ];
+  }
+
+  #metricsText(): string {
+    const progress = this.#current?.proposer?.progress;
+    this.#lagBytes.set(progress?.lagBytes ?? 0);
+    this.#throttle.set(progress?.throttleUsPerMib ?? 0);
+    return this.#metrics.text();
   }
 
   #replicaStatus(): {replica?: {replayLsn: string; lagBytes: number; lagSeconds: number}} {

@@ -11,6 +11,16 @@ export interface Elected {
   readonly lsn: Lsn;
 }
 
+/** The event `progress` of proposer/driver.ts. */
+export interface ProposerProgress {
+  readonly commitLsn: string;
+  readonly ingestedLsn: string;
+  readonly diskConsistentLsn: string;
+  readonly remoteConsistentLsn: string;
+  readonly lagBytes: number;
+  readonly throttleUsPerMib: number;
+}
+
 export class ProposerProcess {
   readonly exited: Promise<{code: number | null; signal: string | null}>;
   /** Rejects when the proposer ends first. */
@@ -20,6 +30,7 @@ export class ProposerProcess {
   /** Where a spare one's words go is known only later. */
   #log: Log;
   #onFenced: (reason: string) => void;
+  #progress: ProposerProgress | undefined;
   readonly #child: ChildProcessHandle;
 
   private constructor(
@@ -63,7 +74,10 @@ export class ProposerProcess {
         }
         if (event['event'] === 'elected') onElected({term: Number(event['term']), lsn: parseLsn(String(event['lsn']))});
         else if (event['event'] === 'stopped') onStopped(parseLsn(String(event['commitLsn'])));
-        else if (event['event'] === 'postgres-lost') log().warn('the proposer lost Postgres', {line});
+        else if (event['event'] === 'progress') {
+          const {event: _, ...progress} = event;
+          if (proposer) proposer.#progress = progress as unknown as ProposerProgress;
+        } else if (event['event'] === 'postgres-lost') log().warn('the proposer lost Postgres', {line});
         else if (event['event'] === 'fenced')
           (proposer ? proposer.#onFenced : options.onFenced)(String(event['message'] ?? line));
       },
@@ -88,7 +102,12 @@ export class ProposerProcess {
     this.#child.writeStdin(`${JSON.stringify({config: options.config} satisfies SpareTask)}\n`);
   }
 
-  stream(postgres: {socketDir: string; port: number; user: string}): void {
+  /** The newest word of it; undefined before the first. */
+  get progress(): ProposerProgress | undefined {
+    return this.#progress;
+  }
+
+  stream(postgres: {socketDir: string; port: number; user: string; throttlePath: string}): void {
     this.#say({event: 'stream', ...postgres});
   }
 

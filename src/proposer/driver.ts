@@ -7,14 +7,16 @@ import type {ProposerConfig} from '#proposer/config.ts';
 import {type PeerStatus, Proposer, type ProposerInput, type ProposerOutput} from '#proposer/proposer.ts';
 import {isQuorum} from '#proposer/quorum.ts';
 import {SafekeeperLink} from '#proposer/safekeeper-link.ts';
+import {encodeThrottle, throttleFor} from '#proposer/throttle.ts';
 import type {Clock, Timer} from '#runtime/clock.ts';
 import {failpoint} from '#runtime/failpoint.ts';
+import type {Disk} from '#runtime/disk.ts';
 import type {Log} from '#runtime/log.ts';
 import type {Address} from '#runtime/net.ts';
 import type {Random} from '#runtime/random.ts';
 import {ReplicationClient} from '#wire/pg-replication.ts';
 import {allMembers} from '#wire/membership.ts';
-import type {Member, Membership} from '#wire/safekeeper.ts';
+import type {Member, Membership, WalFeedback} from '#wire/safekeeper.ts';
 import {WalStreamClient} from '#wire/wal-stream.ts';
 
 const tickMs = 1000;
@@ -22,6 +24,9 @@ const tickEarlyMs = 100;
 /** Safekeepers learn a commit LSN with the next append; when commits pause, so much later. */
 const commitDueMs = 5;
 const postgresRetryMs = 200;
+/** How often the pageserver's lag is looked at while WAL flows; and while writers wait, how often safekeepers are asked for it. */
+const throttleEveryMs = 50;
+const throttledTickMs = 100;
 /** Failpoints: the proposer writes no file, its durable steps are what others write for it. */
 const sendPoints = {
   greeting: 'proposer.send-greeting.before',
@@ -46,15 +51,33 @@ export type ProposerEvent =
   | {readonly event: 'streaming'; readonly lsn: string}
   /** The replication connection broke; it is made again until this process is stopped. */
   | {readonly event: 'postgres-lost'; readonly message: string}
+  /** Once a second when something has changed: how far the pageserver is. LSNs `HI/LO`; microseconds as in throttle.ts. */
+  | {
+      readonly event: 'progress';
+      readonly commitLsn: string;
+      readonly ingestedLsn: string;
+      readonly diskConsistentLsn: string;
+      readonly remoteConsistentLsn: string;
+      readonly lagBytes: number;
+      readonly throttleUsPerMib: number;
+    }
   /** A newer compute of this branch exists: nothing is acknowledged any more. */
   | {readonly event: 'fenced'; readonly term: number; readonly message: string}
   /** Postgres has shut down in order and everything it wrote is committed. */
   | {readonly event: 'stopped'; readonly commitLsn: string};
 
+export interface StreamFrom {
+  readonly address: Address;
+  readonly user: string;
+  /** `<data directory>/pagoda_throttle`, which Postgres has made. */
+  readonly throttlePath?: string;
+}
+
 export interface ProposerDriverOptions {
   readonly config: ProposerConfig;
   readonly clock: Clock;
   readonly random: Random;
+  readonly disk: Disk;
   readonly log: Log;
   readonly onEvent: (event: ProposerEvent) => void;
 }
@@ -68,6 +91,11 @@ export class ProposerDriver {
   #token: string;
   #tickTimer: Timer;
   #commitTimerSet = false;
+  /** Of the compute that streams. */
+  #throttlePath: string | undefined;
+  #throttleUsPerMib = 0;
+  #throttleAtMs = 0;
+  #progressText = '';
   #postgres: ReplicationClient | undefined;
   #stopped = false;
 
@@ -113,8 +141,10 @@ export class ProposerDriver {
   }
 
   /** Streams from Postgres, whose WAL must begin at the elected LSN (or go on where this proposer stopped reading). */
-  stream(options: {readonly address: Address; readonly user: string}): void {
+  stream(options: StreamFrom): void {
     if (this.#stopped) return;
+    this.#throttlePath = options.throttlePath;
+    this.#throttleUsPerMib = 0;
     this.#connectPostgres(options).catch((error: unknown) => this.#postgresLost(options, error));
   }
 
@@ -126,7 +156,7 @@ export class ProposerDriver {
     this.#postgres?.close();
   }
 
-  async #connectPostgres(options: {readonly address: Address; readonly user: string}): Promise<void> {
+  async #connectPostgres(options: StreamFrom): Promise<void> {
     const client = await ReplicationClient.connect({...options, applicationName: 'pagoda'});
     try {
       const {systemId} = this.#options.config;
@@ -160,7 +190,7 @@ export class ProposerDriver {
     }
   }
 
-  #postgresLost(options: {readonly address: Address; readonly user: string}, error: unknown): void {
+  #postgresLost(options: StreamFrom, error: unknown): void {
     if (this.#stopped) return;
     this.#options.onEvent({event: 'postgres-lost', message: error instanceof Error ? error.message : String(error)});
     this.#options.clock.setTimer(postgresRetryMs, () => this.stream(options));
@@ -243,6 +273,7 @@ export class ProposerDriver {
       case 'committed':
         failpoint('proposer.acknowledge.before');
         this.#postgres?.sendStatus(output.lsn);
+        this.#throttle();
         if (!this.#commitTimerSet) this.#setCommitTimer();
         break;
       case 'close':
@@ -332,9 +363,74 @@ export class ProposerDriver {
     this.#options.onEvent({event: 'trouble', nodeId, code, message});
   }
 
+  /** What any of the safekeepers was told by a pageserver. */
+  #feedback(): WalFeedback {
+    // The compute started from a basebackup there: so much the pageserver has.
+    const start = this.#core.termStartLsn;
+    let [lastReceivedLsn, diskConsistentLsn, remoteConsistentLsn] = [start, 0 as Lsn, 0 as Lsn];
+    for (const {feedback} of this.#core.peers()) {
+      if (feedback.lastReceivedLsn > lastReceivedLsn) lastReceivedLsn = feedback.lastReceivedLsn;
+      if (feedback.diskConsistentLsn > diskConsistentLsn) diskConsistentLsn = feedback.diskConsistentLsn;
+      if (feedback.remoteConsistentLsn > remoteConsistentLsn) remoteConsistentLsn = feedback.remoteConsistentLsn;
+    }
+    return {lastReceivedLsn, diskConsistentLsn, remoteConsistentLsn};
+  }
+
+  /** Tells the compute's backends how long to wait for their WAL. */
+  #throttle(): void {
+    if (this.#throttlePath === undefined) return;
+    const nowMs = this.#options.clock.monotonicMs();
+    if (nowMs - this.#throttleAtMs < throttleEveryMs) return;
+    this.#throttleAtMs = nowMs;
+    const usPerMib = throttleFor(this.#core.endLsn - this.#feedback().lastReceivedLsn);
+    if (usPerMib === this.#throttleUsPerMib) return;
+    try {
+      const file = this.#options.disk.open(this.#throttlePath, 'write');
+      file.write(encodeThrottle(usPerMib), 0);
+      file.close();
+    } catch (error) {
+      this.#options.log.warn('writers cannot be told to wait', {path: this.#throttlePath, error});
+      this.#throttlePath = undefined;
+      return;
+    }
+    if (this.#throttleUsPerMib === 0) this.#tickWhileThrottled();
+    this.#throttleUsPerMib = usPerMib;
+  }
+
+  /** Without WAL no answers come: safekeepers are asked how far the pageserver is, so that writers go on as soon as they may. */
+  #tickWhileThrottled(): void {
+    this.#options.clock.setTimer(throttledTickMs, () => {
+      if (this.#stopped || this.#throttleUsPerMib === 0) return;
+      this.#tickCore();
+      this.#throttle();
+      this.#tickWhileThrottled();
+    });
+  }
+
+  #tellProgress(): void {
+    const {lastReceivedLsn, diskConsistentLsn, remoteConsistentLsn} = this.#feedback();
+    const progress = {
+      event: 'progress',
+      commitLsn: formatLsn(this.#core.commitLsn),
+      ingestedLsn: formatLsn(lastReceivedLsn),
+      diskConsistentLsn: formatLsn(diskConsistentLsn),
+      remoteConsistentLsn: formatLsn(remoteConsistentLsn),
+      lagBytes: Math.max(0, this.#core.endLsn - lastReceivedLsn),
+      throttleUsPerMib: this.#throttleUsPerMib,
+    } as const;
+    const text = JSON.stringify(progress);
+    if (text === this.#progressText) return;
+    this.#progressText = text;
+    this.#options.onEvent(progress);
+  }
+
   #tick(): void {
     this.#tickTimer = this.#options.clock.setTimer(this.#isSynced ? tickMs : tickEarlyMs, () => this.#tick());
     this.#tickCore();
+    if (this.#postgres !== undefined) {
+      this.#throttle();
+      this.#tellProgress();
+    }
     for (const link of this.#links.values()) link.checkSilence();
     this.#postgres?.sendStatus(this.#core.commitLsn);
   }

@@ -2,7 +2,7 @@
  * The proposer as a process of its own, started by the compute agent.
  *
  * Standard output: one ProposerEvent (driver.ts) per line, JSON. Standard input, one JSON object per line:
- *   {"event":"stream","socketDir":"/…","port":5432,"user":"…"}   Postgres is up: stream from it
+ *   {"event":"stream","socketDir":"/…","port":5432,"user":"…","throttlePath":"/…"}   Postgres is up: stream from it
  *   {"event":"token","token":"…"}                                a newer token
  * The end of standard input means that the agent is gone: the proposer stops.
  *
@@ -15,6 +15,7 @@
 import {type ProposerConfig, parseProposerConfig} from '#proposer/config.ts';
 import {ProposerDriver} from '#proposer/driver.ts';
 import {systemClock} from '#runtime/clock.ts';
+import {systemDisk} from '#runtime/disk.ts';
 import {createLog} from '#runtime/log.ts';
 import {exitProcess, onStdinLine, printLine} from '#runtime/process.ts';
 import {systemRandom} from '#runtime/random.ts';
@@ -28,6 +29,7 @@ export async function runProposer(given: ProposerConfig): Promise<{stop(): Promi
     config,
     clock: systemClock,
     random: systemRandom,
+    disk: systemDisk,
     log,
     onEvent: (event) => {
       printLine(JSON.stringify(event));
@@ -47,6 +49,7 @@ export async function runProposer(given: ProposerConfig): Promise<{stop(): Promi
           driver.stream({
             address: {path: `${command['socketDir']}/.s.PGSQL.${Number(command['port'])}`},
             user: command['user'],
+            ...(typeof command['throttlePath'] === 'string' ? {throttlePath: command['throttlePath']} : {}),
           });
         else if (command['event'] === 'token' && typeof command['token'] === 'string')
           driver.setToken(command['token']);

@@ -9,6 +9,7 @@ import {runBroker} from '#broker/server.ts';
 import {type ProposerConfig} from '#proposer/config.ts';
 import {ProposerDriver, type ProposerEvent} from '#proposer/driver.ts';
 import {systemClock} from '#runtime/clock.ts';
+import {systemDisk} from '#runtime/disk.ts';
 import {requestJson} from '#runtime/http.ts';
 import {silentLog} from '#runtime/log.ts';
 import {newId, systemRandom} from '#runtime/random.ts';
@@ -187,6 +188,7 @@ export class TestProposer {
       config: {...config, pgVersion: 150000},
       clock: systemClock,
       random: systemRandom,
+      disk: systemDisk,
       log: silentLog,
       onEvent: (event) => {
         this.events.push(event);

@@ -126,9 +126,9 @@ test('after close no answer is written', async () => {
 });
 
 test('metrics file', () => {
-  const file = Buffer.alloc(16 + 8 * 13);
+  const file = Buffer.alloc(16 + 8 * 15);
   file.write('PGDMETR1');
-  file.writeUInt32LE(13, 8);
+  file.writeUInt32LE(15, 8);
   file.writeBigUInt64LE(2n ** 40n, 16);
   file.writeBigUInt64LE(7n, 16 + 8 * 12);
   assert.equal(decodeExtensionMetrics(file)?.pagesFetched, 2 ** 40);

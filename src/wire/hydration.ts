@@ -305,6 +305,8 @@ const metricNames = [
   'connects',
   'requestFailures',
   'guardRecords',
+  'throttled',
+  'throttleMicroseconds',
 ] as const;
 
 export type ExtensionMetrics = Readonly<Record<(typeof metricNames)[number], number>>;
