@@ -1,0 +1,244 @@
+/**
+ * Every internal HTTP route × every kind of token. The routes come from the services' own tables: one without a row here fails,
+ * and so does a row without a route. What opens a door is asked with an id that nothing has, so that nothing is changed.
+ */
+import {strict as assert} from 'node:assert';
+import {mkdtempSync, rmSync} from 'node:fs';
+import {tmpdir} from 'node:os';
+import {join} from 'node:path';
+import {after, before, test} from 'node:test';
+import {internalRoutes} from '#control/internal.ts';
+import {safekeeperAdminRoutes} from '#control/safekeeper-admin.ts';
+import {managementRoutes as pageserverRoutes} from '#pageserver/management.ts';
+import {type Clock, systemClock} from '#runtime/clock.ts';
+import type {Route} from '#runtime/http.ts';
+import {managementRoutes as safekeeperRoutes} from '#safekeeper/management.ts';
+import {generateKeys, type KeyRole, keyRoles, TokenIssuer} from '#wire/auth.ts';
+import {Pagoda} from '../pagoda.ts';
+
+type Service = 'control' | 'pageserver' | 'safekeeper';
+
+interface Door {
+  /** Roles whose node token opens it; 'all' of them; none. */
+  readonly node: readonly KeyRole[] | 'all';
+  /** The token of the tenant in the path opens it too. */
+  readonly tenant?: boolean;
+  /** For everybody, without a token. */
+  readonly open?: boolean;
+}
+
+const everybody: Door = {node: 'all', tenant: true, open: true};
+const peers: Door = {node: 'all'};
+const peersAndTenant: Door = {node: 'all', tenant: true};
+const only = (...node: readonly KeyRole[]): Door => ({node});
+
+const doors: Readonly<Record<string, Door>> = {
+  'control GET /internal/v1/alive': everybody,
+  'control POST /internal/v1/validate': only('pageserver'),
+  'control POST /internal/v1/re-attach': only('pageserver'),
+  'control GET /internal/v1/endpoint_access': only('proxy'),
+  'control POST /internal/v1/endpoints/:id/wake': only('proxy'),
+  'control POST /internal/v1/point_in_time': only('proxy'),
+  // The only one for computes; the branch of the token must exist.
+  'control POST /internal/v1/token': {node: []},
+  'control GET /internal/v1/safekeepers': only('control'),
+  'control PUT /internal/v1/safekeepers/:id': only('control'),
+  'control POST /internal/v1/safekeepers/replace': only('control'),
+  'control GET /internal/v1/safekeepers/operations': only('control'),
+  'control GET /internal/v1/branches/:id/wal': only('control'),
+  'control POST /internal/v1/branches/:id/restore_from_archive': only('control'),
+
+  'pageserver GET /v1/status': everybody,
+  'pageserver GET /metrics': peers,
+  'pageserver PUT /v1/tenant/:tenant': peers,
+  'pageserver GET /v1/tenant/:tenant': peers,
+  'pageserver DELETE /v1/tenant/:tenant': peers,
+  'pageserver POST /v1/tenant/:tenant/timeline': peers,
+  'pageserver POST /v1/tenant/:tenant/timeline/:timeline/import': peers,
+  'pageserver GET /v1/tenant/:tenant/timeline/:timeline': peersAndTenant,
+  'pageserver GET /v1/tenant/:tenant/timeline/:timeline/lsn_by_timestamp': peers,
+  'pageserver GET /v1/tenant/:tenant/timeline/:timeline/basebackup': peersAndTenant,
+  'pageserver PUT /v1/tenant/:tenant/timeline/:timeline/pgstat': peersAndTenant,
+  'pageserver PUT /v1/tenant/:tenant/timeline/:timeline/safekeepers': peers,
+  'pageserver PUT /v1/tenant/:tenant/timeline/:timeline/retention': peers,
+  'pageserver PUT /v1/tenant/:tenant/timeline/:timeline/lease': peersAndTenant,
+  'pageserver POST /v1/tenant/:tenant/timeline/:timeline/checkpoint': peers,
+  'pageserver DELETE /v1/tenant/:tenant/timeline/:timeline': peers,
+
+  'safekeeper GET /v1/status': everybody,
+  'safekeeper GET /metrics': everybody,
+  'safekeeper POST /v1/tenant/:tenant/timeline': peers,
+  'safekeeper GET /v1/tenant/:tenant/timeline/:timeline': peersAndTenant,
+  'safekeeper DELETE /v1/tenant/:tenant/timeline/:timeline': peers,
+  'safekeeper PUT /v1/tenant/:tenant/timeline/:timeline/membership': peers,
+  'safekeeper POST /v1/tenant/:tenant/timeline/:timeline/pull': peers,
+  'safekeeper POST /v1/tenant/:tenant/timeline/:timeline/exclude': peers,
+  'safekeeper GET /v1/tenant/:tenant/timeline/:timeline/archive': peersAndTenant,
+  'safekeeper POST /v1/tenant/:tenant/timeline/:timeline/restore_from_archive': peers,
+};
+
+/** The tables make routes without touching what they are given; only handlers do. */
+const nothing = {} as never;
+const tables: Readonly<Record<Service, readonly Route[]>> = {
+  control: [...internalRoutes(nothing), ...safekeeperAdminRoutes(nothing)],
+  pageserver: pageserverRoutes(nothing, () => ''),
+  safekeeper: safekeeperRoutes(nothing),
+};
+
+const tenant = 'ab'.repeat(16);
+const otherTenant = 'cd'.repeat(16);
+const timeline = '12'.repeat(16);
+const otherTimeline = '34'.repeat(16);
+
+let pagoda: Pagoda;
+let strangersKeys: string;
+const issuers = new Map<KeyRole, TokenIssuer>();
+let stranger: TokenIssuer;
+let yesterday: TokenIssuer;
+
+before(async () => {
+  pagoda = await Pagoda.start();
+  const keys = join(pagoda.dir, 'keys');
+  for (const role of keyRoles) issuers.set(role, await TokenIssuer.load(keys, role, systemClock));
+  strangersKeys = mkdtempSync(join(tmpdir(), 'pagoda-keys-'));
+  await generateKeys(strangersKeys);
+  stranger = await TokenIssuer.load(strangersKeys, 'control', systemClock);
+  const past: Clock = {...systemClock, nowMs: () => systemClock.nowMs() - 86_400_000};
+  yesterday = await TokenIssuer.load(keys, 'control', past);
+});
+after(async () => {
+  rmSync(strangersKeys, {recursive: true, force: true});
+  await pagoda.stop();
+  await pagoda[Symbol.asyncDispose]();
+});
+
+const base = (service: Service): string => {
+  const {internal} = pagoda.status.ports;
+  return `http://127.0.0.1:${internal + {control: 9, pageserver: 8, safekeeper: 4}[service]}`;
+};
+
+interface Kind {
+  readonly name: string;
+  readonly token: (service: Service) => Promise<string | undefined>;
+  readonly expected: (door: Door) => 'in' | 401 | 403;
+}
+
+function kinds(): Kind[] {
+  const control = issuers.get('control')!;
+  const closed = (status: 401 | 403) => (door: Door) => (door.open === true ? 'in' : status);
+  return [
+    {name: 'none', token: async () => undefined, expected: closed(401)},
+    {name: 'nonsense', token: async () => 'no.token.at-all', expected: closed(401)},
+    {
+      name: 'of a key that is not known',
+      token: (service) => stranger.sign({aud: service, scope: 'node'}),
+      expected: closed(401),
+    },
+    {name: 'expired', token: (service) => yesterday.sign({aud: service, scope: 'node'}), expected: closed(401)},
+    {
+      name: 'changed after it was signed',
+      token: async (service) => {
+        const [header, , signature] = (await control.sign({aud: service, scope: 'tenant', tenant})).split('.');
+        const claims = {iss: 'control', aud: [service], scope: 'node', iat: 1, exp: 4_000_000_000};
+        return [header, Buffer.from(JSON.stringify(claims)).toString('base64url'), signature].join('.');
+      },
+      expected: closed(401),
+    },
+    {name: 'for somebody else', token: () => control.sign({aud: 'compute', scope: 'node'}), expected: closed(403)},
+    {
+      name: 'of another tenant',
+      token: (service) => control.sign({aud: service, scope: 'tenant', tenant: otherTenant, timeline}),
+      expected: closed(403),
+    },
+    {
+      name: 'of another timeline',
+      token: (service) => control.sign({aud: service, scope: 'tenant', tenant, timeline: otherTimeline}),
+      expected: closed(403),
+    },
+    {
+      name: 'of the tenant',
+      token: (service) => control.sign({aud: service, scope: 'tenant', tenant, timeline}),
+      expected: (door) => (door.tenant === true ? 'in' : 403),
+    },
+    {
+      name: 'of the tenant, signed by another role than control',
+      token: (service) => issuers.get('proxy')!.sign({aud: service, scope: 'tenant', tenant, timeline}),
+      expected: closed(403),
+    },
+    ...keyRoles.map((role): Kind => ({
+      name: `node token of ${role}`,
+      token: (service) => issuers.get(role)!.sign({aud: service, scope: 'node'}),
+      expected: (door) => (door.open === true || door.node === 'all' || door.node.includes(role) ? 'in' : 403),
+    })),
+  ];
+}
+
+test('each internal route opens for the tokens of its row and for no other', async () => {
+  const missing: string[] = [];
+  const wrong: string[] = [];
+  let asked = 0;
+  const unused = new Set(Object.keys(doors));
+  for (const [service, routes] of Object.entries(tables) as [Service, readonly Route[]][])
+    for (const {method, path} of routes) {
+      const name = `${service} ${method} ${path}`;
+      const door = doors[name];
+      unused.delete(name);
+      if (!door) {
+        missing.push(name);
+        continue;
+      }
+      const url =
+        base(service) + path.replace(':tenant', tenant).replace(':timeline', timeline).replace(':id', '999999');
+      for (const kind of kinds()) {
+        const token = await kind.token(service);
+        const response = await fetch(url, {
+          method,
+          headers: {
+            'content-type': 'application/json',
+            ...(token === undefined ? {} : {authorization: `Bearer ${token}`}),
+          },
+          ...(method === 'GET' || method === 'DELETE' ? {} : {body: '{}'}),
+        });
+        await response.arrayBuffer();
+        asked++;
+        const expected = kind.expected(door);
+        const isIn = response.status !== 401 && response.status !== 403;
+        if (expected === 'in' ? !isIn : response.status !== expected)
+          wrong.push(`${name}, token ${kind.name}: ${response.status}, expected ${expected}`);
+        if (response.status >= 500 && response.status !== 503)
+          wrong.push(`${name}, token ${kind.name}: ${response.status}`);
+      }
+    }
+  assert.deepEqual(missing, [], 'routes without a row');
+  assert.deepEqual([...unused], [], 'rows without a route');
+  assert.deepEqual(wrong, []);
+  assert.ok(asked > 400, `${asked} combinations`);
+});
+
+test('the agent of a compute opens for the token of its control plane alone', async () => {
+  const {endpointId} = await pagoda.mainBranch();
+  await pagoda.query('select 1');
+  const {readFileSync} = await import('node:fs');
+  const {httpPort} = JSON.parse(readFileSync(`${pagoda.computeDir(endpointId)}/run.json`, 'utf8')) as {
+    httpPort: number;
+  };
+  for (const token of [
+    undefined,
+    'x',
+    await issuers.get('control')!.sign({aud: 'compute', scope: 'node'}),
+    await issuers.get('proxy')!.sign({aud: 'compute', scope: 'node'}),
+  ])
+    for (const [method, path] of [
+      ['GET', '/status'],
+      ['GET', '/metrics'],
+      ['POST', '/configure'],
+      ['POST', '/stop'],
+    ] as const) {
+      const response = await fetch(`http://127.0.0.1:${httpPort}${path}`, {
+        method,
+        headers: token === undefined ? {} : {authorization: `Bearer ${token}`},
+      });
+      assert.equal(response.status, 401, `${method} ${path}`);
+    }
+  assert.deepEqual(await pagoda.query('select 1 as one'), [{one: 1}]);
+});
