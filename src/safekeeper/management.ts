@@ -120,7 +120,7 @@ export function managementRoutes({nodeId, registry, metricsText, pull}: Manageme
         node(request);
         const id = timelineId(request);
         const tenantId = allowed(request, id);
-        registry.delete(tenantId, id);
+        await registry.delete(tenantId, id)?.archiveClosed;
         if (request.query.get('archive') === 'delete') await registry.archiveOf(tenantId, id)?.wal.deleteAll();
         return {status: 200, json: {}};
       },

@@ -72,6 +72,7 @@ export class TimelineArchive {
   readonly #options: TimelineArchiveOptions;
   readonly #archiver: Archiver;
   #working = false;
+  #lastWork: Promise<void> = Promise.resolve();
   #closed = false;
   #notBeforeMs = 0;
   #error: string | undefined;
@@ -115,8 +116,10 @@ export class TimelineArchive {
     });
   }
 
-  close(): void {
+  /** Resolves when nothing is put any more. */
+  async close(): Promise<void> {
     this.#closed = true;
+    await this.#lastWork;
   }
 
   #step(input: ArchiverInput): void {
@@ -159,7 +162,7 @@ export class TimelineArchive {
   #work(piece: ArchivePiece, byUs: boolean): void {
     const {slots, clock, log, metrics} = this.#options;
     this.#working = true;
-    slots
+    this.#lastWork = slots
       .run(async () => (this.#closed ? false : byUs ? await this.#put(piece) : await this.#find(piece)))
       .then(
         (found) => {

@@ -151,7 +151,8 @@ export class TimelineRegistry {
     return {created: true, timeline: this.get(tenantId, timelineId)!};
   }
 
-  delete(tenantId: string, timelineId: string): void {
+  /** Answers the timeline, closed, if it was in memory. */
+  delete(tenantId: string, timelineId: string): Timeline | undefined {
     const {disk, dataDir, log} = this.#options;
     disk.makeDirectory(`${dataDir}/${tenantId}`);
     failpoint('safekeeper.delete-mark.before');
@@ -159,12 +160,14 @@ export class TimelineRegistry {
     disk.writeFileAtomic(this.#deletedPath(tenantId, timelineId), Buffer.alloc(0));
     failpoint('safekeeper.delete-mark.after');
     const key = `${tenantId}/${timelineId}`;
-    this.#loaded.get(key)?.close();
+    const timeline = this.#loaded.get(key);
+    timeline?.close();
     this.#loaded.delete(key);
     this.#known.delete(key);
     disk.remove(this.#directory(tenantId, timelineId));
     failpoint('safekeeper.delete-files.after');
     log.info('deleted a timeline', {tenant: tenantId, timeline: timelineId});
+    return timeline;
   }
 
   /** The timeline has left this node's care: its files go, and it may come back by a copy from a peer only. */

@@ -88,6 +88,7 @@ export class Timeline {
   #timer: Timer;
   readonly #archive: TimelineArchive | undefined;
   readonly #recovery: PeerRecovery;
+  #archiveClosed = Promise.resolve();
   readonly #peers = new Map<number, PeerNews & {readonly heardMs: number}>();
 
   constructor(options: TimelineOptions) {
@@ -155,6 +156,11 @@ export class Timeline {
   /** Bytes of WAL on this disk. */
   get localBytes(): number {
     return this.#options.storage.wal.localBytes;
+  }
+
+  /** After close(): resolves when nothing of it is put into the object store any more. */
+  get archiveClosed(): Promise<void> {
+    return this.#archiveClosed;
   }
 
   /** The control plane's configuration. False: it could not be made durable. */
@@ -296,7 +302,7 @@ export class Timeline {
   /** Saves what may be saved and lets go of files; connections are destroyed. */
   close(): void {
     this.#timer.cancel();
-    this.#archive?.close();
+    this.#archiveClosed = this.#archive?.close() ?? Promise.resolve();
     this.#recovery.close();
     for (const {frames} of this.#proposers.values()) frames.destroy();
     for (const sender of this.#senders) sender.refuse('stopping', 'the safekeeper stops, or the timeline is deleted');

@@ -171,3 +171,21 @@ test('a damaged object is found', async () => {
   await cell.store.put(key, object.subarray(0, 4000));
   await assert.rejects(async () => await cell.archive.verify(piece), WalArchiveError);
 });
+
+test('a deleted branch leaves nothing in the object store', {timeout: 60_000}, async () => {
+  await using cell = await Cell.create();
+  await cell.createTimeline();
+  const writer = await Writer.elect(cell, [1, 2, 3]);
+  await writer.write([100, 17 * mebibyte]);
+  await until(async () => (await cell.archive.list()).length > 0);
+  // Excluding or deleting one member's copy leaves the archive alone.
+  assert.equal((await cell.http(3, 'DELETE', `/${cell.timelineId}`)).status, 200);
+  assert.ok((await cell.archive.list()).length > 0);
+  await Promise.all(
+    [1, 2, 3].map(async (nodeId) => {
+      assert.equal((await cell.http(nodeId, 'DELETE', `/${cell.timelineId}?archive=delete`)).status, 200);
+    }),
+  );
+  assert.deepEqual(await cell.store.list('wal/'), []);
+  writer.close();
+});

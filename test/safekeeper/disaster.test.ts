@@ -45,7 +45,7 @@ test('all safekeepers lose their disks: the branch is back from the archive', {t
     const call = {
       method,
       url: `http://127.0.0.1:${httpPort}/v1/tenant/${tenant}/timeline/${timeline}${path}`,
-      token: await issuer.sign({aud: role.replace(/-.*/, ''), scope: 'node'}),
+      token: await issuer.sign({aud: role === 'pageserver' ? 'pageserver' : 'safekeeper', scope: 'node'}),
       ...(body === undefined ? {} : {body}),
     };
     const {status, json} = await requestJson(call).catch(async () => await requestJson(call));
