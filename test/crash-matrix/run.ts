@@ -163,13 +163,7 @@ async function checkLedger(
   step: string,
   problems: string[],
 ): Promise<{lost: number; doubled: number}> {
-  // Entries that are being written while we read are unknown yet: they may be there or not.
-  const known = ledger.snapshot();
-  const found = await cell.queryInTheEnd('select id, part, payload from ledger');
-  const {lost, doubled, wrong} = ledger.compare(
-    found as unknown as {id: number; part: number; payload: string}[],
-    known,
-  );
+  const {lost, doubled, wrong} = await ledger.compare((sql) => cell.queryInTheEnd(sql));
   if (lost.length + doubled.length + wrong.length > 0)
     problems.push(
       `${step}: ${lost.length} lost (${lost.slice(0, 5).join(' ')}), ${doubled.length} doubled, ${wrong.length} wrong (${wrong.slice(0, 5).join(' ')})`,

@@ -13,7 +13,7 @@ import {type FaultClass, type FaultKind, schedule} from './faults.ts';
 import {compareSafekeepers} from './safekeeper-content.ts';
 import {Bank} from './workloads/bank.ts';
 import {Commits} from './workloads/client.ts';
-import {Ledger} from './workloads/ledger.ts';
+import {Ledger, type LedgerVerdict} from './workloads/ledger.ts';
 import {ListAppend} from './workloads/list-append.ts';
 
 export interface NemesisOptions {
@@ -127,9 +127,8 @@ export async function runNemesis(options: NemesisOptions): Promise<{ok: boolean}
   }
 }
 
-async function verifyLedger(cell: Cell, ledger: Ledger, problems: string[]): Promise<ReturnType<Ledger['compare']>> {
-  const rows = await cell.queryInTheEnd('select id, part, payload from ledger');
-  const verdict = ledger.compare(rows as unknown as {id: number; part: number; payload: string}[]);
+async function verifyLedger(cell: Cell, ledger: Ledger, problems: string[]): Promise<LedgerVerdict> {
+  const verdict = await ledger.compare((sql) => cell.queryInTheEnd(sql));
   for (const what of ['lost', 'doubled', 'wrong'] as const)
     if (verdict[what].length > 0)
       problems.push(`ledger: ${verdict[what].length} ${what}, for example ${verdict[what].slice(0, 10).join(', ')}`);

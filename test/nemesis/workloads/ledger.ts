@@ -7,27 +7,30 @@ import type pg from 'pg';
 import {BrokenSession, type Commits, type Loop, type Outcome, commit, runClient} from './client.ts';
 
 export interface LedgerVerdict {
-  readonly rows: number;
-  readonly acknowledged: number;
+  rows: number;
+  acknowledged: number;
   readonly lost: number[];
   readonly doubled: number[];
   /** Refused and there, never written and there, torn, or with another content. */
   readonly wrong: number[];
 }
 
+interface Row {
+  readonly id: number;
+  readonly part: number;
+  readonly payload: string;
+}
+
+/** So many ids are asked for at once: an hour's ledger is too much for one answer. */
+const idsAtOnce = 50_000;
+
 export class Ledger {
-  readonly #entries = new Map<number, {outcome: Outcome; rows: number}>();
+  /** By id; the first is 1. */
+  readonly #outcomes: Outcome[] = ['aborted'];
   readonly #commits: Commits;
-  #next = 1;
 
   constructor(commits: Commits) {
     this.#commits = commits;
-  }
-
-  get acknowledged(): number {
-    let n = 0;
-    for (const {outcome} of this.#entries.values()) if (outcome === 'committed') n++;
-    return n;
   }
 
   /** No unique index: a doubled row must be able to appear. */
@@ -39,13 +42,10 @@ export class Ledger {
 
   /** One entry, on any session. */
   async turn(client: pg.Client): Promise<void> {
-    const id = this.#next++;
-    // Some entries have several rows: they come and go together.
-    const rows = id % 4 === 0 ? 3 : 1;
-    const entry: {outcome: Outcome; rows: number} = {outcome: 'unknown', rows};
-    this.#entries.set(id, entry);
+    const id = this.#outcomes.push('unknown') - 1;
+    const rows = rowsOf(id);
     try {
-      entry.outcome = await commit(async () => {
+      this.#outcomes[id] = await commit(async () => {
         const result = await client.query(
           'insert into ledger select $1, part, payload from unnest($2::int[], $3::text[]) as e (part, payload)',
           [id, parts(rows), parts(rows).map((part) => payloadOf(id, part))],
@@ -53,45 +53,60 @@ export class Ledger {
         return result.rowCount === rows;
       });
     } catch (error) {
-      if (error instanceof BrokenSession) entry.outcome = error.outcome;
+      if (error instanceof BrokenSession) this.#outcomes[id] = error.outcome;
       throw error;
     } finally {
-      this.#commits.note(entry.outcome, true);
+      this.#commits.note(this.#outcomes[id]!, true);
     }
   }
 
-  /** What is known now: for a comparison while clients go on writing. */
-  snapshot(): ReadonlyMap<number, {readonly outcome: Outcome; readonly rows: number}> {
-    return new Map([...this.#entries].map(([id, entry]) => [id, {...entry}]));
-  }
-
-  /** `known`: the books as they were before the rows were read. */
-  compare(
-    rows: readonly {id: number; part: number; payload: string}[],
-    known: ReadonlyMap<number, {readonly outcome: Outcome; readonly rows: number}> = this.#entries,
-  ): LedgerVerdict {
-    const there = new Map<number, {part: number; payload: string}[]>();
-    for (const row of rows) {
-      const list = there.get(row.id);
-      if (list === undefined) there.set(row.id, [row]);
-      else list.push(row);
+  /** What the table has against the books as they are now; clients may go on writing. */
+  async compare(query: (sql: string) => Promise<Record<string, unknown>[]>): Promise<LedgerVerdict> {
+    const known = [...this.#outcomes];
+    const verdict: LedgerVerdict = {rows: 0, acknowledged: 0, lost: [], doubled: [], wrong: []};
+    for (let from = 1; from < known.length; from += idsAtOnce) {
+      const to = Math.min(from + idsAtOnce, known.length);
+      const rows = await query(`select id, part, payload from ledger where id >= ${from} and id < ${to}`);
+      verdict.rows += rows.length;
+      judge(rows as unknown as Row[], known, from, to, verdict);
     }
-    const lost: number[] = [];
-    const doubled: number[] = [];
-    const wrong: number[] = [];
-    for (const [id, {outcome, rows: expected}] of known) {
-      const found = there.get(id)?.length ?? 0;
-      if (outcome === 'committed' && found < expected) lost.push(id);
-      if (outcome === 'aborted' && found > 0) wrong.push(id);
-      if (outcome === 'unknown' && found !== 0 && found < expected) wrong.push(id);
-      if (found > expected) doubled.push(id);
-    }
-    for (const [id, list] of there)
-      if (!this.#entries.has(id) || list.some(({part, payload}) => payload !== payloadOf(id, part))) wrong.push(id);
-    return {rows: rows.length, acknowledged: this.acknowledged, lost, doubled, wrong};
+    const strangers = await query(
+      `select id from ledger where id < 1 or id >= ${this.#outcomes.length + 10_000} limit 10`,
+    );
+    for (const {id} of strangers) verdict.wrong.push(Number(id));
+    return verdict;
   }
 }
 
+function judge(
+  rows: readonly Row[],
+  known: readonly Outcome[],
+  from: number,
+  to: number,
+  verdict: LedgerVerdict,
+): void {
+  const {lost, doubled, wrong} = verdict;
+  const there = new Map<number, Row[]>();
+  for (const row of rows) {
+    const list = there.get(row.id);
+    if (list === undefined) there.set(row.id, [row]);
+    else list.push(row);
+  }
+  for (let id = from; id < to; id++) {
+    const outcome = known[id]!;
+    const list = there.get(id) ?? [];
+    const expected = rowsOf(id);
+    if (outcome === 'committed') verdict.acknowledged++;
+    if (outcome === 'committed' && list.length < expected) lost.push(id);
+    if (outcome === 'aborted' && list.length > 0) wrong.push(id);
+    if (outcome === 'unknown' && list.length !== 0 && list.length < expected) wrong.push(id);
+    if (list.length > expected) doubled.push(id);
+    if (list.some(({part, payload}) => payload !== payloadOf(id, part))) wrong.push(id);
+  }
+}
+
+/** Some entries have several rows: they come and go together. */
+const rowsOf = (id: number): number => (id % 4 === 0 ? 3 : 1);
 const parts = (rows: number): number[] => Array.from({length: rows}, (_, i) => i);
 
 function payloadOf(id: number, part: number): string {

@@ -5,7 +5,9 @@ import {type Operation, type Transaction} from '../cycle-checker.ts';
 import {BrokenSession, type Commits, type Loop, type Outcome, runClient, transact} from './client.ts';
 
 const activeKeys = 8;
-const elementsPerKey = 48;
+const elementsPerKey = 24;
+/** Between two transactions of a client: an hour's history must fit in memory. */
+const pauseMs = 15;
 
 export type Isolation = 'serializable' | 'repeatable read' | 'read committed';
 
@@ -73,6 +75,7 @@ export class ListAppend {
         operations.some((op) => op.kind === 'append'),
       );
     }
+    await new Promise((resolve) => setTimeout(resolve, pauseMs));
   }
 
   /** A few keys at a time; a key retires when about `elementsPerKey` elements were meant for it. */
