@@ -2,7 +2,9 @@
  * `npm run bench -- NAME [options]`: one measurement, Pagoda against a reference, on this machine. See README.md.
  * The last line of stdout is the result as JSON.
  */
+import {amplification} from './amplification.ts';
 import {branch} from './branch.ts';
+import {branches} from './branches.ts';
 import {commit} from './commit.ts';
 import {coldScan} from './cold-scan.ts';
 import {getPage} from './getpage.ts';
@@ -10,14 +12,21 @@ import {ingest} from './ingest.ts';
 import {redo} from './redo.ts';
 import {say} from './report.ts';
 import {wake} from './wake.ts';
+import {wal} from './wal.ts';
 import {warmRead} from './warm-read.ts';
 
 const benchmarks: Readonly<Record<string, {readonly run: (args: string[]) => Promise<void>; readonly what: string}>> = {
   redo: {run: redo, what: 'CPU time per WAL record by type, against the startup process of stock Postgres'},
   ingest: {run: ingest, what: 'CPU time to take WAL in, against a stock physical standby that replays it'},
   commit: {run: commit, what: 'pgbench -N, against stock with two synchronous standbys'},
+  wal: {run: wal, what: 'WAL made durable, against pg_receivewal --synchronous'},
   'warm-read': {run: warmRead, what: 'pgbench -S, against stock'},
+  amplification: {
+    run: amplification,
+    what: 'bytes in the object store after pgbench and a bulk load, against size and WAL',
+  },
   branch: {run: branch, what: 'making a branch of 15 MB and of 2 GB'},
+  branches: {run: branches, what: '10,000 branches on one pageserver: memory of each, start time'},
   wake: {run: wake, what: 'suspended endpoint to first row'},
   getpage: {run: getPage, what: 'pages per second of the page service, against a bare socket'},
   'cold-scan': {run: coldScan, what: 'sequential scan through a fresh compute, against stock with a dropped cache'},

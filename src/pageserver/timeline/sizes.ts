@@ -79,6 +79,9 @@ export function decodeTruncations(b: Buffer): Truncation[] {
 /** A power of two. */
 const frontSize = 256;
 
+/** Of a timeline that rests. Never written to. */
+const noFront: (CachedRel | undefined)[] = [];
+
 /** What is in memory about one fork. */
 interface CachedRel extends RelTag {
   next: CachedRel | undefined;
@@ -102,7 +105,7 @@ export class RelSizeCache {
   #table = new Map<number, CachedRel>();
   #count = 0;
   /** What was found last for a hash of relNode and fork: ingest asks for every block of every record. */
-  readonly #front: (CachedRel | undefined)[] = new Array<CachedRel | undefined>(frontSize).fill(undefined);
+  #front: (CachedRel | undefined)[] = noFront;
 
   constructor(entriesMax: number) {
     this.#entriesMax = entriesMax;
@@ -161,7 +164,7 @@ export class RelSizeCache {
   /** Forgets everything; ingest must not be in the middle of a record. */
   clear(): void {
     this.#table.clear();
-    this.#front.fill(undefined);
+    this.#front = noFront;
     this.#count = 0;
   }
 
@@ -171,7 +174,7 @@ export class RelSizeCache {
     const keep = Math.floor(this.#entriesMax * 0.75);
     const old = this.#table;
     this.#table = new Map();
-    this.#front.fill(undefined);
+    this.#front = noFront;
     this.#count = 0;
     const all: CachedRel[] = [];
     for (const head of old.values())
@@ -196,7 +199,10 @@ export class RelSizeCache {
       return front;
     let entry = this.#table.get(relNode * 4 + fork);
     while (entry !== undefined && (entry.dbNode !== dbNode || entry.spcNode !== spcNode)) entry = entry.next;
-    if (entry !== undefined) this.#front[at] = entry;
+    if (entry !== undefined) {
+      if (this.#front === noFront) this.#front = new Array<CachedRel | undefined>(frontSize).fill(undefined);
+      this.#front[at] = entry;
+    }
     return entry;
   }
 
