@@ -391,7 +391,7 @@ export class Timeline {
     const fail = (error: unknown): void => void this.#fail(error);
     const files = storage.beginSync();
     failpoint('safekeeper.sync.before');
-    if (syncPace.mayWait(this, startedMs)) {
+    if (syncPace.mayWait(this, this.acceptor.writeLsn - this.acceptor.flushLsn, startedMs)) {
       try {
         for (const file of files) file.syncNow();
       } catch (error) {
