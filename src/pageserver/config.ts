@@ -24,8 +24,8 @@ export interface PageserverConfig {
   /** Memory for blocks of layer files (default 256 MiB). */
   readonly blockCacheBytes?: number;
   /**
-   * Local disk for parts of layer objects (default: 10 GiB for S3; 0, none, for a folder, which is local disk itself: measured in
-   * bench/README.md).
+   * Local disk for parts of layer objects (default: 10 GiB for S3; 0, none, for a folder, which is local disk itself:
+   * docs/decisions/0008-object-stores.md).
    */
   readonly localCacheBytes?: number;
   /** Memory for layers that are not uploaded yet, of all branches together (default 512 MiB). */
