@@ -15,6 +15,7 @@ const find = (folder: string, ending: string): string[] =>
 const results = [await run('set-up', node, ['scripts/setup.ts'])];
 if (results[0]!.ok) {
   results.push(await run('check', node, ['scripts/check.ts']));
+  results.push(await run('simulator, 5000 seeds', node, ['src/sim/main.ts', '--seeds', '5000']));
   const files = [...find('src', '.pg.test.ts'), ...find('extension', '.pg.test.ts'), ...find('test', '.test.ts')];
   // One file at a time: they start whole clusters, and the machine may have two cores.
   results.push(

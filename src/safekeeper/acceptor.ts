@@ -118,7 +118,7 @@ export type AcceptorMutation =
   | 'stale-flush-counts'
   | 'write-broken-ignored'
   | 'elected-of-older-term'
-  | 'peer-history-not-cut'
+  | 'peer-keeps-own-tail'
   | 'peer-beside-proposer';
 
 export interface AcceptorOptions {
@@ -590,12 +590,12 @@ export class Acceptor {
    */
   #peerBegin(connection: number, history: TermHistory, commitLsn: Lsn, out: AcceptorOutput[]): void {
     if (this.#appender !== undefined && !this.#has('peer-beside-proposer')) return;
-    const committed = this.#has('peer-history-not-cut') ? history : cutHistory(history, commitLsn);
+    const committed = cutHistory(history, commitLsn);
     const common = commonPoint(committed, this.#state.history, this.#flushLsn);
     if (common.kind === 'none' || common.lsn < Math.min(this.#commitLsn, commitLsn)) return;
     if (common.lsn < commitLsn) {
       if (committed.at(-1)!.term > this.#state.term) this.#raiseTerm(committed.at(-1)!.term, out);
-      if (this.#writeLsn > common.lsn) {
+      if (this.#writeLsn > common.lsn && !this.#has('peer-keeps-own-tail')) {
         this.#epoch++;
         this.#flushLsn = common.lsn;
         this.#syncedLsn = common.lsn;
@@ -604,7 +604,7 @@ export class Acceptor {
         this.#writeBroken = false;
         out.push({kind: 'truncate', lsn: common.lsn});
       }
-      this.#boundary.reset(common.lsn);
+      this.#boundary.reset(this.#writeLsn);
       if (!sameHistory(committed, this.#state.history)) this.#save({history: committed}, out);
       this.#peer = {connection, commitLsn};
     }

@@ -11,9 +11,10 @@
  * What the models leave to the simulator: crashes of acceptors between two outputs (each delivery is atomic, and what it
  * writes is durable at its end), broken connections, sizes and flow control.
  */
-import type {Lsn} from '#postgres/lsn.ts';
+import {type Lsn, parseLsn} from '#postgres/lsn.ts';
 import {Proposer, type ProposerInput, type ProposerOutput, type ProposerSnapshot} from '#proposer/proposer.ts';
 import {systemClock} from '#runtime/clock.ts';
+import {assert} from '#runtime/assert.ts';
 import {exitProcess, printLine} from '#runtime/process.ts';
 import {Acceptor, type AcceptorInput, type AcceptorOutput} from '#safekeeper/acceptor.ts';
 import {pulledState} from '#safekeeper/pulled-state.ts';
@@ -31,7 +32,15 @@ import {
 } from '#sim/model-state.ts';
 import type {Mutations} from '#sim/mutations.ts';
 import {tenantId, timelineId} from '#sim/stage.ts';
-import {type MembershipAction, MembershipChange, allMembers, isMember} from '#wire/membership.ts';
+import {
+  type MembershipAction,
+  MembershipChange,
+  type MembershipChangeState,
+  type SafekeeperPosition,
+  allMembers,
+  comparePosition,
+  isMember,
+} from '#wire/membership.ts';
 import type {AcceptorMessage, Membership, ProposerMessage, TermHistory} from '#wire/safekeeper.ts';
 
 export interface Model {
@@ -208,10 +217,7 @@ export class ModelCheck {
       nodes: this.#acceptors.map((acceptor, node) =>
         members.includes(node + 1) ? nodeState(acceptor.snapshot(), []) : undefined,
       ),
-      // Without a change all proposers are there from the beginning; with one, the later ones start when they like.
-      proposers: this.#proposers.map((p, i) =>
-        i === 0 || target === undefined ? this.#proposerState(p.snapshot()) : undefined,
-      ),
+      proposers: this.#proposers.map(() => undefined),
       pairs: Array.from({length: proposers}, () => Array.from({length: this.#nodeCount}, () => nothingUnderWay)),
       control:
         target === undefined
@@ -238,9 +244,11 @@ export class ModelCheck {
     for (let p = 0; p < this.#proposers.length; p++) {
       const proposer = state.proposers[p];
       if (proposer === undefined) {
-        const {configuration} = new MembershipChange(state.control!.change);
+        const configuration =
+          state.control === undefined ? this.#first : new MembershipChange(state.control.change).configuration;
         take(`p${p} starts in g${configuration.generation}`, (draft) => {
           draft.proposers[p] = this.#proposerState(this.#newProposer(configuration).snapshot());
+          for (const {nodeId} of allMembers(configuration)) this.#connect(draft, p, nodeId - 1);
         });
         continue;
       }
@@ -261,7 +269,9 @@ export class ModelCheck {
       const node = nodeId - 1;
       const pair = state.pairs[p]![node]!;
       if (!pair.connected) {
-        if (state.nodes[node] !== undefined)
+        // One that has an older configuration would be given up at once.
+        const generation = state.nodes[node]?.acceptor.state.membership.generation;
+        if (generation !== undefined && generation >= proposer.membership.generation)
           take(`p${p} connects to n${nodeId}`, (draft) => this.#connect(draft, p, node));
         continue;
       }
@@ -315,7 +325,8 @@ export class ModelCheck {
     const {change, positions} = state.control!;
     const plan = new MembershipChange(change);
     for (const [node, position] of positions.entries()) if (position !== undefined) plan.answered(node + 1, position);
-    for (const action of plan.actions())
+    // An excluded node stays as it is: more may happen then.
+    for (const action of plan.actions().filter((one) => one.kind !== 'exclude'))
       for (const heard of [true, false])
         take(
           `control: ${action.kind} n${action.node.nodeId} g${action.membership.generation}${heard ? '' : ', answer lost'}`,
@@ -334,21 +345,17 @@ export class ModelCheck {
         const fresh = new Acceptor({nodeId: node + 1, state, flushLsn, boundary: new ByteBoundary()});
         draft.nodes[node] = nodeState(fresh.snapshot(), donor.wal);
       }
-    } else if (action.kind === 'exclude') {
-      draft.nodes[node] = undefined;
-      for (let p = 0; p < draft.proposers.length; p++) this.#disconnect(draft, p, node);
-    } else this.#stepNode(draft, node, {kind: 'membership', membership: action.membership, minTerm: action.minTerm});
+    } else if (action.kind === 'put')
+      this.#stepNode(draft, node, {kind: 'membership', membership: action.membership, minTerm: action.minTerm});
     if (!heard) return;
     const {change, positions} = draft.control!;
     const plan = new MembershipChange(change);
     for (const [id, position] of positions.entries()) if (position !== undefined) plan.answered(id + 1, position);
     const next = [...positions];
-    if (action.kind !== 'exclude') {
-      const acceptor = this.#acceptors[node]!;
-      acceptor.restore(draft.nodes[node]!.acceptor);
-      next[node] = acceptor.position;
-      plan.answered(node + 1, acceptor.position);
-    }
+    const acceptor = this.#acceptors[node]!;
+    acceptor.restore(draft.nodes[node]!.acceptor);
+    next[node] = acceptor.position;
+    plan.answered(node + 1, acceptor.position);
     const {mutations} = this.#options;
     let saved = plan.state;
     if (saved.phase === 'catch-up' && saved.sync !== undefined) {
@@ -358,14 +365,49 @@ export class ModelCheck {
       else if (mutations?.control?.has('catch-up-by-lsn') && saved.sync.lastLogTerm > 0)
         saved = {...saved, sync: {...saved.sync, lastLogTerm: 0}};
     } else if (saved.phase === 'joint' && mutations?.control?.has('no-joint')) saved = {...saved, phase: 'final'};
-    // Once a phase is over, what was answered in it matters no more: it is asked anew, as after a crash.
-    draft.control = {change: saved, positions: saved.phase === change.phase ? next : next.map(() => undefined)};
+    draft.control = {change: saved, positions: this.#worthKnowing(saved, change, next)};
+  }
+
+  /**
+   * Of the answers only what the plan will use: others it asks for again, as after a crash. In catch-up and final an answer
+   * counts once and for all, so that what it said in detail matters no more.
+   */
+  #worthKnowing(
+    saved: MembershipChangeState,
+    before: MembershipChangeState,
+    positions: readonly (SafekeeperPosition | undefined)[],
+  ): (SafekeeperPosition | undefined)[] {
+    if (saved.phase !== before.phase) return positions.map(() => undefined);
+    return positions.map((position, node) => {
+      if (position === undefined) return undefined;
+      switch (saved.phase) {
+        case 'prepare':
+          return saved.base.members.some((m) => m.nodeId === node + 1) ? undefined : normal(position, 0);
+        case 'joint':
+          return position.generation >= saved.joint.generation ? position : undefined;
+        case 'catch-up': {
+          const {sync} = saved;
+          assert(sync !== undefined, 'the position to reach is known');
+          const flushLsn = parseLsn(sync.flushLsn);
+          const reached =
+            position.generation >= saved.joint.generation &&
+            position.term >= sync.term &&
+            comparePosition(position, {lastLogTerm: sync.lastLogTerm, flushLsn}) >= 0;
+          return reached ? {...sync, flushLsn, generation: saved.joint.generation, commitLsn: startLsn} : undefined;
+        }
+        case 'final':
+          return position.generation >= saved.final.generation ? normal(position, saved.sync?.term ?? 0) : undefined;
+        case 'done':
+          return undefined;
+      }
+    });
   }
 
   // ---- the shells of proposer and acceptor
 
   /** With its greeting, which is answered at once. */
   #connect(draft: Draft, p: number, node: number): void {
+    if (draft.nodes[node] === undefined) return;
     draft.setPair(p, node, {connected: true});
     const outputs = this.#run(draft, p, {kind: 'connected', peer: node + 1});
     for (const output of outputs)
@@ -530,6 +572,10 @@ class Draft {
   finish(): ModelState {
     return this;
   }
+}
+
+function normal({generation}: SafekeeperPosition, term: number): SafekeeperPosition {
+  return {generation, term, lastLogTerm: 0, flushLsn: startLsn, commitLsn: startLsn};
 }
 
 function termAt(history: TermHistory, lsn: number): number {

@@ -40,7 +40,7 @@ const acceptor: readonly (readonly AcceptorMutation[])[] = [
   ['stale-flush-counts'],
   ['write-broken-ignored'],
   ['elected-of-older-term'],
-  ['peer-history-not-cut'],
+  ['peer-keeps-own-tail'],
   ['peer-beside-proposer'],
 ];
 

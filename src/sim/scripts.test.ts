@@ -16,6 +16,7 @@ const caught: readonly (readonly [string, Mutations])[] = [
     {acceptor: new Set(['append-from-any-term', 'append-from-any-connection'])},
   ],
   ['acknowledgements of an earlier generation', {proposer: new Set(['keep-acks-across-generations'])}],
+  ['the only donor is gone', {proposer: new Set(['never-starts-over'])}],
   ['one term is won in two configurations', {acceptor: new Set(['no-term-bump'])}],
 ];
 for (const [name, mutations] of caught)

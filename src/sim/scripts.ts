@@ -4,6 +4,7 @@
  */
 import type {Lsn} from '#postgres/lsn.ts';
 import {SeededRandom} from '#runtime/random.ts';
+import {decodeControlFile, encodeControlFile} from '#safekeeper/control-file.ts';
 import {commonPoint} from '#safekeeper/term-history.ts';
 import type {Mutations} from '#sim/mutations.ts';
 import {ScriptCell, type ScriptProposer} from '#sim/script.ts';
@@ -25,6 +26,8 @@ export const scripts: readonly Script[] = [
   script('an append of a deposed proposer comes late', lateAppend),
   script('acknowledgements of an earlier generation', acksOfEarlierGeneration),
   script('one term is won in two configurations', oneTermTwice),
+  script('the only donor is gone', donorGone),
+  script('a control file of many terms', manyTerms),
 ];
 
 function script(name: string, play: (mutations: Mutations) => void): Script {
@@ -245,6 +248,43 @@ function oneTermTwice(mutations: Mutations): void {
   p2.run();
   expect(p2.core.phase === 'elected', 'the new configuration elects');
   expect(p2.core.term > p1.core.term, 'one term was won in two configurations');
+}
+
+/**
+ * Past bug (461404f): a proposer was elected with the log of a safekeeper that was gone before anybody else had it, and
+ * waited for it for ever. Nothing of its term is committed, so it must start over among the others.
+ */
+function donorGone(mutations: Mutations): void {
+  const random = new SeededRandom(13);
+  const cell = new ScriptCell({nodes: 3, startLsn, mutations});
+  const p1 = cell.proposer([1, 2, 3]);
+  p1.run();
+  p1.step({kind: 'wal', lsn: startLsn, bytes: makeRecord(1, 1, 100, random)});
+  p1.run((node) => node === 1);
+  const p2 = cell.proposer([1, 2]);
+  p2.run();
+  expect(p2.core.phase === 'elected' && p2.core.termStartLsn > startLsn, 'the log of safekeeper 1 is the longest');
+  p2.step({kind: 'disconnected', peer: 1});
+  p2.connect(3);
+  for (let nowMs = 0; nowMs < 10_000; nowMs += 500) {
+    p2.step({kind: 'tick', nowMs, random: 0});
+    p2.run((node) => node !== 1);
+  }
+  expect(p2.core.phase === 'elected' && p2.core.commitLsn === startLsn, 'it waits for a donor that is gone');
+}
+
+/** Past bug (regression 0001): the message writer wrote into its old buffer when it had to grow. */
+function manyTerms(): void {
+  const {acceptor} = new ScriptCell({nodes: 3, startLsn}).node(1);
+  for (let terms = 1; terms <= 200; terms++) {
+    const history = Array.from({length: terms}, (_, i) => ({term: i, lsn: (startLsn + i * 8) as Lsn}));
+    const bytes = encodeControlFile({...acceptor.state, term: terms, history});
+    const back = decodeControlFile(bytes, 'safekeeper.control');
+    expect(
+      back.history.length === terms && back.history.at(-1)!.lsn === history.at(-1)!.lsn,
+      `${terms} terms come back`,
+    );
+  }
 }
 
 function change(

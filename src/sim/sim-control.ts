@@ -2,6 +2,7 @@
  * The control plane of a simulated world, as far as safekeepers' membership goes: drives the production MembershipChange. Its
  * store is durable; it dies between any two steps; its requests are lost, late, doubled, and so are the answers.
  */
+import {formatLsn} from '#postgres/lsn.ts';
 import {describeMembership} from '#sim/describe.ts';
 import type {ControlMutation} from '#sim/mutations.ts';
 import type {SimNode} from '#sim/sim-node.ts';
@@ -138,6 +139,12 @@ export class SimControl {
       stage.after(stage.latency(), () => {
         if (this.#life !== life) return;
         change.answered(node.id, position);
+        const {phase, joint} = change.state;
+        if (this.#bugs.has('joint-not-majority') && phase === 'joint' && position.generation >= joint.generation) {
+          const {term, lastLogTerm, flushLsn} = position;
+          const sync = {term, lastLogTerm, flushLsn: formatLsn(flushLsn)};
+          this.#change = new MembershipChange({...change.state, phase: 'catch-up', sync});
+        }
         this.#advanced();
       });
     };

@@ -26,7 +26,8 @@ class FileData {
   write(bytes: Buffer, position: number): void {
     this.current = put(this.current, bytes, position);
     this.size = Math.max(this.size, position + bytes.length);
-    this.unsynced.push({position, bytes: Buffer.from(bytes)});
+    // Nobody changes bytes after they were written.
+    this.unsynced.push({position, bytes});
   }
 
   /** The first `count` unsynced writes become durable. */
@@ -39,6 +40,7 @@ class FileData {
   }
 
   crash(random: Random): void {
+    if (this.unsynced.length === 0 && this.size === this.durableSize) return;
     if (this.unsynced.length > 0) {
       // The kernel writes back in any order: mostly a prefix of the writes, sometimes any of them; the last one may be torn.
       const anyOrder = random.float() < 0.3;
