@@ -1,8 +1,10 @@
 /** What pageservers, proxies and computes ask of the control plane. Internal tokens; loopback or the cell's own network. */
+import {sql} from 'kysely';
 import {asHttpError, type Claims, requireNode, type TokenVerifier} from '#wire/auth.ts';
 import {HttpError, type HttpRequest, type HttpResponse, type Route} from '#runtime/http.ts';
 import {ApiError} from '#control/api/errors.ts';
 import type {Endpoints} from '#control/endpoints.ts';
+import {nextGeneration} from '#control/generations.ts';
 import {branchOf, staticEndpoint, type StaticEndpointContext} from '#control/static-endpoints.ts';
 import type {EndpointTable, Store} from '#control/store/schema.ts';
 
@@ -97,15 +99,16 @@ function readTenants(body: unknown): TenantGeneration[] {
  * A pageserver that starts asks what it holds. Every tenant gets a new generation, in the transaction that reads it: whatever
  * an earlier process of the same node may still do is stale from here on. Body `{nodeId}`, answer `{tenants: [{id, generation}]}`.
  */
-async function reAttach({store}: InternalOptions, request: HttpRequest, claims: Claims): Promise<HttpResponse> {
+async function reAttach({store, clock}: InternalOptions, request: HttpRequest, claims: Claims): Promise<HttpResponse> {
   requireNode(claims, 'pageserver');
+  const floor = nextGeneration(0, clock);
   const body = await request.json();
   const nodeId = typeof body === 'object' && body !== null && 'nodeId' in body ? body.nodeId : undefined;
   if (typeof nodeId !== 'number') throw new HttpError(400, 'bad_request', 'the body must be {nodeId}');
   const tenants = await store.transaction().execute(async (trx) => {
     await trx
       .updateTable('attachments')
-      .set((e) => ({generation: e('generation', '+', 1)}))
+      .set({generation: sql<number>`case when generation + 1 > ${floor} then generation + 1 else ${floor} end`})
       .where('pageserver_id', '=', nodeId)
       .execute();
     return trx

@@ -78,7 +78,11 @@ async function lsnOf(context: StaticEndpointContext, branch: BranchTable, point:
   if (point.lsn !== undefined) {
     const lsn = parseLsn(point.lsn);
     if (lsn === undefined) throw apiErrors.badRequest(`${point.lsn} is not an LSN`);
-    if (lsn < (branch.parent_lsn ?? 0))
+    // A root branch has no parent to end where it begins.
+    const info = await context.storage
+      .pageserver(where.pageserverId)
+      .timeline(where.project.tenant_id, where.branch.timeline_id);
+    if (lsn < (branch.parent_lsn ?? info?.initialLsn ?? 0))
       throw apiErrors.badRequest(`LSN ${point.lsn} lies before the beginning of branch ${branch.name}`);
     return choose(context, where, {lsn});
   }

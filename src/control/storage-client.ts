@@ -36,6 +36,8 @@ export type TimestampAnswer = {readonly kind: 'present' | 'future' | 'past' | 'n
 /** Every call may be repeated: creating what exists and deleting what is gone succeed. */
 export interface PageserverClient {
   attachTenant(tenantId: string, generation: number): Promise<void>;
+  /** undefined: it does not hold the tenant. */
+  tenantGeneration(tenantId: string): Promise<number | undefined>;
   /** With all its objects. */
   deleteTenant(tenantId: string): Promise<void>;
   createTimeline(tenantId: string, timelineId: string, pgVersion: number, mode: TimelineMode): Promise<void>;
@@ -46,6 +48,8 @@ export interface PageserverClient {
   lsnByTimestamp(tenantId: string, timelineId: string, timestamp: string): Promise<TimestampAnswer>;
   setSafekeepers(tenantId: string, timelineId: string, safekeepers: readonly SafekeeperNode[]): Promise<void>;
   deleteTimeline(tenantId: string, timelineId: string): Promise<void>;
+  /** History of at least this long stays readable. */
+  setRetention(tenantId: string, timelineId: string, windowSeconds: number): Promise<void>;
 }
 
 export interface NewSafekeeperTimeline {
@@ -237,6 +241,11 @@ class HttpPageserver implements PageserverClient {
     await this.#http.call('PUT', `/v1/tenant/${tenantId}`, {body: {generation}});
   }
 
+  async tenantGeneration(tenantId: string): Promise<number | undefined> {
+    const {status, json} = await this.#http.call('GET', `/v1/tenant/${tenantId}`, {expected: [404]});
+    return status === 404 || typeof json['generation'] !== 'number' ? undefined : json['generation'];
+  }
+
   async deleteTenant(tenantId: string): Promise<void> {
     await this.#http.call('DELETE', `/v1/tenant/${tenantId}?objects=true`, {expected: [404], timeoutMs: 120_000});
   }
@@ -293,6 +302,10 @@ class HttpPageserver implements PageserverClient {
       kind,
       ...(json['lsn'] === undefined || json['lsn'] === null ? {} : {lsn: readLsn(json['lsn'], 'lsn_by_timestamp')}),
     };
+  }
+
+  async setRetention(tenantId: string, timelineId: string, windowSeconds: number): Promise<void> {
+    await this.#http.call('PUT', `/v1/tenant/${tenantId}/timeline/${timelineId}/retention`, {body: {windowSeconds}});
   }
 
   async setSafekeepers(tenantId: string, timelineId: string, safekeepers: readonly SafekeeperNode[]): Promise<void> {

@@ -52,6 +52,8 @@ export class FakeWorld implements StorageClients {
   >();
   readonly computes = new Map<string, ComputeSpec>();
   readonly configured: ComputeSpec[] = [];
+  /** Timeline id → seconds of history. */
+  readonly retention = new Map<string, number>();
   /** Endpoint id → when its compute was last used, ms. */
   readonly lastActive = new Map<string, number>();
   /** How far every timeline is in the object store. */
@@ -76,6 +78,7 @@ export class FakeWorld implements StorageClients {
         if (generation < held) throw new PermanentError(`attached with generation ${held}; ${generation} is older`);
         this.tenants.set(tenantId, generation);
       },
+      tenantGeneration: async (tenantId) => this.tenants.get(tenantId),
       deleteTenant: async (tenantId) => void this.tenants.delete(tenantId),
       createTimeline: async (tenantId, timelineId, _pgVersion, mode) => {
         this.#maybeFail('createTimeline');
@@ -96,11 +99,22 @@ export class FakeWorld implements StorageClients {
       },
       timeline: async (_tenantId, timelineId) => {
         const timeline = this.timelines.get(timelineId);
-        return timeline && {state: 'active', lastRecordLsn: timeline.lastRecordLsn, logicalSizeBytes: 1234};
+        return (
+          timeline && {
+            state: 'active',
+            lastRecordLsn: timeline.lastRecordLsn,
+            initialLsn: importLsn,
+            logicalSizeBytes: 1234,
+          }
+        );
       },
       lsnByTimestamp: async () => ({kind: 'present', lsn: (importLsn + 0x100) as Lsn}),
       setSafekeepers: async (_tenantId, timelineId, safekeepers) => {
         this.timelines.get(timelineId)!.safekeepers = safekeepers.length;
+      },
+      setRetention: async (_tenantId, timelineId, windowSeconds) => {
+        this.#maybeFail('setRetention');
+        this.retention.set(timelineId, windowSeconds);
       },
       deleteTimeline: async (_tenantId, timelineId) => {
         this.#maybeFail('deleteTimeline');

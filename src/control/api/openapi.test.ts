@@ -114,6 +114,8 @@ test('every response is as the specification wants it', async () => {
   await conform('GET', `${branch}/endpoints`);
   await conform('POST', `${branch}/restore`, {source_branch_id: made.branch.id, preserve_under_name: 'before'});
   await conform('GET', `${branch}/schema?db_name=neondb`);
+  await conform('GET', `${branch}/schema?db_name=neondb&lsn=0/1500000`);
+  await conform('GET', `${branch}/compare_schema?db_name=neondb&base_branch_id=${made.branch.id}`);
 
   await conform('GET', `${branch}/roles`);
   await conform('POST', `${branch}/roles`, {role: {name: 'alice'}});

@@ -10,7 +10,9 @@ import {type ApiRoute, route} from '#control/api/route.ts';
 import {createProjectBody, listQuery, updateProjectBody} from '#control/api/schemas.ts';
 import {Views} from '#control/api/views.ts';
 import {newSystemId} from '#control/bootstrap.ts';
+import {nextGeneration} from '#control/generations.ts';
 import {newBranchId, newEndpointId, newProjectId} from '#control/ids.ts';
+import type {OperationDraft} from '#control/operations/runner.ts';
 import {placeNewTimeline} from '#control/placement.ts';
 import {forgetProject} from '#control/store/forget.ts';
 import type {ProjectTable} from '#control/store/schema.ts';
@@ -100,7 +102,19 @@ export const projectRoutes: readonly ApiRoute[] = [
           })
           .where('id', '=', project.id)
           .execute();
-        return {operations: [], result: undefined};
+        const window = change.history_retention_seconds;
+        const operations: OperationDraft[] =
+          window === undefined || window === project.history_retention_seconds
+            ? []
+            : [
+                {
+                  projectId: project.id,
+                  action: 'apply_storage_config',
+                  kind: 'apply_retention',
+                  locks: [`retention:${project.id}`],
+                },
+              ];
+        return {operations, result: undefined};
       });
       const views = new Views(context.config);
       const now = await context.project(principal, project.id);
@@ -205,7 +219,11 @@ async function createProject(
     await trx.insertInto('projects').values(project).execute();
     await trx
       .insertInto('attachments')
-      .values({tenant_id: project.tenant_id, pageserver_id: pageserver.nodeId, generation: 1})
+      .values({
+        tenant_id: project.tenant_id,
+        pageserver_id: pageserver.nodeId,
+        generation: nextGeneration(0, context.clock),
+      })
       .execute();
     await trx
       .insertInto('branches')

@@ -198,6 +198,15 @@ export const schemaQuery = Type.Object({
   format: optional(Type.String({maxLength: 20})),
 });
 
+export const compareSchemaQuery = Type.Object({
+  db_name: identifier,
+  base_branch_id: optional(Type.String({maxLength: 60})),
+  lsn: optional(lsnText),
+  timestamp: optional(timestampText),
+  base_lsn: optional(lsnText),
+  base_timestamp: optional(timestampText),
+});
+
 export const connectionUriQuery = Type.Object({
   database_name: identifier,
   role_name: identifier,

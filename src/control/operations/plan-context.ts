@@ -1,8 +1,9 @@
 /** What plans work with, and the effects that several of them have. */
 import {sql} from 'kysely';
-import type {Clock} from '#runtime/clock.ts';
+import {type Clock, systemClock} from '#runtime/clock.ts';
 import type {Log} from '#runtime/log.ts';
 import type {Bootstrap} from '#control/bootstrap.ts';
+import {nextGeneration} from '#control/generations.ts';
 import type {ComputeLauncher} from '#control/launcher.ts';
 import type {PasswordVault} from '#control/scram.ts';
 import {allNodes, readSafekeeperSet, type SafekeeperSet} from '#control/safekeeper-set.ts';
@@ -70,15 +71,30 @@ const attachAttemptsMax = 5;
  * The pageserver holds the tenant under its present generation. A pageserver that re-attaches at the same moment raises the
  * generation between our reading and our asking; then the newer one is asked for.
  */
-export async function attach(store: Store, storage: StorageClients, branchId: string | null): Promise<void> {
+export async function attach(
+  store: Store,
+  storage: StorageClients,
+  branchId: string | null,
+  clock: Clock = systemClock,
+): Promise<void> {
   for (let attempt = 1; ; attempt++) {
     const {project, pageserverId, generation} = await whereIs(store, branchId);
     try {
       await storage.pageserver(pageserverId).attachTenant(project.tenant_id, generation);
       return;
     } catch (error) {
+      if (attempt === attachAttemptsMax) throw error;
       const now = await whereIs(store, branchId);
-      if (now.generation === generation || attempt === attachAttemptsMax) throw error;
+      if (now.generation !== generation) continue;
+      // Ours is older than what the pageserver has, and nobody here has raised it: we were restored from a backup.
+      const held = await storage.pageserver(pageserverId).tenantGeneration(project.tenant_id);
+      if (held === undefined || held <= generation) throw error;
+      await store
+        .updateTable('attachments')
+        .set({generation: nextGeneration(held, clock)})
+        .where('tenant_id', '=', project.tenant_id)
+        .where('generation', '=', generation)
+        .execute();
     }
   }
 }

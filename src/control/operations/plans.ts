@@ -30,6 +30,7 @@ export function makePlans(context: PlanContext): Plan[] {
     applyConfigPlan(context),
     deleteBranchPlan(context),
     deleteProjectPlan(context),
+    applyRetentionPlan(context),
     replaceSafekeeperPlan(context),
     restoreFromArchivePlan(context),
   ];
@@ -322,6 +323,34 @@ function applyConfigPlan(context: PlanContext): Plan {
         async record(trx, {state}) {
           if (typeof state['catalogVersion'] === 'number')
             await recordCatalogApplied(trx, state['branchId'] as string, state['catalogVersion']);
+        },
+      },
+    ],
+  };
+}
+
+/** The project's restore window has changed: every timeline of it gets the new one. */
+function applyRetentionPlan({store, storage}: PlanContext): Plan {
+  return {
+    kind: 'apply_retention',
+    steps: [
+      {
+        name: 'set-retention',
+        async effect({operation}) {
+          const branches = await store
+            .selectFrom('branches')
+            .select('id')
+            .where('project_id', '=', operation.project_id)
+            .where('deleted_at', 'is', null)
+            .where('state', '=', 'ready')
+            .execute();
+          for (const {id} of branches) {
+            const {project, branch, pageserverId} = await whereIs(store, id);
+            await storage
+              .pageserver(pageserverId)
+              .setRetention(project.tenant_id, branch.timeline_id, project.history_retention_seconds);
+          }
+          return undefined;
         },
       },
     ],

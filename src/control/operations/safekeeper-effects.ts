@@ -34,6 +34,10 @@ export function safekeeperEffects({store, storage}: PlanContext): SafekeeperEffe
       await storage
         .pageserver(where.pageserverId)
         .setSafekeepers(where.project.tenant_id, where.branch.timeline_id, nodes(where));
+      // From its first byte on: what a new timeline forgot before it was told would be gone.
+      await storage
+        .pageserver(where.pageserverId)
+        .setRetention(where.project.tenant_id, where.branch.timeline_id, where.project.history_retention_seconds);
     },
   };
 }
