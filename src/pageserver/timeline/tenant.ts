@@ -1,6 +1,7 @@
 /** The timelines of one tenant that is attached to this pageserver under one generation. */
 import type {Lsn} from '#postgres/lsn.ts';
 import {formatLsn} from '#postgres/lsn.ts';
+import {ObjectStoreError} from '#objectstore/object-store.ts';
 import type {GenerationValidator} from '../generation-validator.ts';
 import {
   type TimelineIndex,
@@ -244,8 +245,28 @@ async function deleteObjects(context: PageserverContext, prefix: string): Promis
   await context.store.delete(keys.filter((key) => parseIndexObjectKey(key) !== undefined));
 }
 
+/** Attachments that are going away may still replace an index or finish a deletion while their successor looks. */
+const loadTriesMax = 20;
+const loadPauseMs = 50;
+
 /** The newest index of each timeline whose generation is not above `generation`. */
 async function loadIndexes(
+  context: PageserverContext,
+  tenantId: string,
+  generation: number,
+): Promise<Map<string, TimelineIndex>> {
+  for (let tries = 1; ; tries++) {
+    try {
+      return await listAndLoadIndexes(context, tenantId, generation);
+    } catch (error) {
+      // Gone since it was listed: a later one took its place, or its timeline was deleted. The next list says which.
+      if (!(error instanceof ObjectStoreError) || error.code !== 'not-found' || tries === loadTriesMax) throw error;
+      await context.clock.sleep(loadPauseMs);
+    }
+  }
+}
+
+async function listAndLoadIndexes(
   context: PageserverContext,
   tenantId: string,
   generation: number,
