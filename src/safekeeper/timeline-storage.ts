@@ -81,6 +81,9 @@ export class TimelineStorage {
     this.state = decodeControlFile(options.disk.readFile(path), path);
     this.wal = new WalStore({...options, startLsn: this.state.localStartLsn});
     this.flushLsn = this.wal.recover(this.state.commitLsn, this.state.history, boundary);
+    // All of it had been archived; a crash came before the last file was removed.
+    const {localStartLsn, startLsn} = this.state;
+    if (localStartLsn > startLsn && localStartLsn === this.flushLsn) this.wal.drop(this.flushLsn, true);
   }
 
   /** Durable as far as AcceptorOutput demands it when this returns. Throws the disk's error. */

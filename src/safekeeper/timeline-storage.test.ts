@@ -1,0 +1,69 @@
+import assert from 'node:assert/strict';
+import {mkdtempSync, readdirSync, rmSync, writeFileSync} from 'node:fs';
+import {tmpdir} from 'node:os';
+import {join} from 'node:path';
+import {type TestContext, test} from 'node:test';
+import type {Lsn} from '#postgres/lsn.ts';
+import {segmentFileName, walSegmentSizeDefault as segmentSize} from '#postgres/wal/segment.ts';
+import {systemDisk} from '#runtime/disk.ts';
+import type {AcceptorState} from '#safekeeper/acceptor.ts';
+import {WalRecordBoundary} from '#safekeeper/record-boundary.ts';
+import {TimelineStorage, initialState} from '#safekeeper/timeline-storage.ts';
+import {WalLostError} from '#safekeeper/wal-store.ts';
+
+const startLsn = (5 * segmentSize + 0x2028) as Lsn;
+
+function folder(t: TestContext, changes: Partial<AcceptorState>): string {
+  const dir = mkdtempSync(join(tmpdir(), 'pagoda-storage-'));
+  t.after(() => rmSync(dir, {recursive: true, force: true}));
+  const directory = join(dir, 'timeline');
+  const state = initialState({
+    tenantId: '1'.repeat(32),
+    timelineId: '2'.repeat(32),
+    systemId: '7',
+    pgVersion: 150018,
+    startLsn,
+    membership: {generation: 1, members: [{nodeId: 1, host: 'localhost', port: 1}], newMembers: []},
+  });
+  TimelineStorage.create({disk: systemDisk, directory}, {...state, ...changes});
+  return directory;
+}
+
+function put(directory: string, segment: number, bytes: Buffer): void {
+  writeFileSync(join(directory, segmentFileName(1, segment)), bytes);
+}
+
+const segments = (directory: string): string[] => readdirSync(directory).filter((name) => name.length === 24);
+
+test('a crash between the control file and the removal of archived WAL: the next start removes it', (t) => {
+  const endLsn = (7 * segmentSize + 4096) as Lsn;
+  const rest = {commitLsn: endLsn, archivedLsn: endLsn, localStartLsn: endLsn};
+  const directory = folder(t, rest);
+  for (const segment of [5, 6]) put(directory, segment, Buffer.alloc(segmentSize, 1));
+  put(directory, 7, Buffer.concat([Buffer.alloc(4096, 1), Buffer.alloc(4096)]));
+  const storage = TimelineStorage.open({disk: systemDisk, directory}, new WalRecordBoundary());
+  assert.equal(storage.flushLsn, endLsn);
+  assert.deepEqual(segments(directory), []);
+  // What comes next begins where WAL ended, in a file with a hole; the hole is not read as WAL.
+  storage.apply({kind: 'write', lsn: endLsn, bytes: Buffer.from('abc')});
+  assert.equal(storage.wal.read(endLsn, 3).toString(), 'abc');
+  assert.equal(storage.wal.read((endLsn - 100) as Lsn, 3).length, 0);
+  storage.close();
+});
+
+test('trimmed up to a segment: what is left begins there, and must be there', (t) => {
+  const trimmed = {
+    commitLsn: (6 * segmentSize + 500) as Lsn,
+    archivedLsn: (6 * segmentSize) as Lsn,
+    localStartLsn: (6 * segmentSize) as Lsn,
+  };
+  const directory = folder(t, trimmed);
+  put(directory, 5, Buffer.alloc(segmentSize, 1));
+  put(directory, 6, Buffer.alloc(500, 1));
+  const storage = TimelineStorage.open({disk: systemDisk, directory}, new WalRecordBoundary());
+  assert.equal(storage.flushLsn, trimmed.commitLsn);
+  assert.deepEqual(segments(directory), [segmentFileName(1, 6)]);
+  storage.close();
+  put(directory, 6, Buffer.alloc(499, 1));
+  assert.throws(() => TimelineStorage.open({disk: systemDisk, directory}, new WalRecordBoundary()), WalLostError);
+});
