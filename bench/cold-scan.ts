@@ -1,7 +1,8 @@
 /**
  * `npm run bench -- cold-scan`: sequential scan of a table by a fresh compute (its directory deleted, all pages come from the
  * page server), against stock Postgres reading the same table from local disk with nothing of it in the file cache.
- * mbPerSecond is Pagoda's; ratio = its rate ÷ stock's.
+ * mbPerSecond is Pagoda's; ratio = its rate ÷ stock's. cpuPerPage: microseconds of CPU for each page of the table, by process,
+ * of the last round (on a busy machine they say more than the rate).
  *
  *   --megabytes N   of the table, default 256 (1024 for the record)     --rounds N   default 3
  */
@@ -12,6 +13,7 @@ import {parseArgs} from 'node:util';
 import {Pagoda} from '../test/pagoda.ts';
 import {PostgresCluster} from '../test/postgres-cluster.ts';
 import {stockDefaults} from './commit.ts';
+import {cpuPerUnit, readCpu} from './process-cpu.ts';
 import {alternate, median, printReport} from './report.ts';
 
 /** One process, no hint bits to set, nothing but the scan. */
@@ -34,6 +36,7 @@ export async function coldScan(args: string[]): Promise<void> {
   }
   const sized = await pagoda.query(`select pg_relation_size('big')::float8 as bytes`);
   const bytes = Number(sized[0]!['bytes']);
+  let cpuPerPage: Record<string, number> = {};
   const {pagoda: a, reference: b} = await alternate({
     rounds: Number(options.rounds),
     pagoda: async () => {
@@ -43,9 +46,12 @@ export async function coldScan(args: string[]): Promise<void> {
       try {
         await client.query(session);
         await client.query('select count(*) from pg_class'); // the catalogue is not what is measured
+        const before = readCpu(pagoda.processes(), roleOf);
         const started = performance.now();
         await client.query(scan);
-        return (performance.now() - started) / 1000;
+        const seconds = (performance.now() - started) / 1000;
+        cpuPerPage = cpuPerUnit(before, readCpu(pagoda.processes(), roleOf), bytes / 8192);
+        return seconds;
       } finally {
         await client.end();
       }
@@ -67,7 +73,14 @@ export async function coldScan(args: string[]): Promise<void> {
     mbPerSecond: bytes / 1e6 / median(a),
     stockMbPerSecond: bytes / 1e6 / median(b),
     bytes,
+    cpuPerPage,
   });
+}
+
+function roleOf(args: readonly string[]): string {
+  if (args.includes('pageserver')) return 'pageserver';
+  if (args.includes('compute')) return 'agent';
+  return args[0]?.startsWith('postgres:') === true ? 'postgres' : 'others';
 }
 
 /** Drops the relation files from the kernel's cache (posix_fadvise DONTNEED, by dd), without touching other programs' files. */
