@@ -364,88 +364,136 @@ export function pageIndexMultiDelete(page: Buffer, offsets: ArrayLike<number>, c
   const upper = pageGetUpper(page);
   const special = pageGetSpecial(page);
   const lines = maxOffset(page);
+  const words = lineWords(page, lines);
   let next = 0;
   let used = 0;
   let total = 0;
   let last = special;
   let presorted = true;
   for (let n = 1; n <= lines; n++) {
-    const offset = itemOffset(page, n);
-    const length = itemLength(page, n);
-    if (offset < upper || offset + maxAlign(length) > special || (offset & 7) !== 0) throw corruptedItem(page, n);
+    const word = words[n - 1]!;
+    const offset = word & 0x7fff;
+    const size = maxAlign(word >>> 17);
+    if (offset < upper || offset + size > special || (offset & 7) !== 0) throw corruptedItem(page, n);
     if (next < count && n === offsets[next]) {
       next++;
       continue;
     }
-    keptNumber[used] = n;
-    itemIndex[used] = used + 1;
-    itemAt[used] = offset;
-    itemSize[used] = maxAlign(length);
+    itemIndex[used] = used;
+    itemWord[used] = word;
     if (last > offset) last = offset;
     else presorted = false;
-    total += itemSize[used]!;
+    total += size;
     used++;
   }
   if (next !== count)
     throw new RedoError(`item numbers to delete are out of order or beyond the page's ${lines} items`);
   if (total > special - lower)
     throw new RedoError(`corrupted item lengths: total ${total}, available space ${special - lower}`);
-  for (let i = 0; i < used; i++) {
-    const from = 20 + keptNumber[i]! * 4;
-    const to = pageHeaderSize + i * 4;
-    if (from !== to) for (let k = 0; k < 4; k++) page[to + k] = page[from + k]!;
-  }
   setU16(page, pdLowerAt, pageHeaderSize + used * itemIdSize);
-  if (used > 0) compactify(page, used, presorted);
-  else setU16(page, pdUpperAt, special);
+  compactify(page, words, used, presorted);
+  putBackLines(page, words, used);
 }
 
-/** PageRepairFragmentation: closes the gaps between items after pruning, drops unused line pointers at the end. */
+/**
+ * PageRepairFragmentation: closes the gaps between items after pruning, drops unused line pointers at the end. Line pointers
+ * are read and written as words. Which of its four kinds one is cannot be predicted, so the first loop does not branch on it.
+ */
 export function pageRepairFragmentation(page: Buffer): void {
   checkPointersAligned(page);
   const lower = pageGetLower(page);
   const upper = pageGetUpper(page);
   const special = pageGetSpecial(page);
   const lines = maxOffset(page);
+  const words = lineWords(page, lines);
   let stored = 0;
   let unused = 0;
+  let unusedAtEnd = 0;
+  for (let i = 0; i < lines; i++) {
+    const word = words[i]!;
+    const isUnused = (((word >>> 15) & 3) - 1) >>> 31;
+    unused += isUnused;
+    unusedAtEnd = (unusedAtEnd + 1) & -isUnused;
+    const kept = word & (isUnused - 1);
+    words[i] = kept;
+    itemIndex[stored] = i;
+    itemWord[stored] = kept;
+    stored += (0 - (kept >>> 17)) >>> 31;
+  }
   let total = 0;
-  let lastUsed = 0;
   let last = special;
   let presorted = true;
-  let at = pageHeaderSize;
-  for (let n = 1; n <= lines; n++, at += itemIdSize) {
-    const offsetAndFlag = page[at]! | (page[at + 1]! << 8);
-    const flagAndLength = page[at + 2]! | (page[at + 3]! << 8);
-    if (offsetAndFlag < 0x8000 && (flagAndLength & 1) === 0) {
-      unused++;
-      continue;
-    }
-    if (flagAndLength > 1) {
-      const offset = offsetAndFlag & 0x7fff;
-      const size = maxAlign(flagAndLength >>> 1);
-      if (offset < upper || offset >= special || offset + size > special) throw corruptedItem(page, n);
-      itemIndex[stored] = n;
-      itemAt[stored] = offset;
-      itemSize[stored] = size;
-      if (last > offset) last = offset;
-      else presorted = false;
-      total += size;
-      stored++;
-    }
-    lastUsed = n;
+  for (let i = 0; i < stored; i++) {
+    const word = itemWord[i]!;
+    const offset = word & 0x7fff;
+    const size = ((word >>> 17) + 7) & ~7;
+    if (offset < upper || offset >= special || offset + size > special) throw corruptedItem(page, itemIndex[i]! + 1);
+    if (offset >= last) presorted = false;
+    else last = offset;
+    total += size;
   }
   if (total > special - lower)
     throw new RedoError(`corrupted item lengths: total ${total}, available space ${special - lower}`);
-  for (let n = 1; unused > 0 && n <= lines; n++)
-    if (itemFlags(page, n) === lpUnused) setItemId(page, n, 0, lpUnused, 0);
-  if (stored === 0) setU16(page, pdUpperAt, special);
-  else compactify(page, stored, presorted);
-  if (lastUsed !== lines) {
-    unused -= lines - lastUsed;
-    setU16(page, pdLowerAt, lower - itemIdSize * (lines - lastUsed));
+  compactify(page, words, stored, presorted);
+  putBackLines(page, words, lines);
+  if (unusedAtEnd > 0) setU16(page, pdLowerAt, lower - itemIdSize * unusedAtEnd);
+  setFreeLinesHint(page, unused > unusedAtEnd);
+}
+
+// Work arrays of the items being compacted: line pointers, and where they go. Redo is synchronous, so one set is enough.
+const itemIndex = new Uint16Array(itemsMax);
+const itemWord = new Uint32Array(itemsMax);
+const scratch = Buffer.alloc(pageSize);
+// Line pointers of a page that does not lie at a multiple of four: a copy, which putBackLines writes back.
+const alignedLines = new Uint32Array(itemsMax);
+const alignedBytes = Buffer.from(alignedLines.buffer);
+
+/** The first `lines` line pointers as words: lp_off 15 bits, lp_flags 2, lp_len 15. */
+function lineWords(page: Buffer, lines: number): Uint32Array {
+  if ((page.byteOffset & 3) === 0) return new Uint32Array(page.buffer, page.byteOffset + pageHeaderSize, lines);
+  page.copy(alignedBytes, 0, pageHeaderSize, pageHeaderSize + lines * itemIdSize);
+  return alignedLines;
+}
+
+function putBackLines(page: Buffer, words: Uint32Array, lines: number): void {
+  if (words === alignedLines) alignedBytes.copy(page, pageHeaderSize, 0, lines * itemIdSize);
+}
+
+/**
+ * compactify_tuples: moves the `count` items of itemWord to the end of the page, in list order from the special space
+ * downward, sets their line pointers (itemIndex counts from 0) and pd_upper. `presorted` = offsets descend, so that items can
+ * be moved in place. Adjacent items move in one copy. The callers have checked that all items lie in [pd_upper, pd_special)
+ * and fit.
+ */
+function compactify(page: Buffer, words: Uint32Array, count: number, presorted: boolean): void {
+  const special = pageGetSpecial(page);
+  let source = page;
+  if (!presorted) {
+    const oldUpper = pageGetUpper(page);
+    copyBytes(scratch, oldUpper, page, oldUpper, special - oldUpper);
+    source = scratch;
   }
-  setFreeLinesHint(page, unused > 0);
+  let upper = special;
+  // Items from head to tail lie side by side and have not been moved yet; they go to upper.
+  let tail = upper;
+  let head = upper;
+  for (let i = 0; i < count; i++) {
+    const word = itemWord[i]!;
+    const offset = word & 0x7fff;
+    const size = ((word >>> 17) + 7) & ~7;
+    const end = offset + size;
+    if (head !== end) {
+      if (presorted) moveBytes(page, upper, head, tail - head);
+      else copyBytes(page, upper, source, head, tail - head);
+      tail = end;
+    }
+    upper -= size;
+    head = offset;
+    words[itemIndex[i]!] = (word & 0xffff8000) | upper;
+  }
+  if (presorted) moveBytes(page, upper, head, tail - head);
+  else copyBytes(page, upper, source, head, tail - head);
+  setU16(page, pdUpperAt, upper);
 }
 
 /** PageTruncateLinePointerArray: drops unused line pointers at the end, but never the first one. */
@@ -457,54 +505,6 @@ export function pageTruncateLinePointerArray(page: Buffer): void {
   for (let n = kept; n >= 1 && !unusedLeft; n--) unusedLeft = itemFlags(page, n) === lpUnused;
   if (kept !== lines) setU16(page, pdLowerAt, pageGetLower(page) - itemIdSize * (lines - kept));
   setFreeLinesHint(page, unusedLeft);
-}
-
-// Work arrays of the item list being compacted; redo is synchronous, so one set is enough.
-const keptNumber = new Uint16Array(itemsMax);
-const itemIndex = new Uint16Array(itemsMax);
-const itemAt = new Uint16Array(itemsMax);
-const itemSize = new Uint16Array(itemsMax);
-const scratch = Buffer.alloc(pageSize);
-
-/**
- * compactify_tuples: moves the `count` items listed in the work arrays to the end of the page, in list order from the
- * special space downward, and sets pd_upper. `presorted` = offsets descend, so that items can be moved in place.
- * Adjacent items move in one copy. The callers have checked that all items lie in [pd_upper, pd_special) and fit.
- */
-function compactify(page: Buffer, count: number, presorted: boolean): void {
-  let upper = pageGetSpecial(page);
-  let i = 0;
-  // items that already stand where they belong
-  for (; i < count && upper === itemAt[i]! + itemSize[i]!; i++) upper -= itemSize[i]!;
-  if (i < count) {
-    let source = page;
-    if (!presorted) {
-      const oldUpper = pageGetUpper(page);
-      copyBytes(scratch, oldUpper, page, oldUpper, pageGetSpecial(page) - oldUpper);
-      source = scratch;
-    }
-    let tail = itemAt[i]! + itemSize[i]!;
-    let head = tail;
-    for (; i < count; i++) {
-      const offset = itemAt[i]!;
-      const size = itemSize[i]!;
-      const end = offset + size;
-      if (head !== end) {
-        if (presorted) moveBytes(page, upper, head, tail - head);
-        else copyBytes(page, upper, source, head, tail - head);
-        tail = end;
-      }
-      upper -= size;
-      head = offset;
-      // setItemOffset
-      const at = 20 + itemIndex[i]! * 4;
-      page[at] = upper;
-      page[at + 1] = (page[at + 1]! & 0x80) | (upper >>> 8);
-    }
-    if (presorted) moveBytes(page, upper, head, tail - head);
-    else copyBytes(page, upper, source, head, tail - head);
-  }
-  setU16(page, pdUpperAt, upper);
 }
 
 function checkPointersAligned(page: Buffer): void {
