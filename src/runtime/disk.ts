@@ -79,6 +79,7 @@ class SystemFile implements DiskFile {
   }
   sync(): Promise<void> {
     return new Promise((resolve, reject) => {
+      failpoint('disk.fdatasync.before');
       fs.fdatasync(this.#fd, (error) => {
         if (error) reject(new Error(`fdatasync of ${this.#path} failed: ${error.message}`, {cause: error}));
         else resolve();

@@ -24,6 +24,8 @@ export interface Row {
   readonly driver: Driver;
   /** Only this role's process is meant, when others take the step too. */
   readonly process?: string;
+  /** Walked a second time with the step failing (EIO) instead of the process dying there: the process must end by itself. */
+  readonly fails?: boolean;
   /** In the short form of the matrix (npm test). */
   readonly short?: boolean;
 }
@@ -120,7 +122,9 @@ const everySafekeeper = 'safekeeper-2';
 export const rows: Readonly<Record<string, Row>> = {
   // The atomic replacement of a file, as the safekeeper's control file.
   'disk.replace-write.before': {driver: election, process: everySafekeeper},
-  'disk.replace-write.after': {driver: election, process: everySafekeeper},
+  // A failing fsync of the control file, and of WAL: the node must stop, and never call it good at a second try.
+  'disk.replace-write.after': {driver: election, process: everySafekeeper, fails: true},
+  'disk.fdatasync.before': {driver: load, process: everySafekeeper, fails: true, short: true},
   'disk.replace-fsync.after': {driver: election, process: everySafekeeper, short: true},
   'disk.replace-rename.after': {driver: election, process: everySafekeeper, short: true},
   'disk.replace-directory-sync.after': {driver: election, process: everySafekeeper},

@@ -2,7 +2,7 @@
  * Walks the durable steps one by one on real processes: arm one, do what reaches it until its process has died of it, let it
  * come back, and look at everything that must hold.
  */
-import {existsSync, readFileSync, rmSync, writeFileSync} from 'node:fs';
+import {existsSync, readFileSync, renameSync, rmSync, writeFileSync} from 'node:fs';
 import {join} from 'node:path';
 import {setTimeout as sleep} from 'node:timers/promises';
 import pg from 'pg';
@@ -46,11 +46,13 @@ export async function runMatrix(options: MatrixOptions): Promise<{ok: boolean}> 
   const {log} = options;
   const steps = stepsInCode();
   const problems = tableProblems(steps);
-  const walked = steps
+  const walked: readonly {readonly name: string; readonly action: 'kill' | 'error'}[] = steps
     .filter((s) => rows[s.name] !== undefined)
-    .filter((s) =>
-      options.only === undefined ? !options.short || rows[s.name]!.short : s.name.includes(options.only),
-    );
+    .filter((s) => (options.only === undefined ? !options.short || rows[s.name]!.short : s.name.includes(options.only)))
+    .flatMap(({name}) => [
+      {name, action: 'kill'} as const,
+      ...(rows[name]!.fails ? [{name, action: 'error'} as const] : []),
+    ]);
   const armed = join(options.dir, 'armed');
   const cell = await Cell.start({
     dir: options.dir,
@@ -86,7 +88,10 @@ export async function runMatrix(options: MatrixOptions): Promise<{ok: boolean}> 
       const started = performance.now();
       const row = rows[step.name]!;
       rmSync(`${armed}.fired`, {force: true});
-      writeFileSync(armed, row.process === undefined ? step.name : `${step.name}:1:kill:${cell.pidOf(row.process)}`);
+      const pid = row.process === undefined ? undefined : cell.pidOf(row.process);
+      // In one piece: a process that looks meanwhile sees all of it or nothing.
+      writeFileSync(`${armed}.new`, `${step.name}:1:${step.action}:${pid ?? ''}`);
+      renameSync(`${armed}.new`, armed);
       while (!stage.hasFired() && performance.now() - started < reachMsMax) await row.driver(stage);
       rmSync(armed, {force: true});
       for (const link of cell.links.values()) if (link.fault !== undefined) link.healThenReset();
@@ -95,14 +100,16 @@ export async function runMatrix(options: MatrixOptions): Promise<{ok: boolean}> 
         log(`${step.name.padEnd(46)} NOT REACHED`);
         continue;
       }
+      const label = step.action === 'kill' ? step.name : `${step.name} (EIO)`;
       const diedMs = performance.now();
-      await recovered(cell, commits, stage, step.name, problems);
-      await checkLedger(cell, ledger, step.name, problems);
+      if (pid !== undefined) await ended(pid, label, problems);
+      await recovered(cell, commits, stage, label, problems);
+      await checkLedger(cell, ledger, label, problems);
       if (i % compareEvery === compareEvery - 1 || i === walked.length - 1)
         await compareSafekeepers(cell, problems, () => {});
       if (problems.length === before) survived++;
       log(
-        `${step.name.padEnd(46)} ${problems.length === before ? 'ok' : 'FAILED'}  reached after ${seconds(diedMs - started)}, all well after ${seconds(performance.now() - diedMs)}`,
+        `${label.padEnd(46)} ${problems.length === before ? 'ok' : 'FAILED'}  reached after ${seconds(diedMs - started)}, all well after ${seconds(performance.now() - diedMs)}`,
       );
       if (problems.length > before) log(cell.logTails(5));
     }
@@ -119,6 +126,15 @@ export async function runMatrix(options: MatrixOptions): Promise<{ok: boolean}> 
 }
 
 const seconds = (ms: number): string => `${(ms / 1000).toFixed(1)} s`;
+
+/** A step that failed must end its process: what a failed fsync has covered is not known any more. */
+async function ended(pid: number, step: string, problems: string[]): Promise<void> {
+  for (let waited = 0; waited < 15_000; waited += 50) {
+    if (!existsSync(`/proc/${pid}`)) return;
+    await sleep(50);
+  }
+  problems.push(`${step}: its process (pid ${pid}) goes on`);
+}
 
 /** Commits go on, every role serves, safekeepers agree, and the pageserver takes in what is committed. */
 async function recovered(cell: Cell, commits: Commits, stage: Stage, step: string, problems: string[]): Promise<void> {
