@@ -444,6 +444,19 @@ export function connectSocket(address: Address): net.Socket {
   return net.connect('path' in address ? {path: address.path} : {host: address.host, port: address.port});
 }
 
+/** A socket that reads into one piece of memory again and again: `onBytes` is given a view that is valid until it returns. */
+export function connectReading(address: Address, bufferBytes: number, onBytes: (view: Buffer) => void): net.Socket {
+  const buffer = Buffer.allocUnsafeSlow(bufferBytes);
+  const onread: net.OnReadOpts = {
+    buffer,
+    callback(bytes) {
+      onBytes(buffer.subarray(0, bytes));
+      return true;
+    },
+  };
+  return net.connect('path' in address ? {path: address.path, onread} : {...address, onread});
+}
+
 export type {Socket} from 'node:net';
 /** What a socket and a WebSocket's bytes have in common. */
 export type {Duplex as Stream} from 'node:stream';

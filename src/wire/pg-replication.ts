@@ -7,7 +7,7 @@
  *   client.start({slot, startLsn, onWal, onEnd});      then client.sendStatus(lsn) whenever durability advances
  */
 import {type Lsn, formatLsn} from '#postgres/lsn.ts';
-import {type Address, type Socket, connectSocket} from '#runtime/net.ts';
+import {type Address, type Socket, connectReading} from '#runtime/net.ts';
 
 export interface ReplicationConnectOptions {
   readonly address: Address;
@@ -45,14 +45,19 @@ export class PostgresError extends Error {
 
 /** A message longer than this is no message (walsender sends at most 128 KiB of WAL at once). */
 const messageBytesMax = 16 * 1024 * 1024;
+/** Read at once; walsender's messages are as large. */
+const readBytes = 128 * 1024;
+const slabBytes = 1024 * 1024;
 const twoPow32 = 4294967296;
 
 export class ReplicationClient {
   readonly #socket: Socket;
-  /** Of a message that has not arrived whole. */
-  #parts: Buffer[] = [];
+  /** Of the message that is arriving: type and length, then its body; how much of the one or the other is here. */
+  readonly #header = Buffer.alloc(5);
+  #body: Buffer | undefined;
   #have = 0;
-  #need = 5;
+  #slab = Buffer.alloc(0);
+  #slabUsed = 0;
   #onMessage: (type: number, body: Buffer) => void = () => {};
   #onClose: (error: Error) => void = () => {};
   #error: Error | undefined;
@@ -60,7 +65,7 @@ export class ReplicationClient {
 
   /** Rejects with PostgresError, or the socket's error. Authentication must be `trust` or `peer`: the socket is local. */
   static async connect(options: ReplicationConnectOptions): Promise<ReplicationClient> {
-    const client = new ReplicationClient(connectSocket(options.address));
+    const client = new ReplicationClient(options.address);
     const parameters = [
       'user',
       options.user,
@@ -95,10 +100,10 @@ export class ReplicationClient {
     return client;
   }
 
-  private constructor(socket: Socket) {
+  private constructor(address: Address) {
+    const socket = connectReading(address, readBytes, (view) => this.#receive(view));
     this.#socket = socket;
     socket.setNoDelay(true);
-    socket.on('data', (chunk: Buffer) => this.#receive(chunk));
     socket.on('error', (error: Error) => (this.#error ??= error));
     socket.on('close', () => this.#onClose(this.#error ?? new Error('PostgreSQL closed the connection')));
   }
@@ -226,36 +231,43 @@ export class ReplicationClient {
     this.#socket.write(Buffer.concat([head, body]));
   }
 
-  #receive(chunk: Buffer): void {
-    let buffer = chunk;
-    if (this.#have > 0) {
-      this.#parts.push(chunk);
-      this.#have += chunk.length;
-      if (this.#have < this.#need) return;
-      buffer = Buffer.concat(this.#parts, this.#have);
-      this.#parts = [];
+  /** `view` is read over again: what is kept of it is copied, each message once, to where it stays. */
+  #receive(view: Buffer): void {
+    for (let at = 0; at < view.length;) {
+      if (this.#body === undefined) {
+        const count = view.copy(this.#header, this.#have, at, Math.min(view.length, at + 5 - this.#have));
+        at += count;
+        this.#have += count;
+        if (this.#have < 5) return;
+        const length = this.#header.readUInt32BE(1);
+        if (length < 4 || length > messageBytesMax) {
+          this.#socket.destroy(new Error(`PostgreSQL announced a message of ${length} bytes`));
+          return;
+        }
+        this.#body = this.#take(length - 4);
+        this.#have = 0;
+      }
+      const body = this.#body;
+      const count = view.copy(body, this.#have, at);
+      at += count;
+      this.#have += count;
+      if (this.#have < body.length) return;
+      this.#body = undefined;
       this.#have = 0;
-    }
-    let at = 0;
-    this.#need = 5;
-    while (buffer.length - at >= 5) {
-      const length = buffer.readUInt32BE(at + 1);
-      if (length < 4 || length > messageBytesMax) {
-        this.#socket.destroy(new Error(`PostgreSQL announced a message of ${length} bytes`));
-        return;
-      }
-      if (buffer.length - at < 1 + length) {
-        this.#need = 1 + length;
-        break;
-      }
-      this.#onMessage(buffer[at]!, buffer.subarray(at + 5, at + 1 + length));
+      this.#onMessage(this.#header[0]!, body);
       if (this.#socket.destroyed) return;
-      at += 1 + length;
     }
-    if (at < buffer.length) {
-      this.#parts = [buffer.subarray(at)];
-      this.#have = buffer.length - at;
+  }
+
+  /** Memory for a message. Many share one large piece: each piece of memory outside the heap costs the collector. */
+  #take(length: number): Buffer {
+    if (length > slabBytes / 4) return Buffer.allocUnsafeSlow(length);
+    if (this.#slab.length - this.#slabUsed < length) {
+      this.#slab = Buffer.allocUnsafeSlow(slabBytes);
+      this.#slabUsed = 0;
     }
+    this.#slabUsed += length;
+    return this.#slab.subarray(this.#slabUsed - length, this.#slabUsed);
   }
 }
 
