@@ -9,6 +9,7 @@ import {setTimeout as sleep} from 'node:timers/promises';
 import {runBroker} from '#broker/server.ts';
 import {FailingObjectStore} from '#objectstore/failing-object-store.ts';
 import {FolderObjectStore} from '#objectstore/folder-object-store.ts';
+import type {ObjectStore} from '#objectstore/object-store.ts';
 import {RetryingObjectStore} from '#objectstore/retrying-object-store.ts';
 import {WalArchive} from '#objectstore/wal-archive.ts';
 import {type Lsn, formatLsn, parseLsn} from '#postgres/lsn.ts';
@@ -49,6 +50,8 @@ export interface CellOptions {
   /** Each safekeeper is a process of its own; its object store is the folder, and stop() is kill -9. */
   readonly processes?: boolean;
   readonly dataDir?: (nodeId: number) => string;
+  /** Instead of a folder. */
+  readonly store?: ObjectStore;
 }
 
 export class Cell {
@@ -78,7 +81,7 @@ export class Cell {
     this.#options = options;
     const root = join(this.dir, 'objects');
     this.store = new FailingObjectStore(
-      new FolderObjectStore({root, disk: systemDisk, random: systemRandom, nowMs: Date.now()}),
+      options.store ?? new FolderObjectStore({root, disk: systemDisk, random: systemRandom, nowMs: Date.now()}),
     );
   }
 
