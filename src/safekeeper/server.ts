@@ -34,8 +34,8 @@ const helloTimeoutMs = 15_000;
 const publishMs = 1000;
 /** A timeline that nobody has used for so long, and that has nothing left to do, leaves memory. */
 const unloadAfterMsDefault = 60_000;
-/** At start all timelines are looked at, so many at a time, a second apart: whether a peer has more, and what to archive. */
-const firstLooks = 50;
+/** At start all timelines are looked at one by one, so far apart: whether a peer has more, and what to archive. */
+const lookMs = 20;
 const idPattern = /^[0-9a-f]{32}$/;
 /** Exit code after a disk failure (EX_IOERR). */
 const exitDiskFailure = 74;
@@ -181,11 +181,15 @@ export async function runSafekeeper(
     timer = clock.setTimer(publishMs, everySecond);
     fresh.clear();
     for (const timeline of registry.loaded()) if (timeline.isActive || !timeline.isAtRest) changed.add(timeline);
-    registry.look(firstLooks);
     publisher?.publish([...changed].map(info));
     changed.clear();
     registry.unloadIdle(config.unloadAfterMs ?? unloadAfterMsDefault);
     metrics.timelines.set(registry.loaded().length);
+  }
+
+  let lookTimer = clock.setTimer(lookMs, lookAtNext);
+  function lookAtNext(): void {
+    if (registry.lookAtNext()) lookTimer = clock.setTimer(lookMs, lookAtNext);
   }
 
   return {
@@ -193,6 +197,7 @@ export async function runSafekeeper(
     httpPort: http.port,
     async stop() {
       timer.cancel();
+      lookTimer.cancel();
       publisher?.close();
       subscriber?.close();
       registry.close();

@@ -67,21 +67,24 @@ export class TimelineRegistry {
     return this.#known;
   }
 
-  /** Loads up to `count` of those that were not looked at since the start: what it has to do, a loaded timeline does. */
-  look(count: number): void {
-    for (const key of [...this.#unseen].slice(0, count)) {
-      this.#unseen.delete(key);
-      const [tenantId, timelineId] = key.split('/') as [string, string];
-      try {
-        this.get(tenantId, timelineId);
-      } catch (error) {
-        this.#options.log.error('a timeline cannot be loaded', {
-          tenant: tenantId,
-          timeline: timelineId,
-          error: String(error),
-        });
-      }
+  /**
+   * Loads one of those that were not looked at since the start: what it has to do, a loaded timeline does. False: all were.
+   */
+  lookAtNext(): boolean {
+    const [key] = this.#unseen;
+    if (key === undefined) return false;
+    this.#unseen.delete(key);
+    const [tenantId, timelineId] = key.split('/') as [string, string];
+    try {
+      this.get(tenantId, timelineId);
+    } catch (error) {
+      this.#options.log.error('a timeline cannot be loaded', {
+        tenant: tenantId,
+        timeline: timelineId,
+        error: String(error),
+      });
     }
+    return true;
   }
 
   /** A peer's news; a timeline of ours that is not in memory is loaded, since it is written to. */
