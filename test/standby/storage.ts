@@ -77,7 +77,8 @@ export class Storage {
         layerAgeMs: 3_600_000,
         frozenLayersMax: 3,
         relationSizesMax: 500,
-        ...(options.churn === true ? churnLimits : {}),
+        // Nobody compacts here: ingest must not wait for it.
+        ...(options.churn === true ? churnLimits : {compaction: {enabled: false}}),
         ...options.limits,
       }),
       memory: new MemoryBudget(512 << 20),
