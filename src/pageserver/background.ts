@@ -128,7 +128,7 @@ export class Background {
     try {
       timeline.releaseIdle();
       await timeline.collectGarbage();
-      this.wake(timeline);
+      if (timeline.hasCompactionWork) this.wake(timeline);
     } catch (error) {
       this.#context.log.warn('history was not collected', {
         tenant: timeline.tenantId,

@@ -13,6 +13,8 @@ import {TimelineError} from './timeline/timeline-reader.ts';
 import type {Timeline, TimelineInfo} from './timeline/timeline.ts';
 
 const idPattern = /^[0-9a-f]{32}$/;
+/** A basebackup may take so long before GC may overtake it. */
+const basebackupMsMax = 300_000;
 const statisticsBytesMax = 64 * 1024 * 1024;
 
 /** HTTP status of each code of TimelineError. */
@@ -293,7 +295,8 @@ async function sendBasebackup(pageserver: Pageserver, request: HttpRequest): Pro
   const timeline = find(pageserver, request);
   const asked = request.query.get('lsn');
   const lsn = asked === null ? timeline.lastRecordLsn : lsnOf(asked, 'lsn');
-  await timeline.waitForLsn(lsn);
+  // What is being sent must not become history in the middle.
+  await timeline.lease(lsn, basebackupMsMax);
   const {lastRecordStartLsn} = timeline.state;
   const known = lsn === timeline.lastRecordLsn && lastRecordStartLsn !== undefined;
   return {

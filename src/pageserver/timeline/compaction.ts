@@ -92,8 +92,8 @@ export class Compactor {
     this.#sweep = undefined;
   }
 
-  /** What GC looks at: removes layers that nothing can read, and begins images that set others free. */
-  collect(cutoff: Lsn): void {
+  /** What GC looks at: removes layers that nothing can read, and begins images that set others free. True: neither was needed. */
+  collect(cutoff: Lsn): boolean {
     const state = this.#state;
     // At the end of history a version may still come for an LSN that was reached already (putStatistics).
     const points = [...heldPoints(state, cutoff), cutoff].filter((at) => at < state.diskConsistentLsn);
@@ -108,10 +108,12 @@ export class Compactor {
       const next = points.find((at) => at > sweep.lsn);
       this.#sweep = next === undefined ? undefined : {lsn: next, from: sweep.from};
     }
-    if (this.#sweep !== undefined || !state.context.limits.compaction.enabled) return;
+    const idle = removable.length === 0 && this.#sweep === undefined;
+    if (this.#sweep !== undefined || !state.context.limits.compaction.enabled) return idle;
     const {garbageRatio} = state.context.limits.compaction;
     const lsn = planSweep(state.layers.descriptions(), points, garbageRatio, state.logicalSizeBytes);
     if (lsn !== undefined) this.#sweep = {lsn, from: wholeKeySpace.start};
+    return idle && lsn === undefined;
   }
 
   #plan(): (() => Promise<void>) | undefined {

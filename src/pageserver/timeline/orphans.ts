@@ -29,15 +29,19 @@ export async function sweepOrphans(context: PageserverContext, tenant: Tenant): 
     const safe = timeline.safeIndex;
     if (safe !== undefined) indexes.set(timeline.timelineId, safe);
   }
+  const timelineOf = (key: string): string => key.slice(prefix.length, key.indexOf('/', prefix.length));
+  const indexed = new Set(
+    listed.filter(({key}) => parseIndexObjectKey(key) !== undefined).map(({key}) => timelineOf(key)),
+  );
   const orphans: string[] = [];
   for (const {key} of listed) {
-    const timelineId = key.slice(prefix.length, key.indexOf('/', prefix.length));
+    const timelineId = timelineOf(key);
     const index = parseIndexObjectKey(key);
     if (index === undefined) {
       const written = layerGeneration(key);
-      // Only of timelines that are here: others may be archived, or on their way in or out.
-      if (written !== undefined && written <= generation && tenant.has(timelineId) && !known.has(key))
-        orphans.push(key);
+      // Of timelines that are here, and of those that were deleted (an index is the first object of a timeline and the last).
+      const ours = tenant.has(timelineId) || !indexed.has(timelineId);
+      if (written !== undefined && written <= generation && ours && !known.has(key)) orphans.push(key);
       continue;
     }
     const newest = indexes.get(timelineId);

@@ -19,7 +19,7 @@ import {
   type TimelineLifecycle,
   defaultRetention,
 } from './index-object.ts';
-import {checkKept, lease} from './kept-history.ts';
+import {checkKept, heldPoints, lease} from './kept-history.ts';
 import {type Key, checkpointStateKey, keyKind, rangeOf, relationMapKey, slruPrefix} from './key.ts';
 import {buildPage, read, readOn, tryBlob, tryBlobs, tryCollect, tryRelInfo, tryRelPages} from './read-path.ts';
 import {LsnWaiters} from './lsn-waiters.ts';
@@ -74,6 +74,10 @@ export class Timeline implements TimelineReader {
   /** Ingest has frozen a layer while compaction is behind: it waits so long before it goes on. */
   #debtMs = 0;
   readonly #attachedMs: number;
+  /** No commit lies in the restore window. */
+  #windowIsEmpty = false;
+  /** As of the last collection, when it found that there is nothing more to do before one of these changes. */
+  #collected: {readonly lastRecordLsn: Lsn; readonly retention: Retention; readonly held: number} | undefined;
   /** Somebody waits for WAL: set by the driver of ingest. */
   onWanted: () => void = () => {};
   /** The driver of ingest forgets what it has in memory; false: it is at work. */
@@ -537,12 +541,20 @@ export class Timeline implements TimelineReader {
     const {clock, limits} = state.context;
     if (this.#stopped || !this.isReadableAt(state.lastRecordLsn)) return;
     if (clock.monotonicMs() - this.#attachedMs < limits.leaseMsMax) return;
+    // Thousands of branches rest: nothing is looked up for those that have nothing to lose, or nothing new.
+    const {length: held} = heldPoints(state, state.lastRecordLsn);
+    const {lastRecordLsn, retention} = state;
+    const done = this.#collected;
+    if (state.layers.count === 0) return;
+    if (done?.lastRecordLsn === lastRecordLsn && done.retention === retention && done.held === held) return;
     const cutoff = await this.#windowStart();
     if (this.#stopped || state.lifecycle !== 'active') return;
     failpoint('pageserver.gc.before');
     // In one turn: from now on nobody reads below, and the next index says so together with the layers it is without.
     if (cutoff > state.gcCutoffLsn) state.gcCutoffLsn = cutoff;
-    this.#compactor.collect(state.gcCutoffLsn);
+    const idle = this.#compactor.collect(state.gcCutoffLsn);
+    // The cutoff cannot move before something is written: nothing lies between it and the end but what is always kept.
+    if (idle && this.#windowIsEmpty) this.#collected = {lastRecordLsn, retention, held};
   }
 
   async #windowStart(): Promise<Lsn> {
@@ -552,7 +564,13 @@ export class Timeline implements TimelineReader {
     const byTime = found.kind === 'present' || found.kind === 'future' ? found.lsn : state.initialLsn;
     const byBytes = windowBytes === 0 ? byTime : state.lastRecordLsn - windowBytes;
     const end = state.diskConsistentLsn - 1;
+    this.#windowIsEmpty = found.kind !== 'present' && found.kind !== 'past';
     return Math.max(state.initialLsn, Math.min(byTime, byBytes, end)) as Lsn;
+  }
+
+  /** compactionStep() would find something to do. */
+  get hasCompactionWork(): boolean {
+    return !this.#stopped && this.#compactor.hasWork;
   }
 
   /** Layers that wait for compaction: who has most goes first. */
