@@ -61,11 +61,14 @@ export class FakeWorld implements StorageClients {
   starts = 0;
   /** Makes every call whose name is in here fail. */
   readonly broken = new Set<string>();
+  /** The same, and trying again does not help. */
+  readonly refused = new Set<string>();
   startDelayMs = 0;
   /** Something that happens between a decision to attach and its arrival. */
   beforeAttach: ((tenantId: string) => Promise<void>) | undefined;
 
   #maybeFail(call: string): void {
+    if (this.refused.has(call)) throw new PermanentError(`${call} is refused`);
     if (this.broken.has(call)) throw new Error(`${call} is broken`);
   }
 

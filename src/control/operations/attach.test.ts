@@ -74,3 +74,40 @@ test('a control plane that was restored from an old backup never gives out a gen
   assert.ok(!seen.has(world.tenants.get(tenant)!), 'a number that nobody had');
   assert.ok(world.tenants.get(tenant)! > Math.max(...seen));
 });
+
+test('a branch or project that cannot be made leaves nothing in storage', async (t) => {
+  const world = new FakeWorld();
+  const control = await startControl(world);
+  t.after(() => control.stop());
+  const {project} = (await call(control, 'POST', '/projects', {project: {name: 'p'}})).json as unknown as {
+    project: {id: string};
+  };
+  const before = [...world.timelines.keys()];
+  const settled = async (): Promise<void> => {
+    for (;;) {
+      const open = await control.store
+        .selectFrom('operations')
+        .select('id')
+        .where('status', 'in', ['scheduling', 'running'])
+        .execute();
+      if (open.length === 0) return;
+      await systemClock.sleep(20);
+    }
+  };
+  world.refused.add('safekeeper-3');
+  const {status} = await call(control, 'POST', `/projects/${project.id}/branches`, {branch: {name: 'kid'}});
+  assert.equal(status, 422);
+  await settled();
+  assert.deepEqual([...world.timelines.keys()], before, 'the pageserver has forgotten the timeline');
+  assert.deepEqual(
+    [...world.walTimelines.keys()].filter((key) => !before.some((id) => key.endsWith(id))),
+    [],
+    'and the safekeepers',
+  );
+  await call(control, 'POST', '/projects', {project: {name: 'second'}});
+  await settled();
+  assert.deepEqual([...world.timelines.keys()], before);
+  assert.equal(world.tenants.size, 1, 'the tenant is gone too');
+  world.refused.clear();
+  assert.equal((await call(control, 'POST', `/projects/${project.id}/branches`, {branch: {name: 'kid'}})).status, 201);
+});

@@ -8,6 +8,7 @@
  *  2. What an effect learned and a later step needs, it returns: it is kept in the operation's state.
  *  3. Every plan converges from every step: to done, or, where `failuresMax` says so, to undone by `onFailed`.
  */
+import type {OperationDraft} from '#control/operations/runner.ts';
 import type {OperationTable, StoreTransaction} from '#control/store/schema.ts';
 
 /** JSON, kept with the operation. */
@@ -35,6 +36,8 @@ export interface Plan {
     trx: StoreTransaction,
     context: StepContext & {readonly nowMs: number; readonly error: string},
   ): Promise<void>;
+  /** What is to be done about what a given-up operation may have left in storage; submitted in the same transaction. */
+  cleanUp?(operation: Readonly<OperationTable>): readonly OperationDraft[];
 }
 
 /** Trying again cannot help: the operation fails at once. The message is for the user. */

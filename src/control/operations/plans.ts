@@ -71,6 +71,15 @@ function createRootPlan(context: PlanContext): Plan {
     async onFailed(trx, {operation, nowMs}) {
       await forgetProject(trx, operation.project_id, nowMs);
     },
+    cleanUp: ({project_id: projectId, branch_id: branchId, locks}) => [
+      {
+        projectId,
+        ...(branchId === null ? {} : {branchId}),
+        action: 'delete_timeline',
+        kind: 'delete_project',
+        locks: JSON.parse(locks) as string[],
+      },
+    ],
     steps: [
       {
         name: 'attach',
@@ -147,6 +156,15 @@ function createBranchPlan(context: PlanContext): Plan {
     async onFailed(trx, {operation, nowMs}) {
       await forgetBranch(trx, operation.branch_id!, nowMs);
     },
+    cleanUp: ({project_id: projectId, branch_id: branchId, locks}) => [
+      {
+        projectId,
+        branchId: branchId!,
+        action: 'delete_timeline',
+        kind: 'delete_branch',
+        locks: JSON.parse(locks) as string[],
+      },
+    ],
   };
 }
 

@@ -152,9 +152,19 @@ export class OperationRunner {
 
   #ended(id: string): void {
     const startable = this.#scheduler.finish(id);
+    // A failure may have submitted what cleans up behind it.
+    this.#kickSoon();
     for (const done of this.#waiting.get(id) ?? []) done();
     this.#waiting.delete(id);
     this.#run(startable);
+  }
+
+  #kickSoon(): void {
+    if (this.#stopped) return;
+    const active = this.kick()
+      .catch((error: unknown) => this.#options.log.error('operations could not be looked for', {error}))
+      .then(() => void this.#active.delete(active));
+    this.#active.add(active);
   }
 
   #retryAt(id: string, timeMs: number): void {
@@ -247,6 +257,7 @@ export class OperationRunner {
       log.error('operation failed', fields);
       await store.transaction().execute(async (trx) => {
         await plan.onFailed?.(trx, {operation, state, nowMs, error: error.message});
+        await this.submit(trx, plan.cleanUp?.(operation) ?? []);
         await trx
           .updateTable('operations')
           .set({
