@@ -11,7 +11,7 @@
  * Safekeepers that lack older WAL get it from one that has it (`recover`), those that lack newer from our window.
  *
  * When the membership changes (wire/membership.ts) we stay with our configuration until so many members have left it that it
- * can have no quorum; then we take the newest we heard of and greet everybody anew, in whatever phase we are. An elected
+ * can have no quorum, or until those that are left do not come for a while; then we take the newest we heard of and greet everybody anew, in whatever phase we are. An elected
  * proposer stays elected: only acknowledgements are collected again, since they count in one generation only.
  *
  * Invariants (reliability.md 1 A): 7 commitLsn is what a quorum has durable, and at least termStartLsn: WAL of older terms
@@ -92,7 +92,8 @@ export type ProposerMutation =
   | 'count-any-generation'
   | 'votes-of-any-term'
   | 'start-at-donors-commit'
-  | 'never-starts-over';
+  | 'never-starts-over'
+  | 'never-left-alone';
 
 export interface ProposerOptions {
   readonly tenantId: string;
@@ -142,6 +143,7 @@ export interface ProposerSnapshot {
   readonly sourcePaused: boolean;
   readonly progress: number;
   readonly progressAtMs: number | undefined;
+  readonly aloneSinceMs: number | undefined;
   readonly peers: readonly Readonly<Peer>[];
 }
 
@@ -195,6 +197,8 @@ export class Proposer {
   /** While not synced: what safekeepers have, in sum, and since when it has not grown. */
   #progress = 0;
   #progressAtMs: number | undefined;
+  /** A newer configuration is known, and ours has had no quorum of connections since then. */
+  #aloneSinceMs: number | undefined;
 
   constructor(options: ProposerOptions) {
     this.#options = options;
@@ -289,6 +293,7 @@ export class Proposer {
       sourcePaused: this.#sourcePaused,
       progress: this.#progress,
       progressAtMs: this.#progressAtMs,
+      aloneSinceMs: this.#aloneSinceMs,
       peers: Array.from(this.#peers.values(), (peer) => ({...peer})),
     };
   }
@@ -307,6 +312,7 @@ export class Proposer {
     this.#sourcePaused = s.sourcePaused;
     this.#progress = s.progress;
     this.#progressAtMs = s.progressAtMs;
+    this.#aloneSinceMs = s.aloneSinceMs;
     this.#peers.clear();
     for (const peer of s.peers) this.#peers.set(peer.nodeId, {...peer});
   }
@@ -405,9 +411,28 @@ export class Proposer {
     }
   }
 
-  /** Takes the newest configuration once those that have not left ours cannot be a quorum of it. */
-  #followMembership(out: ProposerOutput[]): void {
-    if (isQuorum(this.#membership, (nodeId) => this.#peers.get(nodeId)!.newer === undefined)) return;
+  /**
+   * Those that have not left our configuration may still be a quorum of it, but do not come: they are gone for good (excluded
+   * while we knew nothing), or down. After a while the newer configuration is the better hope.
+   */
+  #isLeftAlone(nowMs: number): boolean {
+    const here = (nodeId: number): boolean => {
+      const {phase} = this.#peers.get(nodeId)!;
+      return phase !== 'offline' && phase !== 'ahead';
+    };
+    const known = [...this.#peers.values()].some((peer) => peer.newer !== undefined);
+    if (!known || this.#has('never-left-alone') || isQuorum(this.#membership, here)) {
+      this.#aloneSinceMs = undefined;
+      return false;
+    }
+    this.#aloneSinceMs ??= nowMs;
+    return nowMs - this.#aloneSinceMs > stuckMs;
+  }
+
+  /** Takes the newest configuration once those that have not left ours cannot be a quorum of it, or do not come. */
+  #followMembership(out: ProposerOutput[], alone = false): void {
+    if (!alone && isQuorum(this.#membership, (nodeId) => this.#peers.get(nodeId)!.newer === undefined)) return;
+    this.#aloneSinceMs = undefined;
     let newest = this.#membership;
     for (const {newer} of this.#peers.values())
       if (newer !== undefined && newer.generation > newest.generation) newest = newer;
@@ -644,6 +669,7 @@ export class Proposer {
   }
 
   #tick(nowMs: number, random: number, out: ProposerOutput[]): void {
+    if (this.#isLeftAlone(nowMs)) this.#followMembership(out, true);
     if (this.#phase === 'greeting') {
       this.#campaign(out);
     } else if (this.#phase === 'voting' && this.#campaignAgain) {

@@ -153,9 +153,16 @@ export class PeerRecovery {
       ),
     );
     let best: PeerState | undefined;
-    for (const answer of answers)
-      if (answer.status === 'fulfilled' && (best === undefined || answer.value.state.commitLsn > best.state.commitLsn))
-        best = answer.value;
+    let newest = membership;
+    for (const answer of answers) {
+      if (answer.status !== 'fulfilled') continue;
+      const {state} = answer.value;
+      if (best === undefined || state.commitLsn > best.state.commitLsn) best = answer.value;
+      if (state.membership.generation > newest.generation) newest = state.membership;
+    }
+    // We were away when the control plane told it: proposers would be refused here for ever.
+    if (newest !== membership && !this.#closed)
+      this.#options.step({kind: 'membership', membership: newest, minTerm: 0});
     return best;
   }
 }

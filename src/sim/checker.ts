@@ -111,9 +111,14 @@ export class Checker {
     this.#saidFlushLsn.set(node, Math.max(flushLsn, this.#saidFlushLsn.get(node) ?? 0) as Lsn);
   }
 
-  /** 5, 9: no truncation takes away a copy of what is committed. */
-  truncates(node: number, lsn: Lsn, history: TermHistory, flushLsn: Lsn): void {
-    const common = commonPoint(this.#committedHistory, history, Math.min(flushLsn, this.#committedLsn) as Lsn);
+  /**
+   * 5, 9: no truncation by the proposer of a term takes away a copy of what that term or a lower one has committed. (What a
+   * higher term has committed meanwhile, with others, it may take: it cannot know, and this copy did not count.)
+   */
+  truncates(node: number, lsn: Lsn, term: number, history: TermHistory, flushLsn: Lsn): void {
+    let committedLsn = this.#startLsn;
+    for (const [of, commit] of this.#commits) if (of <= term && commit.lsn > committedLsn) committedLsn = commit.lsn;
+    const common = commonPoint(this.#committedHistory, history, Math.min(flushLsn, committedLsn) as Lsn);
     if (common.kind === 'common' && lsn < common.lsn)
       throw new Violation(
         `safekeeper ${node} truncates at ${formatLsn(lsn)} although its WAL is the committed one up to ${formatLsn(common.lsn)} (9)`,

@@ -441,7 +441,7 @@ export class ModelCheck {
             wal = [...wal.slice(0, output.lsn - startLsn), ...output.bytes];
             break;
           case 'truncate':
-            this.#checkTruncation(draft, node, output.lsn, before);
+            this.#checkTruncation(draft, node, output.lsn, acceptor.term, before);
             wal = wal.slice(0, output.lsn - startLsn);
             break;
           case 'flush':
@@ -535,10 +535,12 @@ export class ModelCheck {
     if (after.phase !== 'elected') throw new ModelViolation(`proposer ${p} commits without being elected (12)`);
   }
 
-  #checkTruncation(draft: Draft, node: number, lsn: Lsn, before: NodeState): void {
-    for (let i = lsn - startLsn; i < Math.min(before.wal.length, draft.committed.length); i++) {
+  /** What this term or a lower one has committed stays. */
+  #checkTruncation(draft: Draft, node: number, lsn: Lsn, term: number, before: NodeState): void {
+    const committed = Math.max(...draft.commits.slice(0, term + 1));
+    for (let i = lsn - startLsn; i < Math.min(before.wal.length, committed); i++) {
       // Equal from the beginning: then it is a copy of what is committed.
-      if (before.wal.slice(0, i + 1).every((term, k) => term === draft.committed[k]))
+      if (before.wal.slice(0, i + 1).every((one, k) => one === draft.committed[k]))
         throw new ModelViolation(`safekeeper ${node + 1} truncates committed WAL (9)`);
     }
   }

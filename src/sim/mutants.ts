@@ -60,6 +60,7 @@ const proposer: readonly ProposerMutation[] = [
   'votes-of-any-term',
   'start-at-donors-commit',
   'never-starts-over',
+  'never-left-alone',
 ];
 
 const storage: readonly StorageMutation[] = [

@@ -28,6 +28,7 @@ export const scripts: readonly Script[] = [
   script('one term is won in two configurations', oneTermTwice),
   script('the only donor is gone', donorGone),
   script('a control file of many terms', manyTerms),
+  script('a compute starts with a configuration that is over', leftAlone),
 ];
 
 function script(name: string, play: (mutations: Mutations) => void): Script {
@@ -271,6 +272,23 @@ function donorGone(mutations: Mutations): void {
     p2.run((node) => node !== 1);
   }
   expect(p2.core.phase === 'elected' && p2.core.commitLsn === startLsn, 'it waits for a donor that is gone');
+}
+
+/**
+ * Past bug (seed 13606): of the configuration a compute was told, 2 has lost its disk and 1 was excluded before they ever met;
+ * 3 alone has left it, and a majority might still be there. It must not wait for them for ever.
+ */
+function leftAlone(mutations: Mutations): void {
+  const cell = new ScriptCell({nodes: 3, spares: 2, startLsn, mutations});
+  const {final} = change(cell, [3, 4, 5]);
+  for (const id of [3, 4, 5]) tell(cell, id, final, 0);
+  const p = cell.proposer([3]);
+  p.run();
+  for (let nowMs = 0; nowMs < 5000; nowMs += 500) p.step({kind: 'tick', nowMs, random: 0});
+  expect(p.core.membership.generation === final.generation, 'a proposer waits for safekeepers that are gone');
+  p.connect(4);
+  p.run();
+  expect(p.core.commitLsn === startLsn, 'the new configuration elects it');
 }
 
 /** Past bug (regression 0001): the message writer wrote into its old buffer when it had to grow. */

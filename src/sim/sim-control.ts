@@ -34,6 +34,8 @@ export class SimControl {
   /** In memory. */
   #change: MembershipChange | undefined;
   #life = 0;
+  /** Exclusions under way: the next change waits for them (wire/membership.ts). */
+  #excluding = 0;
 
   constructor(world: ControlWorld, first: Membership) {
     this.#world = world;
@@ -64,7 +66,7 @@ export class SimControl {
 
   /** Another set of safekeepers: mostly one is replaced, a lost one first. */
   changeSomething(): void {
-    if (this.isChanging) return;
+    if (this.isChanging || this.#excluding > 0) return;
     const {random} = this.#stage;
     const base = this.configuration;
     const current = base.members.map((m) => m.nodeId);
@@ -163,6 +165,7 @@ export class SimControl {
           );
           break;
         case 'exclude':
+          this.#excluding--;
           if (node.exclude(action.membership))
             stage.after(stage.latency(), () => {
               if (this.#life === life) change.excluded(node.id);
@@ -170,6 +173,7 @@ export class SimControl {
           break;
       }
     };
+    if (action.kind === 'exclude') this.#excluding++;
     stage.after(stage.latency(), arrive);
     // A put may be late, and come twice. (A copy and an exclusion are only asked for on a connection that lives.)
     if (action.kind === 'put' && stage.happens(stage.faults.controlLoss))

@@ -54,6 +54,9 @@ export class SimNode implements NodeEnd {
   incarnation = 0;
   #batchScheduled = false;
   #copying = false;
+  #copies = 0;
+  /** What is on its disk was a member's: it may have voted. */
+  #wasMember = false;
   /** Bits of its WAL are flipped below here. */
   rottenLsn = 0 as Lsn;
   #peerConnections = 0;
@@ -112,6 +115,7 @@ export class SimNode implements NodeEnd {
       ...(stage.mutations.acceptor ? {mutations: stage.mutations.acceptor} : {}),
     });
     this.acceptor = acceptor;
+    if (isMember(acceptor.state.membership, this.id)) this.#wasMember = true;
     this.#batchScheduled = false;
     this.archive = new NodeArchive(this, this.#stage, this.#world.store, this.#world.pageserver);
     stage.mark(marks.restart, this.id, storage.flushLsn);
@@ -155,7 +159,9 @@ export class SimNode implements NodeEnd {
     this.#stop();
     this.disk.wipe();
     this.rottenLsn = 0 as Lsn;
-    this.status = 'lost';
+    // Who has never been a member has promised nothing, and may copy again.
+    this.status = this.#wasMember ? 'lost' : 'absent';
+    this.#wasMember = false;
     stage.checker.forgotten(this.id);
   }
 
@@ -230,7 +236,7 @@ export class SimNode implements NodeEnd {
       case 'truncate':
         stage.mark(marks.truncate, this.id, output.lsn);
         stage.note(() => `n${this.id} truncates at ${formatLsn(output.lsn)}`);
-        stage.checker.truncates(this.id, output.lsn, before.history, before.flushLsn);
+        stage.checker.truncates(this.id, output.lsn, acceptor.term, before.history, before.flushLsn);
         if (this.#bugs.has('truncate-forgotten')) return true;
         try {
           storage.apply(output);
@@ -351,6 +357,7 @@ export class SimNode implements NodeEnd {
         `safekeeper ${this.id} is told two configurations of generation ${membership.generation} (11)`,
       );
     if (compared === 'stale') return undefined;
+    if (isMember(membership, this.id)) this.#wasMember = true;
     if (!this.step({kind: 'membership', membership, minTerm})) return undefined;
     return this.#position();
   }
@@ -365,7 +372,9 @@ export class SimNode implements NodeEnd {
     if ((this.status !== 'absent' && !rejoins) || this.#copying) return;
     if (!mayPull(membership, this.id) && !rejoins)
       throw new Violation(`safekeeper ${this.id} is told to copy as a member (11)`);
-    const donor = from.map((id) => this.#world.node(id)).find((node) => node.acceptor !== undefined);
+    // A damaged donor cannot be copied from: another one is tried next.
+    const donors = from.map((id) => this.#world.node(id)).filter((node) => node.acceptor !== undefined);
+    const donor = donors[this.#copies++ % Math.max(1, donors.length)];
     if (donor === undefined) return;
     this.#copying = true;
     const {incarnation} = this;
@@ -438,6 +447,7 @@ export class SimNode implements NodeEnd {
     if (isMember(membership, this.id)) throw new Violation(`safekeeper ${this.id} is a member and to be excluded`);
     if (this.status === 'lost') {
       // It comes back with an empty disk.
+      this.#wasMember = false;
       this.status = 'absent';
       return true;
     }
@@ -445,6 +455,7 @@ export class SimNode implements NodeEnd {
     if (acceptor === undefined) return this.status === 'absent' && !this.#copying;
     if (acceptor.state.membership.generation > membership.generation) return false;
     this.#stage.note(() => `n${this.id} is excluded`);
+    this.#wasMember = false;
     this.#stop();
     this.disk.wipe();
     this.rottenLsn = 0 as Lsn;
@@ -470,10 +481,18 @@ export class SimNode implements NodeEnd {
   recoverFromPeer(): void {
     const {acceptor, incarnation} = this;
     if (acceptor === undefined || acceptor.hasProposer) return;
-    const peers = [1, 2, 3, 4, 5]
+    const others = [1, 2, 3, 4, 5]
       .filter((id) => id !== this.id && isMember(acceptor.state.membership, id))
       .map((id) => this.#world.node(id))
-      .filter((node) => node.acceptor !== undefined && node.acceptor.commitLsn > acceptor.commitLsn);
+      .filter((node) => node.acceptor !== undefined);
+    const newest = others
+      .map((node) => node.acceptor!.state.membership)
+      .reduce((a, b) => (b.generation > a.generation ? b : a), acceptor.state.membership);
+    if (newest.generation > acceptor.state.membership.generation) {
+      this.step({kind: 'membership', membership: newest, minTerm: 0});
+      return;
+    }
+    const peers = others.filter((node) => node.acceptor!.commitLsn > acceptor.commitLsn);
     if (peers.length === 0) return;
     const peer = this.#stage.pick(peers);
     const peerLife = peer.incarnation;

@@ -193,7 +193,7 @@ export class World {
     const {endLsn} = last.core;
     for (const {nodeId} of this.control.configuration.members) {
       const node = this.node(nodeId);
-      if (node === lost || node.status === 'lost') continue;
+      if (node === lost || node.status === 'lost' || node.status === 'absent') continue;
       // A damaged node may be unable to serve, and so may be the last copy that a lagging one needs.
       if (this.nodes.some((n) => n.rottenLsn > 0)) continue;
       if (node.acceptor?.commitLsn !== endLsn || node.acceptor.flushLsn !== endLsn) return false;

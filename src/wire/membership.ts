@@ -31,7 +31,8 @@
  *
  *   POST /v1/tenant/:t/timeline/:tl/exclude      {membership}
  *     The node is in neither list of `membership` and its generation is at least the own one: files and connections go, the
- *     node may become a member again by `pull` of a higher generation. 200 also when there is nothing. 409 otherwise.
+ *     node may become a member again by `pull` of a higher generation. 200 also when there is nothing. 409 otherwise. No other
+ *     change may begin while one is under way: it could take away what the next change has found there.
  *
  *   GET  /v1/tenant/:t/timeline/:tl  has SafekeeperPosition's fields and `membership`.
  *
@@ -39,8 +40,9 @@
  *   - An acceptor takes a vote-request, elected or append of exactly its own generation, and only while it is a member. One of
  *     an older generation has no effect and is answered by a greeting-response, which carries the newer configuration. One of
  *     a newer generation is refused with `wrong-generation`: the control plane will tell it.
- *   - A proposer stays with its configuration as long as the members that have not left it could still be a quorum, then takes
- *     the newest it heard of; output `membership` tells its shell to connect to new members and to drop removed ones. It need
+ *   - A safekeeper that was away asks its peers (peer-recovery.ts) and takes the newest configuration any of them has.
+ *   - A proposer stays with its configuration as long as the members that have not left it could still be a quorum (and are
+ *     connected, or were two seconds ago), then takes the newest it heard of; output `membership` tells its shell to connect to new members and to drop removed ones. It need
  *     not be elected again, and commits go on; but acknowledgements count only in the generation they were given in.
  *
  * Why this is safe (checked by src/sim, and completely for one change by src/sim/model-check.ts):
@@ -53,7 +55,7 @@
  *
  * When the control plane is gone between two steps, commits go on: a proposer counts as long as one of the two
  * configurations has its quorum among members that hold it. The one exception: a member is down, and of the other two only
- * one has been told; then commits wait until the control plane is back.
+ * one has been told; then commits wait until the other has asked its peer.
  */
 import {type Lsn, formatLsn, parseLsn} from '#postgres/lsn.ts';
 import {assert} from '#runtime/assert.ts';
