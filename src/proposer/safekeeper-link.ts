@@ -1,7 +1,7 @@
 /**
  * The proposer's connection to one safekeeper: made again and again until it is closed for good.
  *
- * While WAL is on its way to the safekeeper's disk, newer WAL waits here, for at most a millisecond, and leaves as one frame:
+ * While WAL is on its way to the safekeeper's disk, newer WAL waits here, for at most two milliseconds, and leaves as one frame:
  * the safekeeper could not make it durable any earlier, and a frame costs both processes more CPU than its bytes do.
  */
 import type {Clock, Timer} from '#runtime/clock.ts';
@@ -28,7 +28,7 @@ const reconnectEarlyMs = 200;
 /** The proposer asks for a sign of life every second. */
 const silenceMs = 10_000;
 /** A network with long ways gains more by a second frame under way than by a larger first one. */
-const holdMsMax = 1;
+const holdMsMax = 2;
 const holdBytesMax = 32 * 1024;
 
 type Append = Extract<ProposerMessage, {kind: 'append'}>;
