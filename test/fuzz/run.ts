@@ -49,7 +49,10 @@ export interface FuzzResult {
 }
 
 /** A case that runs longer is a hang (a case takes microseconds; the rest is for a busy machine). */
-const caseSecondsMax = 5;
+const caseSecondsMax = 10;
+/** To load the worker's modules and the corpus. */
+const startSecondsMax = 120;
+const notStarted = -1;
 /** So many failures are saved; all are counted. */
 const savedMax = 20;
 
@@ -74,7 +77,7 @@ export async function fuzz(corpus: Corpus, options: FuzzOptions): Promise<FuzzRe
   };
 
   for (let first = 0; first < options.cases;) {
-    current[0] = first;
+    current[0] = notStarted;
     const worker = new Worker(new URL('worker.ts', import.meta.url), {
       workerData: {first, cases: options.cases, seed: options.seed, current: current.buffer},
     });
@@ -94,7 +97,7 @@ export async function fuzz(corpus: Corpus, options: FuzzOptions): Promise<FuzzRe
       if (message.slowest.ms > slowest.ms) slowest = message.slowest;
       memory.push(...message.memory);
     });
-    let lastNumber = -1;
+    let lastNumber: number = notStarted;
     let since = performance.now();
     let hung = false;
     const watch = setInterval(() => {
@@ -102,7 +105,10 @@ export async function fuzz(corpus: Corpus, options: FuzzOptions): Promise<FuzzRe
       if (number !== lastNumber) {
         lastNumber = number;
         since = performance.now();
-      } else if (number < options.cases && performance.now() - since > caseSecondsMax * 1000) {
+      } else if (
+        number < options.cases &&
+        performance.now() - since > (number === notStarted ? startSecondsMax : caseSecondsMax) * 1000
+      ) {
         hung = true;
         void worker.terminate();
       }
@@ -110,7 +116,7 @@ export async function fuzz(corpus: Corpus, options: FuzzOptions): Promise<FuzzRe
     const end = await ended;
     clearInterval(watch);
     if (!hung && end === 'exit') break;
-    const number = current[0]!;
+    const number = Math.max(first, current[0]!);
     if (hung) hangs++;
     else escaped++;
     const reason = hung ? `did not end in ${caseSecondsMax} s` : `ended the process: ${String(end)}`;
