@@ -331,7 +331,7 @@ export class Cell {
     return Math.floor((this.#base - 20_000) / 40) % 250;
   }
   get #diskBytes(): number {
-    return this.#options.safekeeperDiskBytes ?? 1024 * 1024 * 1024;
+    return this.#options.safekeeperDiskBytes ?? 4 * 1024 * 1024 * 1024;
   }
 
   async #start(): Promise<void> {
