@@ -56,19 +56,32 @@ function checksum(identity: ObjectIdentity, offset: number, head: Buffer, payloa
   return crc32c(payload, crc32c(head, crc32c(context, identity.seed)));
 }
 
+/** The content of a block, packed. */
+export interface PackedBlock {
+  readonly type: number;
+  readonly codec: number;
+  readonly rawLength: number;
+  readonly payload: Buffer;
+}
+
 /**
- * The frame of a block that will lie at `offset`. Data blocks are compressed with LZ4, which costs a quarter of zstd's time
- * both ways; index blocks, read once and kept, with zstd. Only when that saves an eighth.
+ * Data blocks are compressed with LZ4, which costs a quarter of zstd's time both ways; index blocks, read once and kept,
+ * with zstd. Only when that saves an eighth: else the payload is `raw` itself.
  */
-export function encodeFrame(identity: ObjectIdentity, offset: number, type: number, raw: Buffer): Buffer[] {
+export function packBlock(type: number, raw: Buffer): PackedBlock {
   const codec = type === blockType.data ? codecLz4 : codecZstd;
   const packed = raw.length < 64 ? raw : codec === codecLz4 ? lz4Compress(raw) : zstdCompress(raw);
   const useful = packed.length < raw.length - (raw.length >>> 3);
-  const payload = useful ? packed : raw;
+  return {type, codec: useful ? codec : codecNone, rawLength: raw.length, payload: useful ? packed : raw};
+}
+
+/** The frame of a block that will lie at `offset`. */
+export function encodeFrame(identity: ObjectIdentity, offset: number, block: PackedBlock): Buffer[] {
+  const {type, codec, rawLength, payload} = block;
   const head = Buffer.alloc(frameHeaderBytes);
   head[0] = type;
-  head[1] = useful ? codec : codecNone;
-  head.writeUInt32LE(raw.length, 4);
+  head[1] = codec;
+  head.writeUInt32LE(rawLength, 4);
   head.writeUInt32LE(payload.length, 8);
   head.writeUInt32LE(checksum(identity, offset, head.subarray(0, 12), payload), 12);
   return [head, payload];

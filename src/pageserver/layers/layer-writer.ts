@@ -7,10 +7,12 @@ import {flagStartsHistory, valueHeaderBytes} from '#pageserver/timeline/value.ts
 import {
   type LayerHeader,
   type ObjectIdentity,
+  type PackedBlock,
   blockType,
   encodeFooter,
   encodeFrame,
   encodeHeader,
+  packBlock,
 } from './layer-format.ts';
 
 /** A data block is closed when it holds this much: four pages. Larger values get a block of their own. */
@@ -56,7 +58,8 @@ export class LayerWriter {
   #blockOffsets: number[] = [];
   #blockLengths: number[] = [];
   #indexBlocks = 0;
-  readonly #pendingIndex: {raw: Buffer; firstKey: Buffer; firstLsn: Lsn}[] = [];
+  readonly #pendingIndex: {packed: PackedBlock; firstKey: Buffer; firstLsn: Lsn}[] = [];
+  #checksum = 0;
 
   #lastPrefix: KeyPrefix | undefined;
   #lastE = -1;
@@ -138,13 +141,10 @@ export class LayerWriter {
       block.firstKey.copy(root, at);
       writeLsn64(root, at + keyBytes, block.firstLsn);
       writeLsn64(root, at + keyBytes + 8, this.#offset as Lsn);
-      root.writeUInt32LE(
-        this.#append(encodeFrame(this.#identity, this.#offset, blockType.index, block.raw)),
-        at + keyBytes + 16,
-      );
+      root.writeUInt32LE(this.#append(encodeFrame(this.#identity, this.#offset, block.packed)), at + keyBytes + 16);
     });
     const rootOffset = this.#offset;
-    const rootStoredBytes = this.#append(encodeFrame(this.#identity, rootOffset, blockType.root, root));
+    const rootStoredBytes = this.#append(encodeFrame(this.#identity, rootOffset, packBlock(blockType.root, root)));
     this.#append([
       encodeFooter(this.#identity, this.#offset, {
         flags: this.#header.flags,
@@ -156,14 +156,12 @@ export class LayerWriter {
         versions: this.#versions,
       }),
     ]);
-    let checksum = 0;
-    for (const piece of this.#pieces) checksum = crc32c(piece, checksum);
     const lastKey = Buffer.alloc(keyBytes);
     writeKey(lastKey, 0, this.#lastPrefix, this.#lastE);
     return {
       pieces: this.#pieces,
       size: this.#offset,
-      checksum,
+      checksum: this.#checksum,
       rootOffset,
       firstKey: this.#firstKey,
       lastKey,
@@ -176,6 +174,7 @@ export class LayerWriter {
     let length = 0;
     for (const piece of pieces) {
       this.#pieces.push(piece);
+      this.#checksum = crc32c(piece, this.#checksum);
       length += piece.length;
     }
     this.#offset += length;
@@ -207,7 +206,7 @@ export class LayerWriter {
     // encodeFrame may keep the raw bytes when they do not compress: they are copied out of the reused buffer first.
     const raw = Buffer.from(this.#block.subarray(0, this.#blockLength));
     const offset = this.#offset;
-    const stored = this.#append(encodeFrame(this.#identity, offset, blockType.data, raw));
+    const stored = this.#append(encodeFrame(this.#identity, offset, packBlock(blockType.data, raw)));
     this.#blockOffsets.push(offset);
     this.#blockLengths.push(stored);
     this.#dataBlocks++;
@@ -240,7 +239,7 @@ export class LayerWriter {
       raw.writeUInt32LE(this.#blockLengths[i]!, at + 8);
     }
     this.#pendingIndex.push({
-      raw,
+      packed: packBlock(blockType.index, raw),
       firstKey: Buffer.from(this.#indexKeys.subarray(0, keyBytes)),
       firstLsn: this.#indexLsns[0]! as Lsn,
     });
