@@ -79,6 +79,22 @@ export const models: readonly Model[] = [
     termMax: 2,
     recordsMax: 1,
   },
+  {
+    name: 'membership {1} to {2}: 2 proposers, 2 terms, 1 record',
+    proposers: 2,
+    members: [1],
+    target: [2],
+    termMax: 2,
+    recordsMax: 1,
+  },
+  {
+    name: 'membership {1,2} to {2,3}: 1 proposer, 1 term, 1 record',
+    proposers: 1,
+    members: [1, 2],
+    target: [2, 3],
+    termMax: 1,
+    recordsMax: 1,
+  },
 ];
 
 const startLsn = 0x100 as Lsn;

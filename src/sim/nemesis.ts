@@ -104,7 +104,10 @@ export class Nemesis {
   #expendable(): SimNode | undefined {
     const {stage, control} = this.#world;
     const sets = control.involved.map((set) => set.map((m) => this.#world.node(m.nodeId)));
-    const gone = (node: SimNode): boolean => node.status === 'lost' || node.rottenLsn > 0;
+    // Before the joint configuration, new members are not there yet, and need not be spared: they copy again.
+    const early = control.phase === 'prepare';
+    const gone = (node: SimNode): boolean =>
+      node.status === 'lost' || node.rottenLsn > 0 || (node.status === 'absent' && !early);
     const candidates = [...new Set(sets.flat())].filter(
       (node) =>
         !gone(node) &&

@@ -54,11 +54,15 @@ export class SimControl {
   get isChanging(): boolean {
     return this.#saved !== undefined && this.#saved.phase !== 'done';
   }
+  get phase(): MembershipChangeState['phase'] {
+    return this.#saved?.phase ?? 'done';
+  }
   /** All that may have a say. */
   get involved(): readonly (readonly Member[])[] {
     if (this.#saved === undefined) return [this.#settled.members];
-    const {base, final, joint} = this.#saved;
-    return [base.members, joint.newMembers, final.members];
+    const {phase, base, final, joint} = this.#saved;
+    if (phase === 'prepare') return [base.members];
+    return phase === 'done' ? [final.members] : [base.members, joint.newMembers, final.members];
   }
   get waitsFor(): string {
     return this.#change?.waitsFor ?? 'nothing';
@@ -72,7 +76,8 @@ export class SimControl {
     const current = base.members.map((m) => m.nodeId);
     for (const node of this.#world.nodes) if (node.status === 'lost' && !current.includes(node.id)) node.exclude(base);
     const spare = this.#world.nodes.filter((n) => !current.includes(n.id)).map((n) => n.id);
-    const lost = current.find((id) => this.#world.node(id).status === 'lost');
+    // A member without a timeline, too: it lost its disk before it was told that it is one.
+    const lost = current.find((id) => ['lost', 'absent'].includes(this.#world.node(id).status));
     const out = lost ?? this.#stage.pick(current);
     const kind = random.float();
     const take = (): number[] => spare.splice(Math.floor(random.float() * spare.length), 1);

@@ -245,6 +245,7 @@ export class SimNode implements NodeEnd {
           return this.#ioFailed(error);
         }
       case 'save':
+        if (isMember(output.state.membership, this.id)) this.#wasMember = true;
         this.#mayFail();
         try {
           storage.apply(output);
@@ -357,7 +358,6 @@ export class SimNode implements NodeEnd {
         `safekeeper ${this.id} is told two configurations of generation ${membership.generation} (11)`,
       );
     if (compared === 'stale') return undefined;
-    if (isMember(membership, this.id)) this.#wasMember = true;
     if (!this.step({kind: 'membership', membership, minTerm})) return undefined;
     return this.#position();
   }

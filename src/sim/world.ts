@@ -185,7 +185,9 @@ export class World {
 
   /** A majority of the set lives, also without one more. */
   #standsWithout(set: readonly number[], without: number): boolean {
-    return set.filter((id) => id !== without && this.node(id).status !== 'lost').length * 2 > set.length;
+    return (
+      set.filter((id) => id !== without && !['lost', 'absent'].includes(this.node(id).status)).length * 2 > set.length
+    );
   }
 
   #isQuiet(last: SimCompute, lost: SimNode | undefined): boolean {
