@@ -2,7 +2,7 @@
 import {TokenIssuer, TokenVerifier} from '#wire/auth.ts';
 import {systemClock} from '#runtime/clock.ts';
 import {systemDisk} from '#runtime/disk.ts';
-import {startHttpServer} from '#runtime/http.ts';
+import {type Route, startHttpServer} from '#runtime/http.ts';
 import {createLog} from '#runtime/log.ts';
 import {systemRandom} from '#runtime/random.ts';
 import {readSecretFile} from '#runtime/secret-file.ts';
@@ -15,11 +15,11 @@ import type {ControlConfig} from '#control/config.ts';
 import {Endpoints} from '#control/endpoints.ts';
 import {ensureFirstUser} from '#control/first-user.ts';
 import {branchPlaceRoutes} from '#control/branch-places.ts';
-import {authenticateInternal, internalRoutes} from '#control/internal.ts';
+import {authenticateInternal, type InternalOptions, internalRoutes} from '#control/internal.ts';
 import {LocalComputeLauncher} from '#control/local-launcher.ts';
 import {makePlans} from '#control/operations/plans.ts';
 import {OperationRunner} from '#control/operations/runner.ts';
-import {safekeeperAdminRoutes} from '#control/safekeeper-admin.ts';
+import {type SafekeeperAdminOptions, safekeeperAdminRoutes} from '#control/safekeeper-admin.ts';
 import {noteSafekeeper, readSafekeepers} from '#control/safekeeper-nodes.ts';
 import {schemaDumper} from '#control/schema-dump.ts';
 import {PasswordVault} from '#control/scram.ts';
@@ -35,6 +35,11 @@ export interface RunningControl {
 
 /** Neon's default. */
 const suspendTimeoutSecondsDefault = 300;
+
+/** The table of the internal port; test/system/authorization.test.ts has a row for each of them. */
+export function allInternalRoutes(options: InternalOptions & SafekeeperAdminOptions): Route[] {
+  return [...internalRoutes(options), ...safekeeperAdminRoutes(options), ...branchPlaceRoutes(options.store)];
+}
 
 export async function runControl(config: ControlConfig): Promise<RunningControl> {
   const log = createLog({component: 'control'});
@@ -83,11 +88,7 @@ export async function runControl(config: ControlConfig): Promise<RunningControl>
   const internal = await startHttpServer({
     host: config.internalHost,
     port: config.internalPort,
-    routes: [
-      ...internalRoutes({store, endpoints, mintComputeToken, storage, clock, random, log}),
-      ...safekeeperAdminRoutes({store, runner, storage}),
-      ...branchPlaceRoutes(store),
-    ],
+    routes: allInternalRoutes({store, endpoints, mintComputeToken, storage, runner, clock, random, log}),
     authenticate: authenticateInternal(verifier),
     log,
   });

@@ -130,7 +130,7 @@ test('projects list, create, get, update, delete', async () => {
   assert.match(await neonFails('projects', 'get', made.project.id), /not found/);
 });
 
-test('connection-string: plain and pooled both connect; extended shows its parts; a point in the past is refused', async () => {
+test('connection-string: plain and pooled both connect; extended shows its parts; a point in the past is read as it was', async () => {
   const plain = await uriOf('main');
   assert.match(
     plain,
@@ -145,9 +145,22 @@ test('connection-string: plain and pooled both connect; extended shows its parts
   assert.ok(plain.includes(extended.host));
   assert.match(await uriOf('main', '--prisma'), /connect_timeout=/);
   assert.doesNotMatch(await uriOf('main', '--ssl', 'omit'), /sslmode/);
-  const past = await uriOf('main@0/1600000');
-  assert.match(past, /options=neon_lsn%3A0%2F1600000/);
-  await assert.rejects(pagoda.query('select 1', past), /point in the past/, 'never an answer from the present');
+  await pagoda.query('create table was (i int); insert into was values (1)', plain);
+  const [point] = await pagoda.query(
+    'select pg_current_wal_flush_lsn()::text as lsn, clock_timestamp() as time',
+    plain,
+  );
+  await sleep(50);
+  await pagoda.query('drop table was', plain);
+  const past = await uriOf(`main@${String(point!['lsn'])}`);
+  assert.match(past, /@br-[\w-]+\.localhost:.*options=neon_lsn%3A/);
+  assert.deepEqual(await pagoda.query('select i from was', past), [{i: 1}]);
+  const then = await uriOf(`main@${(point!['time'] as Date).toISOString()}`);
+  assert.match(then, /options=neon_timestamp%3A/);
+  assert.deepEqual(await pagoda.query('select i from was', then), [{i: 1}]);
+  await assert.rejects(pagoda.query('insert into was values (2)', past), /read-only/);
+  await assert.rejects(pagoda.query('select 1', await uriOf('main@7F/0')), /no such point/);
+  assert.equal((await branches()).size, 1, 'no branch was made for it');
 });
 
 test('psql, the one of the system and the built-in one, over TLS with channel binding', async () => {
@@ -216,7 +229,19 @@ test('branches rename, delete, and a branch without compute that gets one', asyn
   assert.match(await neonFails('connection-string', 'bare'), /endpoint/i);
   await neon('branches', 'add-compute', 'bare', '--type', 'read_write', '--cu', '1');
   assert.equal(await count('bare'), 15);
-  assert.match(await neonFails('branches', 'add-compute', 'bare', '--type', 'read_only'), /not available/);
+  const replica = await neonJson<{endpoint?: {host: string}; host?: string}>(
+    'branches',
+    'add-compute',
+    'bare',
+    '--type',
+    'read_only',
+  );
+  const host = replica.endpoint?.host ?? replica.host ?? '';
+  const readOnly = new URL(await uriOf('bare'));
+  readOnly.host = host;
+  assert.deepEqual(await pagoda.query('select count(*)::int as n from t', readOnly.href), [{n: 15}]);
+  await assert.rejects(pagoda.query('delete from t', readOnly.href), /read-only/);
+  assert.equal(await count('bare'), 15, 'the connection string stays that of the writer');
 });
 
 test('branches set-default: main becomes an ordinary branch, and back', async () => {
@@ -303,7 +328,11 @@ test('branches schema-diff', async () => {
   const diff = await neon('branches', 'schema-diff', 'main', 'bare');
   assert.match(diff, /^\+CREATE TABLE public\.extra \($/m);
   assert.doesNotMatch(diff, /^-[^-]/m);
-  assert.match(await neonFails('branches', 'schema-diff', 'main', '^self@0/1600000'), /not available/);
+  const lsn = String(await ask('bare', 'select pg_current_wal_flush_lsn()::text'));
+  await ask('bare', 'alter table extra add column more int');
+  const sincePoint = await neon('branches', 'schema-diff', 'bare', `^self@${lsn}`);
+  assert.match(sincePoint, /^[+-] +more integer$/m);
+  assert.doesNotMatch(sincePoint, /^[+-].*words text$/m);
 });
 
 test('databases and roles: list, create, delete, in the running compute too', async () => {
@@ -395,5 +424,4 @@ test('set-context, link, status, env pull', async () => {
 test('what is not built says so', async () => {
   assert.match(await neonFails('snapshots', 'list'), /does not exist|not available/);
   assert.match(await neonFails('branches', 'create', '--name', 'empty', '--schema-only'), /not available/);
-  assert.match(await neonFails('branches', 'create', '--name', 'replica', '--type', 'read_only'), /not available/);
 });

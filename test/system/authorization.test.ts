@@ -7,8 +7,8 @@ import {mkdtempSync, rmSync} from 'node:fs';
 import {tmpdir} from 'node:os';
 import {join} from 'node:path';
 import {after, before, test} from 'node:test';
-import {internalRoutes} from '#control/internal.ts';
-import {safekeeperAdminRoutes} from '#control/safekeeper-admin.ts';
+import {allInternalRoutes} from '#control/server.ts';
+import {inspectRoutes} from '#pageserver/inspect/routes.ts';
 import {managementRoutes as pageserverRoutes} from '#pageserver/management.ts';
 import {type Clock, systemClock} from '#runtime/clock.ts';
 import type {Route} from '#runtime/http.ts';
@@ -47,6 +47,7 @@ const doors: Readonly<Record<string, Door>> = {
   'control GET /internal/v1/safekeepers/operations': only('control'),
   'control GET /internal/v1/branches/:id/wal': only('control'),
   'control POST /internal/v1/branches/:id/restore_from_archive': only('control'),
+  'control GET /internal/v1/branch_places': peers,
 
   'pageserver GET /v1/status': everybody,
   'pageserver GET /metrics': peers,
@@ -64,6 +65,11 @@ const doors: Readonly<Record<string, Door>> = {
   'pageserver PUT /v1/tenant/:tenant/timeline/:timeline/lease': peersAndTenant,
   'pageserver POST /v1/tenant/:tenant/timeline/:timeline/checkpoint': peers,
   'pageserver DELETE /v1/tenant/:tenant/timeline/:timeline': peers,
+  'pageserver POST /v1/tenant/:tenant/timeline/:timeline/verify': peers,
+  'pageserver GET /v1/tenant/:tenant/timeline/:timeline/sizes': peers,
+  'pageserver GET /v1/tenant/:tenant/timeline/:timeline/layers.svg': peers,
+  'pageserver GET /v1/tenants': peers,
+  'pageserver POST /v1/tenant/:tenant/scrub': peers,
 
   'safekeeper GET /v1/status': everybody,
   'safekeeper GET /metrics': everybody,
@@ -78,10 +84,10 @@ const doors: Readonly<Record<string, Door>> = {
 };
 
 /** The tables make routes without touching what they are given; only handlers do. */
-const nothing = {} as never;
+const nothing = {store: undefined} as never;
 const tables: Readonly<Record<Service, readonly Route[]>> = {
-  control: [...internalRoutes(nothing), ...safekeeperAdminRoutes(nothing)],
-  pageserver: pageserverRoutes(nothing, () => ''),
+  control: allInternalRoutes(nothing),
+  pageserver: [...pageserverRoutes(nothing, () => ''), ...inspectRoutes(nothing)],
   safekeeper: safekeeperRoutes(nothing),
 };
 
