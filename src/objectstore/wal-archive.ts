@@ -262,7 +262,10 @@ export class WalArchive {
   }
 
   #decodeFooter(key: string, bytes: Buffer): {crc: number; startLsn: Lsn; endLsn: Lsn} {
-    if (!bytes.subarray(0, 8).equals(footerMagic) || crc32c(bytes.subarray(0, 36), crc32c(Buffer.from(key, 'latin1'))) !== bytes.readUInt32LE(36))
+    if (
+      !bytes.subarray(0, 8).equals(footerMagic) ||
+      crc32c(bytes.subarray(0, 36), crc32c(Buffer.from(key, 'latin1'))) !== bytes.readUInt32LE(36)
+    )
       throw this.#wrong(key, 'has a damaged footer');
     const version = bytes.readUInt32LE(8);
     if (version !== footerVersion)

@@ -2,7 +2,8 @@
  * Space that is kept for control files. When WAL has filled the disk, WAL can be trimmed only after a control file was
  * replaced; without a reserve there would be no room for that, and the disk would stay full for ever.
  *
- *   held ──control file has no room──→ given up: WAL is refused ──there is room again──→ held
+ *   held ──control file has no room──→ lent ──replaced──→ held
+ *                                        └──others have taken the space: WAL is refused ──there is room again──→ held
  */
 import {type Disk, joinPath} from '#runtime/disk.ts';
 
@@ -20,18 +21,21 @@ export class DiskReserve {
     this.#hold();
   }
 
-  /** Before WAL is written. Throws ENOSPC while the reserve is given up and there is no room to have it again. */
+  /** Before WAL is written. Throws ENOSPC while the reserve is gone and there is no room to have it again. */
   check(): void {
     if (this.#held || this.#hold()) return;
     throw Object.assign(new Error('the space that is left is for control files'), {code: 'ENOSPC'});
   }
 
-  /** A control file has no room. True: now it may have. */
-  release(): boolean {
-    if (!this.#held) return false;
+  /** Does `replace`, which found no room, again with the reserve's; the reserve is taken back at once, if others leave it. */
+  lend(replace: () => void): void {
     this.#held = false;
     this.#disk.remove(this.#path);
-    return true;
+    try {
+      replace();
+    } finally {
+      this.#hold();
+    }
   }
 
   #hold(): boolean {

@@ -183,6 +183,7 @@ export async function runSafekeeper(
     for (const timeline of registry.loaded()) if (timeline.isActive || !timeline.isAtRest) changed.add(timeline);
     publisher?.publish([...changed].map(info));
     changed.clear();
+    registry.lookAtNext();
     registry.unloadIdle(config.unloadAfterMs ?? unloadAfterMsDefault);
     metrics.timelines.set(registry.loaded().length);
   }

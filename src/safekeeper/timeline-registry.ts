@@ -36,6 +36,8 @@ export interface TimelineRegistryOptions {
 
 /** Objects of WAL that are put or looked for at once. */
 const archiveSlots = 4;
+/** A timeline whose state found no room on the disk is loaded again after this. */
+const unsavedAgainMs = 5000;
 const idPattern = /^[0-9a-f]{32}$/;
 
 export class TimelineRegistry {
@@ -125,6 +127,8 @@ export class TimelineRegistry {
       onStateUnsaved: (failed) => {
         if (this.#loaded.get(key) === failed) this.#loaded.delete(key);
         failed.close();
+        // It may have WAL that could be trimmed: with what is saved then, there would be space.
+        clock.setTimer(unsavedAgainMs, () => this.#unseen.add(key));
       },
       archive: this.archiveOf(tenantId, timelineId),
       peerToken,

@@ -110,11 +110,12 @@ export class TimelineStorage {
 
   #save(bytes: Buffer): void {
     const path = `${this.#directory}/${controlFileName}`;
+    const replace = (): void => this.#disk.writeFileAtomic(path, bytes);
     try {
-      this.#disk.writeFileAtomic(path, bytes);
+      replace();
     } catch (error) {
-      if (!isDiskFull(error) || this.#reserve?.release() !== true) throw error;
-      this.#disk.writeFileAtomic(path, bytes);
+      if (!isDiskFull(error) || this.#reserve === undefined) throw error;
+      this.#reserve.lend(replace);
     }
   }
 
