@@ -23,11 +23,12 @@ export interface InspectOptions {
 
 export function inspectRoutes(options: InspectOptions): Route[] {
   const {pageserver} = options;
+  const pause = (): Promise<void> => options.storeDeps.clock.sleep(0);
   const timelinePath = '/v1/tenant/:tenant/timeline/:timeline';
   const find = ({params}: HttpRequest): Timeline =>
     pageserver.timeline(params['tenant'] ?? '', params['timeline'] ?? '');
   return [
-    // Each tells its progress by taking long; nothing else of the pageserver waits for it.
+    // Each takes as long as it takes, and pauses so that nothing else of the pageserver waits for it.
     guarded('POST', `${timelinePath}/verify`, async (request) => {
       const timeline = find(request);
       const wanted = request.query.get('lsn');
@@ -37,11 +38,11 @@ export function inspectRoutes(options: InspectOptions): Route[] {
       } catch {
         throw new HttpError(400, 'bad_request', `lsn=${wanted} is not an LSN (HI/LO)`);
       }
-      return {status: 200, json: await verifyTimeline(timeline, at)};
+      return {status: 200, json: await verifyTimeline(timeline, at, pause)};
     }),
     guarded('GET', `${timelinePath}/sizes`, async (request) => {
       const timeline = find(request);
-      const relations = request.query.get('relations') === 'true' ? await relationSizes(timeline) : undefined;
+      const relations = request.query.get('relations') === 'true' ? await relationSizes(timeline, pause) : undefined;
       return {status: 200, json: {...branchSizes(timeline), ...(relations === undefined ? {} : {relations})}};
     }),
     guarded('GET', `${timelinePath}/layers.svg`, async (request) => {
@@ -69,6 +70,7 @@ export function inspectRoutes(options: InspectOptions): Route[] {
       const report = await scrubTenant({
         store: options.store,
         tenantId: tenant.tenantId,
+        pause,
         ...(copy === undefined ? {} : {copy}),
         known: () =>
           tenant

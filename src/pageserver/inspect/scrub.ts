@@ -39,11 +39,27 @@ export interface ScrubOptions {
   readonly tenantId: string;
   /** Another store with the same names (a replica, a backup of the bucket). */
   readonly copy?: ObjectStore;
+  /** Lets others of the process have their turn, between objects. */
+  readonly pause?: () => Promise<void>;
   /** Objects that are being written now or that a process knows otherwise; never orphans. Asked after the list. */
   readonly known?: () => Iterable<string>;
 }
 
+/** An index that was listed is gone: a later one took its place meanwhile. */
+class Moved extends Error {}
+const movedTriesMax = 10;
+
 export async function scrubTenant(options: ScrubOptions): Promise<ScrubReport> {
+  for (let tries = 1; ; tries++) {
+    try {
+      return await scrubOnce(options);
+    } catch (error) {
+      if (!(error instanceof Moved) || tries === movedTriesMax) throw error;
+    }
+  }
+}
+
+async function scrubOnce(options: ScrubOptions): Promise<ScrubReport> {
   const {store, tenantId, copy} = options;
   const findings: ScrubFinding[] = [];
   const listed = await store.list(tenantPrefix(tenantId));
@@ -80,6 +96,7 @@ export async function scrubTenant(options: ScrubOptions): Promise<ScrubReport> {
       seen.add(object);
       layers++;
       bytes += layer.size;
+      await options.pause?.();
       await checkLayer(store, copy, tenantId, owner, layer, object, findings);
     }
   }
@@ -118,6 +135,7 @@ async function checkLayer(
   } catch (error) {
     const kind = kindOf(error);
     if (kind === undefined) throw error;
+    if (!(await isNamed(store, tenantId, owner, object))) return; // merged or collected since its index was read
     let repaired = false;
     if (copy !== undefined && (await works(() => verify(copy)))) {
       await replace(store, object, await copy.get(object));
@@ -139,6 +157,7 @@ async function checked<T>(
   } catch (error) {
     const kind = kindOf(error);
     if (kind === undefined) throw error;
+    if (kind === 'dangling') throw new Moved(object);
     let value: T | undefined;
     if (copy !== undefined)
       await works(async () => {
@@ -149,6 +168,34 @@ async function checked<T>(
     findings.push({kind, object, reason: (error as Error).message, repaired: value !== undefined});
     return value;
   }
+}
+
+/** Whether any timeline of the tenant that may use the owner's layers names the object now. */
+async function isNamed(store: ObjectStore, tenantId: string, owner: string, object: string): Promise<boolean> {
+  const newest = new Map<string, {key: string; generation: number; sequence: number}>();
+  for (const {key} of await store.list(`${tenantPrefix(tenantId)}timelines/`)) {
+    const at = parseIndexObjectKey(key);
+    if (at === undefined) continue;
+    const timelineId = key.slice(`${tenantPrefix(tenantId)}timelines/`.length).split('/')[0]!;
+    const best = newest.get(timelineId);
+    if (
+      best === undefined ||
+      at.generation > best.generation ||
+      (at.generation === best.generation && at.sequence > best.sequence)
+    )
+      newest.set(timelineId, {key, ...at});
+  }
+  for (const [timelineId, {key, generation, sequence}] of newest) {
+    try {
+      const index = decodeIndex(await store.get(key), {tenantId, timelineId, generation, sequence});
+      if (index.layers.some((layer) => (layer.timelineId ?? timelineId) === owner && object.endsWith(`/${layer.name}`)))
+        return true;
+    } catch (error) {
+      if (kindOf(error) === undefined) throw error;
+      return true; // it cannot be told: rather a finding too many
+    }
+  }
+  return false;
 }
 
 /** Objects are written once, so what takes the place of a damaged one is put where nothing is. */

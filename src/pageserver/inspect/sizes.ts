@@ -71,9 +71,11 @@ export interface RelationSize {
 }
 
 const readAheadBytes = 4 * 1024 * 1024;
+/** A millisecond or two of work. */
+const versionsPerTurn = 4000;
 
-/** Goes through all layers of the branch. `storedBytes` of everything that is no relation's page is under relation 0. */
-export async function relationSizes(timeline: Timeline): Promise<RelationSize[]> {
+/** Goes through all layers of the branch, with pauses for others of the process. `storedBytes` of everything that is no relation's page is under relation 0. */
+export async function relationSizes(timeline: Timeline, pause: () => Promise<void>): Promise<RelationSize[]> {
   const {state} = timeline;
   const at = state.lastRecordLsn;
   const found = new Map<string, {rel: RelTag; logical: number; stored: number; versions: number}>();
@@ -94,6 +96,7 @@ export async function relationSizes(timeline: Timeline): Promise<RelationSize[]>
   for (const {spcNode, dbNode} of [{spcNode: 1664, dbNode: 0}, ...(await timeline.listDatabases(at))])
     for (const {rel, blocks} of await timeline.listRelations(spcNode, dbNode, at))
       of(rel.spcNode, rel.dbNode, rel.relNode, rel.fork).logical = blocks * blockSize;
+  let seen = 0;
   for (const reader of state.layers.readers()) {
     const raw = new Map<{stored: number; versions: number}, number>();
     let total = 0;
@@ -107,6 +110,7 @@ export async function relationSizes(timeline: Timeline): Promise<RelationSize[]>
           : of(0, 0, 0, 0);
       const bytes = value.payload.length + valueHeaderBytes + keyBytes;
       entry.versions++;
+      if (++seen % versionsPerTurn === 0) await pause();
       raw.set(entry, (raw.get(entry) ?? 0) + bytes);
       total += bytes;
     }

@@ -25,8 +25,15 @@ export interface Verification {
   readonly problems: readonly string[];
 }
 
-/** Reads everything at `at`. What cannot be read is a problem of the answer, not an error. */
-export async function verifyTimeline(timeline: TimelineReader, at: Lsn): Promise<Verification> {
+/**
+ * Reads everything at `at`. What cannot be read is a problem of the answer, not an error. `pause` lets others of the process
+ * have their turn: reads that caches answer would not.
+ */
+export async function verifyTimeline(
+  timeline: TimelineReader,
+  at: Lsn,
+  pause: () => Promise<void>,
+): Promise<Verification> {
   let forks = 0;
   let pages = 0;
   let newPages = 0;
@@ -62,6 +69,7 @@ export async function verifyTimeline(timeline: TimelineReader, at: Lsn): Promise
         const count = Math.min(pagesPerRequestMax, blocks - block);
         const name = `${formatRel(rel)} from block ${block}`;
         const read = await attempt(name, () => timeline.getRelPages(rel, block, count, at));
+        await pause();
         if (read === undefined) continue;
         if (read.length !== count) note(name, `${read.length} pages, ${count} expected`);
         for (const [i, page] of read.entries()) {
@@ -78,6 +86,7 @@ export async function verifyTimeline(timeline: TimelineReader, at: Lsn): Promise
     const numbers = (await attempt(`SLRU ${kind}`, () => timeline.slruPages(kind, at))) ?? [];
     for (let i = 0; i < numbers.length; i += pagesPerRequestMax) {
       const some = numbers.slice(i, i + pagesPerRequestMax);
+      await pause();
       slruPages +=
         (await attempt(`SLRU ${kind} page ${some[0]}`, () => timeline.getSlruPages(kind, some, at)))?.length ?? 0;
     }

@@ -1,0 +1,72 @@
+import assert from 'node:assert/strict';
+import {test} from 'node:test';
+import {lsn} from '#postgres/lsn.ts';
+import {MemoryObjectStore} from '#objectstore/memory-object-store.ts';
+import {alwaysValid} from '../generation-validator.ts';
+import {createRoot, testContext, testIds, tagOf, applyToWriter} from '../timeline/model.testing.ts';
+import {timelinePrefix} from '../timeline/index-object.ts';
+import {Tenant} from '../timeline/tenant.ts';
+import {layerPicture} from './layer-picture.ts';
+import {scrubTenant} from './scrub.ts';
+import {branchSizes, relationSizes} from './sizes.ts';
+import {pageProblem} from './verify.ts';
+
+const pause = async (): Promise<void> => {};
+
+test('pages: new, whole, impossible', () => {
+  const page = Buffer.alloc(8192);
+  assert.equal(pageProblem(page), 'new');
+  page.writeUInt16LE(28, 12);
+  page.writeUInt16LE(8000, 14);
+  page.writeUInt16LE(8192, 16);
+  page.writeUInt16LE(8192 | 4, 18);
+  assert.equal(pageProblem(page), undefined);
+  page.writeUInt16LE(8100, 12);
+  assert.match(pageProblem(page)!, /impossible header/);
+  page.writeUInt16LE(28, 12);
+  page.writeUInt16LE(8192 | 3, 18);
+  assert.match(pageProblem(page)!, /version/);
+});
+
+test('scrub finds what is missing and what nobody names; sizes add up; the picture shows every layer', async () => {
+  const store = new MemoryObjectStore();
+  const {tenantId, firstTimeline} = testIds;
+  const tenant = await Tenant.attach(testContext(store), alwaysValid, tenantId, 1);
+  const timeline = await createRoot(tenant);
+  const writer = await timeline.writer();
+  for (let i = 0; i < 60; i++) {
+    const change = {kind: 'write', rel: i % 2, block: i % 5, fill: 1 + i} as const;
+    await applyToWriter(writer, change, lsn(0x2000 + i * 8), () => timeline.waitForRoom());
+    if (i % 20 === 19) writer.freeze();
+  }
+  await timeline.checkpoint();
+
+  const report = await scrubTenant({store, tenantId});
+  assert.deepEqual(report.findings, []);
+  assert.ok(report.layers >= 3);
+  const sizes = branchSizes(timeline);
+  assert.equal(sizes.storedBytes, report.bytes);
+  const relations = await relationSizes(timeline, pause);
+  const stored = relations.reduce((sum, {storedBytes}) => sum + storedBytes, 0);
+  assert.ok(Math.abs(stored - sizes.storedBytes) <= relations.length, `${stored} of ${sizes.storedBytes}`);
+  assert.ok(relations.some(({rel, versions}) => rel.relNode === tagOf(0, 0).relNode && versions >= 30));
+
+  const layers = timeline.state.layers.descriptions();
+  const {gcCutoffLsn, lastRecordLsn} = timeline.state;
+  const held = [{lsn: lsn(0x2008), what: 'branch <x>'}];
+  const svg = layerPicture({name: 'a & b', layers, gcCutoffLsn, lastRecordLsn, held});
+  assert.equal([...svg.matchAll(/<title>/g)].length, layers.length);
+  assert.ok(svg.includes('a &amp; b') && svg.includes('branch &lt;x&gt;') && !svg.includes('NaN'));
+
+  const prefix = timelinePrefix(tenantId, firstTimeline);
+  const gone = prefix + layers[0]!.name;
+  store.objects.delete(gone);
+  const stray = `${prefix}delta-${'0'.repeat(16)}-${'1'.repeat(16)}-00000001-00000001`;
+  await store.put(stray, Buffer.from('x'));
+  const {findings} = await scrubTenant({store, tenantId});
+  assert.deepEqual(findings.map(({kind, object}) => [kind, object]).sort(), [
+    ['dangling', gone],
+    ['orphan', stray],
+  ]);
+  timeline.stop();
+});
