@@ -1,13 +1,10 @@
 /** `pagoda scrub | verify | sizes | layers`: what storage holds, whether it is whole, and why it is kept. */
-import {systemClock} from '#runtime/clock.ts';
 import {systemDisk} from '#runtime/disk.ts';
-import {requestJson, requestStream} from '#runtime/http.ts';
 import {exitProcess, printLine} from '#runtime/process.ts';
-import {TokenIssuer} from '#wire/auth.ts';
 import {type Arguments, UsageError} from '#cli/arguments.ts';
-import {internalPorts, type Layout} from '#cli/layout.ts';
+import {type InternalClient, connectInternally, lsnAt, onePlace, timelinePath} from '#cli/internal-client.ts';
+import type {Layout} from '#cli/layout.ts';
 import {parseObjectStore} from '#cli/object-store-choice.ts';
-import {readSupervisor} from '#cli/up.ts';
 
 export const inspectOptions = {
   '--branch': 'value',
@@ -29,22 +26,10 @@ export const inspectHelp = `  pagoda verify [--branch B] [--at LSN|TIME]
                          a picture of a branch's layers
 `;
 
-interface Place {
-  readonly branchId: string;
-  readonly name: string;
-  readonly projectId: string;
-  readonly tenantId: string;
-  readonly timelineId: string;
-  readonly isDefault: boolean;
-}
-
 type Json = Readonly<Record<string, unknown>>;
-/** A scan of a large branch takes as long as it takes. */
-const longMsMax = 24 * 3_600_000;
-
 export async function inspect(command: string, args: Arguments, layout: Layout): Promise<void> {
   if (args.words.length > 0) throw new UsageError(`${command} takes options only; see \`pagoda help\``);
-  const client = await connect(layout);
+  const client = await connectInternally(layout);
   switch (command) {
     case 'verify':
       return verify(client, args);
@@ -57,68 +42,14 @@ export async function inspect(command: string, args: Arguments, layout: Layout):
   }
 }
 
-interface Client {
-  readonly places: (branch: string | undefined) => Promise<Place[]>;
-  readonly ask: (method: string, path: string, body?: unknown) => Promise<Json>;
-  readonly download: (path: string) => Promise<Buffer>;
-}
+type Client = InternalClient;
 
-async function connect(layout: Layout): Promise<Client> {
-  const notes = readSupervisor(layout);
-  if (notes === undefined) throw new UsageError(`nothing runs on ${layout.data}. Start it with \`pagoda up\``);
-  const issuer = await TokenIssuer.load(layout.keys, 'control', systemClock);
-  const ports = internalPorts(notes.ports.internal);
-  const call = async (aud: 'control' | 'pageserver', method: string, path: string, body?: unknown): Promise<Json> => {
-    const port = aud === 'control' ? ports.control : ports.pageserverHttp;
-    const {status, json} = await requestJson({
-      method,
-      url: `http://127.0.0.1:${port}${path}`,
-      token: await issuer.sign({aud, scope: 'node'}),
-      ...(body === undefined ? {} : {body}),
-      timeoutMs: longMsMax,
-    });
-    if (status >= 300) throw new UsageError(String((json as Json | undefined)?.['message'] ?? `status ${status}`));
-    return (json ?? {}) as Json;
-  };
-  return {
-    ask: (method, path, body) => call('pageserver', method, path, body),
-    async places(branch) {
-      const query = branch === undefined ? '' : `?branch=${encodeURIComponent(branch)}`;
-      return (await call('control', 'GET', `/internal/v1/branch_places${query}`))['branches'] as Place[];
-    },
-    async download(path) {
-      const {status, body} = await requestStream({
-        method: 'GET',
-        url: `http://127.0.0.1:${ports.pageserverHttp}${path}`,
-        token: await issuer.sign({aud: 'pageserver', scope: 'node'}),
-      });
-      const parts: Buffer[] = [];
-      for await (const part of body) parts.push(part);
-      const all = Buffer.concat(parts);
-      if (status >= 300) throw new UsageError(all.toString('utf8'));
-      return all;
-    },
-  };
-}
-
-/** The branch asked for; without one, the only default branch there is. */
-async function onePlace(client: Client, args: Arguments): Promise<Place> {
-  const branch = args.options.get('--branch');
-  const places = await client.places(branch);
-  const chosen = branch === undefined ? places.filter((place) => place.isDefault) : places;
-  if (chosen.length === 1) return chosen[0]!;
-  const names = (chosen.length === 0 ? places : chosen).map((p) => `${p.branchId} (${p.name}, project ${p.projectId})`);
-  throw new UsageError(`name one branch with --branch: ${names.join(', ')}`);
-}
-
-const pathOf = (place: Place): string => `/v1/tenant/${place.tenantId}/timeline/${place.timelineId}`;
+const branchOf = (args: Arguments): string | undefined => args.options.get('--branch');
 
 async function verify(client: Client, args: Arguments): Promise<void> {
-  const place = await onePlace(client, args);
-  const at = args.options.get('--at');
-  let lsn: string | undefined;
-  if (at !== undefined) lsn = /^[0-9A-Fa-f]+\/[0-9A-Fa-f]+$/.test(at) ? at : await lsnOfTime(client, place, at);
-  const answer = await client.ask('POST', `${pathOf(place)}/verify${lsn === undefined ? '' : `?lsn=${lsn}`}`);
+  const place = await onePlace(client, branchOf(args));
+  const lsn = await lsnAt(client, place, args.options.get('--at'));
+  const answer = await client.ask('POST', `${timelinePath(place)}/verify${lsn === undefined ? '' : `?lsn=${lsn}`}`);
   if (args.options.has('--json')) printLine(JSON.stringify(answer, undefined, 2));
   else {
     printLine(
@@ -128,13 +59,6 @@ async function verify(client: Client, args: Arguments): Promise<void> {
     printLine(answer['problemCount'] === 0 ? 'every page can be read' : `${String(answer['problemCount'])} problems`);
   }
   if (answer['problemCount'] !== 0) exitProcess(1);
-}
-
-async function lsnOfTime(client: Client, place: Place, time: string): Promise<string> {
-  const answer = await client.ask('GET', `${pathOf(place)}/lsn_by_timestamp?timestamp=${encodeURIComponent(time)}`);
-  if (answer['kind'] === 'past' || answer['kind'] === 'nodata')
-    throw new UsageError(`the branch has no history at ${time} (${String(answer['kind'])})`);
-  return String(answer['lsn']);
 }
 
 async function scrub(client: Client, args: Arguments): Promise<void> {
@@ -169,7 +93,7 @@ async function sizes(client: Client, args: Arguments): Promise<void> {
   const tables = args.options.has('--tables');
   const answers: Json[] = [];
   for (const place of places) {
-    const answer = await client.ask('GET', `${pathOf(place)}/sizes${tables ? '?relations=true' : ''}`);
+    const answer = await client.ask('GET', `${timelinePath(place)}/sizes${tables ? '?relations=true' : ''}`);
     answers.push({...place, ...answer});
     if (args.options.has('--json')) continue;
     printLine(
@@ -199,9 +123,12 @@ async function sizes(client: Client, args: Arguments): Promise<void> {
 async function layers(client: Client, args: Arguments): Promise<void> {
   const out = args.options.get('--out');
   if (out === undefined) throw new UsageError('layers needs --out FILE.svg');
-  const place = await onePlace(client, args);
+  const place = await onePlace(client, branchOf(args));
   const name = encodeURIComponent(`${place.name} (${place.branchId})`);
-  systemDisk.writeFileAtomic(out, await client.download(`${pathOf(place)}/layers.svg?name=${name}`), 0o644);
+  const parts: Buffer[] = [];
+  for await (const part of (await client.stream(`${timelinePath(place)}/layers.svg?name=${name}`)).body)
+    parts.push(part);
+  systemDisk.writeFileAtomic(out, Buffer.concat(parts), 0o644);
   printLine(`written: ${out}`);
 }
 

@@ -64,9 +64,9 @@ test('scrub finds what is missing and what nobody names; sizes add up; the pictu
   const stray = `${prefix}delta-${'0'.repeat(16)}-${'1'.repeat(16)}-00000001-00000001`;
   await store.put(stray, Buffer.from('x'));
   const {findings} = await scrubTenant({store, tenantId});
-  assert.deepEqual(findings.map(({kind, object}) => [kind, object]).sort(), [
-    ['dangling', gone],
-    ['orphan', stray],
+  assert.deepEqual(findings.map(({kind, object}) => `${kind} ${object}`).sort(), [
+    `dangling ${gone}`,
+    `orphan ${stray}`,
   ]);
   timeline.stop();
 });
