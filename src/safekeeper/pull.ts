@@ -5,7 +5,6 @@ import {failpoint} from '#runtime/failpoint.ts';
 import {HttpError} from '#runtime/http.ts';
 import type {Log} from '#runtime/log.ts';
 import {type PeerState, askPeerState} from '#safekeeper/peer-state.ts';
-import {WalRecordBoundary} from '#safekeeper/record-boundary.ts';
 import type {TimelineCopy} from '#safekeeper/timeline-copy.ts';
 import type {TimelineRegistry} from '#safekeeper/timeline-registry.ts';
 import {mayPull} from '#wire/membership.ts';
@@ -89,7 +88,7 @@ async function copyFrom(options: PullOptions, donor: Member): Promise<boolean> {
     if (copy.nextLsn < copy.endLsn) await copyWal(options, before, copy, await token());
     await flush(copy);
     failpoint('safekeeper.pull-wal.after');
-    if (!copy.complete(await ask(), membership, new WalRecordBoundary())) return false;
+    if (!copy.complete(await ask(), membership)) return false;
     failpoint('safekeeper.pull.after');
   } catch (error) {
     copy.abandon();

@@ -8,7 +8,7 @@ import {assert} from '#runtime/assert.ts';
 import type {DiskFile} from '#runtime/disk.ts';
 import {controlFileName, encodeControlFile} from '#safekeeper/control-file.ts';
 import {type PeerSnapshot, pulledState} from '#safekeeper/pulled-state.ts';
-import type {RecordBoundary} from '#safekeeper/record-boundary.ts';
+import {type RecordBoundary, feedAcrossTerms} from '#safekeeper/record-boundary.ts';
 import {TimelineStorage, type TimelineStorageOptions} from '#safekeeper/timeline-storage.ts';
 import {WalStore} from '#safekeeper/wal-store.ts';
 import type {Membership} from '#wire/safekeeper.ts';
@@ -20,16 +20,23 @@ export class TimelineCopy {
   readonly #staging: string;
   readonly #donor: PeerSnapshot;
   readonly #wal: WalStore;
+  readonly #boundary: RecordBoundary;
+  /** Records are checked from the first place on where one is known to start: where a term starts. */
+  readonly #checkFromLsn: Lsn;
   #nextLsn: Lsn;
 
   /** `options.directory` is where the timeline will be; nothing is there. What an earlier try left behind is removed. */
-  constructor(options: TimelineStorageOptions, donor: PeerSnapshot) {
+  constructor(options: TimelineStorageOptions, donor: PeerSnapshot, boundary: RecordBoundary) {
     this.#options = options;
     this.#donor = donor;
     this.#staging = `${options.directory}.copy`;
     options.disk.remove(this.#staging);
     options.disk.makeDirectory(this.#staging);
     this.#nextLsn = donor.state.localStartLsn;
+    const known = [...donor.state.history.map((entry) => entry.lsn), donor.state.commitLsn];
+    this.#checkFromLsn = Math.min(...known.filter((lsn) => lsn >= this.#nextLsn), donor.flushLsn) as Lsn;
+    this.#boundary = boundary;
+    boundary.reset(this.#checkFromLsn);
     this.#wal = new WalStore({...options, directory: this.#staging, startLsn: this.#nextLsn});
   }
 
@@ -41,8 +48,19 @@ export class TimelineCopy {
     return this.#donor.flushLsn;
   }
 
+  /** Throws TimelineCopyError when a record is damaged, and the disk's error. */
   write(lsn: Lsn, bytes: Buffer): void {
     assert(lsn === this.#nextLsn && lsn + bytes.length <= this.endLsn, 'a copy is written in order, to its end');
+    const skip = Math.max(0, this.#checkFromLsn - lsn);
+    if (skip < bytes.length) {
+      try {
+        feedAcrossTerms(this.#boundary, this.#donor.state.history, (lsn + skip) as Lsn, bytes.subarray(skip));
+      } catch (error) {
+        throw new TimelineCopyError(`${(error as Error).message}: that peer's disk is damaged, copy from another`, {
+          cause: error,
+        });
+      }
+    }
     this.#wal.write(lsn, bytes);
     this.#nextLsn = (lsn + bytes.length) as Lsn;
   }
@@ -59,7 +77,7 @@ export class TimelineCopy {
    * `after`: the donor now. True: the timeline is durable in its place. False: the donor's log has changed under the copy,
    * begin anew. Throws TimelineCopyError when what was copied is no WAL (a damaged donor), and the disk's error.
    */
-  complete(after: PeerSnapshot, membership: Membership, boundary: RecordBoundary): boolean {
+  complete(after: PeerSnapshot, membership: Membership): boolean {
     assert(this.#nextLsn === this.endLsn, 'a copy is complete when all bytes are there');
     this.#wal.endSync();
     this.#wal.close();
@@ -70,7 +88,7 @@ export class TimelineCopy {
       return false;
     }
     disk.writeFileAtomic(`${this.#staging}/${controlFileName}`, encodeControlFile(state));
-    const found = TimelineStorage.open({...this.#options, directory: this.#staging}, boundary);
+    const found = TimelineStorage.open({...this.#options, directory: this.#staging}, this.#boundary);
     found.close();
     if (found.flushLsn !== this.endLsn) {
       this.abandon();

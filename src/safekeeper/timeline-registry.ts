@@ -220,7 +220,7 @@ export class TimelineRegistry {
     this.checkNotDeleted(tenantId, timelineId);
     disk.makeDirectory(`${dataDir}/${tenantId}`);
     disk.syncDirectory(dataDir);
-    return new TimelineCopy({disk, directory: this.#directory(tenantId, timelineId)}, donor);
+    return new TimelineCopy({disk, directory: this.#directory(tenantId, timelineId)}, donor, new WalRecordBoundary());
   }
 
   arrived(tenantId: string, timelineId: string): void {

@@ -77,7 +77,9 @@ export class SimControl {
     for (const node of this.#world.nodes) if (node.status === 'lost' && !current.includes(node.id)) node.exclude(base);
     const spare = this.#world.nodes.filter((n) => !current.includes(n.id)).map((n) => n.id);
     // A member without a timeline, too: it lost its disk before it was told that it is one.
-    const lost = current.find((id) => ['lost', 'absent'].includes(this.#world.node(id).status));
+    const lost =
+      current.find((id) => ['lost', 'absent'].includes(this.#world.node(id).status)) ??
+      current.find((id) => this.#world.node(id).rottenLsn > 0);
     const out = lost ?? this.#stage.pick(current);
     const kind = random.float();
     const take = (): number[] => spare.splice(Math.floor(random.float() * spare.length), 1);

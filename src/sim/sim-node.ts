@@ -380,14 +380,16 @@ export class SimNode implements NodeEnd {
     const {incarnation} = this;
     const donorLife = donor.incarnation;
     const before = donor.snapshot();
-    const copy = new TimelineCopy({disk: this.disk, directory, segmentSize}, before);
+    const copy = new TimelineCopy({disk: this.disk, directory, segmentSize}, before, new SimRecordBoundary());
     const stage = this.#stage;
     const step = (): void => {
       try {
         go();
       } catch (error) {
-        if (!('code' in (error as object))) throw error;
-        // The disk is full, or fails: the control plane asks again.
+        if (error instanceof TimelineCopyError && donor.rottenLsn === 0)
+          throw new Violation(`safekeeper ${this.id}: ${error.message}`, {cause: error});
+        if (!(error instanceof TimelineCopyError) && !('code' in (error as object))) throw error;
+        // The donor is damaged, or our disk full: the control plane asks again.
         this.#copying = false;
       }
     };
@@ -426,7 +428,7 @@ export class SimNode implements NodeEnd {
         this.#copying = false;
         try {
           const after = this.#bugs.has('copy-not-rechecked') ? before : donor.snapshot();
-          if (!copy.complete(after, membership, new SimRecordBoundary())) return;
+          if (!copy.complete(after, membership)) return;
         } catch (error) {
           if (!(error instanceof TimelineCopyError)) throw error;
           if (donor.rottenLsn === 0) throw new Violation(`safekeeper ${this.id}: ${error.message}`, {cause: error});
@@ -434,7 +436,10 @@ export class SimNode implements NodeEnd {
         }
         stage.mark(marks.copy, this.id, copy.endLsn);
         stage.note(() => `n${this.id} has copied n${donor.id} up to ${formatLsn(copy.endLsn)}`);
-        if (donor.rottenLsn > 0) this.rottenLsn = donor.rottenLsn;
+        // What could not be checked: below the first place where a record is known to start.
+        const {localStartLsn, history} = before.state;
+        if (donor.rottenLsn > 0 && !history.some((entry) => entry.lsn === localStartLsn))
+          this.rottenLsn = donor.rottenLsn;
         this.status = 'down';
         this.start();
         if (this.acceptor !== undefined) done(this.#position());
