@@ -1,4 +1,4 @@
-/** `status`, `stop`, `logs`, `help`: commands that talk to a running installation or look at its files. */
+/** `status`, `stop`, `logs`: commands that talk to a running installation or look at its files. */
 import {systemClock} from '#runtime/clock.ts';
 import {systemDisk} from '#runtime/disk.ts';
 import {connectSocket} from '#runtime/net.ts';
@@ -8,34 +8,8 @@ import {readSecretFile} from '#runtime/secret-file.ts';
 import {type Arguments, UsageError} from '#cli/arguments.ts';
 import {callApi, findProject} from '#cli/first-project.ts';
 import type {Layout} from '#cli/layout.ts';
-import {roleNames} from '#cli/roles.ts';
 import {tail} from '#cli/role-process.ts';
-import {inspectHelp} from '#cli/inspect/command.ts';
-import {safekeepersHelp} from '#cli/safekeepers.ts';
 import {lockAddress, readSupervisor, type SupervisorFile} from '#cli/up.ts';
-
-export const help = `pagoda: serverless Postgres on this machine
-
-  pagoda up [--data DIR] [--port N] [--api-port N] [--internal-port N] [--listen ADDRESS]
-                         start everything (also: npm start); Ctrl-C stops it in order
-  pagoda status [-o json|env]
-                         what runs, and how to connect
-  pagoda stop            stop a running installation
-  pagoda logs [ROLE]     last lines of all logs, or of one (control, safekeeper-1, compute-ep-…)
-  pagoda wal dump BRANCH|FOLDER [--start LSN] [--end LSN] [--rmgr NAME] [--stats] [--limit N]
-                         WAL records of a branch and its ancestors, as pg_waldump prints them
-${inspectHelp}${safekeepersHelp}  pagoda wal fsck BRANCH|FOLDER
-                         reads all WAL there is of a branch, on the safekeepers of this machine and in the archive
-  pagoda help
-
-  --data DIR             data directory (default: PAGODA_DATA, else ./.pagoda)
-  --port N               Postgres clients (default 54320)
-  --api-port N           API v2 (default 54321)
-  --internal-port N      first of 20 ports for the roles among themselves (default 54330)
-
-A single role, for an installation on several machines: pagoda ROLE --config FILE
-  roles: ${roleNames.join(', ')}
-`;
 
 /** True while a supervisor holds the directory's lock. */
 function isRunning(layout: Layout): Promise<boolean> {
@@ -119,7 +93,7 @@ export async function status(args: Arguments, layout: Layout): Promise<void> {
   printLine(`NEON_API_KEY=${apiKey}`);
 }
 
-function roleStates(layout: Layout): {name: string; pid: number; running: boolean}[] {
+export function roleStates(layout: Layout): {name: string; pid: number; running: boolean}[] {
   const folder = layout.node('run');
   if (!systemDisk.exists(folder)) return [];
   return systemDisk.list(folder).map((file) => {

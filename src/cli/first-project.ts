@@ -64,7 +64,7 @@ export async function makeFirstProject(
   disk.writeFileAtomic(marker, Buffer.alloc(0));
 }
 
-interface Target {
+export interface Target {
   readonly projectId: string;
   readonly branchId: string;
   readonly endpointId: string;
@@ -119,7 +119,7 @@ export async function startProject(layout: Layout, ports: Ports, report: (line: 
 }
 
 /** A string that works on this machine without name resolution of `*.localhost`. */
-async function localConnectionUri(
+export async function localConnectionUri(
   layout: Layout,
   ports: Ports,
   target: Target & {readonly database: string; readonly role: string},

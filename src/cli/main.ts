@@ -36,6 +36,33 @@ async function main(argv: readonly string[]): Promise<void> {
       const {logs} = await import('#cli/commands.ts');
       return logs(args, layoutOf(args.options));
     }
+    case 'psql': {
+      const {psql, psqlOptions} = await import('#cli/psql.ts');
+      const end = rest.indexOf('--');
+      const own = end < 0 ? rest : rest.slice(0, end);
+      const args = parseArguments(own, {...dataOption, ...psqlOptions});
+      return psql(args, layoutOf(args.options), end < 0 ? [] : rest.slice(end + 1));
+    }
+    case 'import': {
+      const {importDump, importOptions} = await import('#cli/psql.ts');
+      const args = parseArguments(rest, {...dataOption, ...importOptions});
+      return importDump(args, layoutOf(args.options));
+    }
+    case 'export': {
+      const {exportBranch, exportOptions} = await import('#cli/export.ts');
+      const args = parseArguments(rest, {...dataOption, ...exportOptions});
+      return exportBranch(args, layoutOf(args.options));
+    }
+    case 'reset': {
+      const {reset, resetOptions} = await import('#cli/reset.ts');
+      const args = parseArguments(rest, {...dataOption, ...resetOptions});
+      return reset(args, layoutOf(args.options));
+    }
+    case 'doctor': {
+      const args = parseArguments(rest, dataOption);
+      const {doctor} = await import('#cli/doctor.ts');
+      return doctor(layoutOf(args.options));
+    }
     case 'wal': {
       const {wal, walOptions} = await import('#cli/wal/command.ts');
       const args = parseArguments(rest, {...dataOption, ...walOptions});
@@ -57,7 +84,7 @@ async function main(argv: readonly string[]): Promise<void> {
     case 'help':
     case '--help':
     case '-h': {
-      const {help} = await import('#cli/commands.ts');
+      const {help} = await import('#cli/help.ts');
       return printLine(help);
     }
     default:

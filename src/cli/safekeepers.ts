@@ -1,11 +1,9 @@
 /** `pagoda safekeepers …`: what an operator does with safekeepers, asked of the control plane's internal routes. */
 import {systemClock} from '#runtime/clock.ts';
-import {requestJson} from '#runtime/http.ts';
 import {printLine} from '#runtime/process.ts';
 import {type Arguments, parsePort, UsageError} from '#cli/arguments.ts';
-import {internalPorts, type Layout} from '#cli/layout.ts';
-import {readSupervisor} from '#cli/up.ts';
-import {TokenIssuer} from '#wire/auth.ts';
+import {type InternalClient, connectInternally} from '#cli/internal-client.ts';
+import type {Layout} from '#cli/layout.ts';
 
 export const safekeepersOptions = {
   '--to': 'value',
@@ -34,7 +32,7 @@ type Json = Readonly<Record<string, unknown>>;
 export async function safekeepers(args: Arguments, layout: Layout): Promise<void> {
   const [action = 'list', subject] = args.words;
   const {options} = args;
-  const ask = await asker(layout);
+  const ask = (await connectInternally(layout)).askControl;
   switch (action) {
     case 'list': {
       const {safekeepers: nodes} = (await ask('GET', '/safekeepers')) as {safekeepers: Json[]};
@@ -99,24 +97,7 @@ export async function safekeepers(args: Arguments, layout: Layout): Promise<void
   }
 }
 
-type Ask = (method: string, path: string, body?: unknown) => Promise<Json>;
-
-async function asker(layout: Layout): Promise<Ask> {
-  const notes = readSupervisor(layout);
-  if (notes === undefined) throw new UsageError(`nothing runs on ${layout.data}. Start it with \`pagoda up\``);
-  const issuer = await TokenIssuer.load(layout.keys, 'control', systemClock);
-  return async (method, path, body) => {
-    const {status, json} = await requestJson({
-      method,
-      url: `http://127.0.0.1:${internalPorts(notes.ports.internal).control}/internal/v1${path}`,
-      token: await issuer.sign({aud: 'control', scope: 'node'}),
-      ...(body === undefined ? {} : {body}),
-      timeoutMs: 30_000,
-    });
-    if (status >= 300) throw new UsageError(String((json as Json)['message'] ?? `status ${status}`));
-    return json as Json;
-  };
-}
+type Ask = InternalClient['askControl'];
 
 /** Prints each change; throws when an operation failed. */
 async function wait(ask: Ask, ids: readonly string[]): Promise<void> {

@@ -31,3 +31,14 @@ export function reachableByAll(path: string): boolean {
     if (at === dirname(at)) return true;
   }
 }
+
+/** True when neither group nor others may read or write the file. */
+export function isPrivate(path: string): boolean {
+  return (fs.statSync(path).mode & 0o077) === 0;
+}
+
+/** What a process without privileges may still write to the file system of `path`. */
+export function freeBytes(path: string): number {
+  const {bavail, bsize} = fs.statfsSync(path);
+  return bavail * bsize;
+}

@@ -113,6 +113,24 @@ export async function runProcess(
   return {code, stdout: stdout.join('\n'), stderr: stderr.join('\n')};
 }
 
+/** Runs a program at this terminal: its input and output are ours. Its exit code; 128 and more after a signal. */
+export function runAttached(
+  command: string,
+  args: readonly string[],
+  env: Record<string, string> = {},
+): Promise<number> {
+  return new Promise((resolve, reject) => {
+    const child = spawn(command, [...args], {stdio: 'inherit', env: {...process.env, ...env}});
+    const ignore = (): void => {}; // Ctrl-C is for the program; it ends when it wants to
+    process.on('SIGINT', ignore);
+    child.once('error', (error) => reject(new Error(`cannot start ${command}: ${error.message}`, {cause: error})));
+    child.once('exit', (code) => {
+      process.off('SIGINT', ignore);
+      resolve(code ?? 128);
+    });
+  });
+}
+
 /** Lines of this process's own standard input that nobody has taken yet. */
 const stdinLines: string[] = [];
 let stdinEnded = false;
