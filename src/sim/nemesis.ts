@@ -104,15 +104,9 @@ export class Nemesis {
   #expendable(): SimNode | undefined {
     const {stage, control} = this.#world;
     const sets = control.involved.map((set) => set.map((m) => this.#world.node(m.nodeId)));
-    // Before the joint configuration, new members are not there yet, and need not be spared: they copy again.
-    const early = control.phase === 'prepare';
-    const gone = (node: SimNode): boolean =>
-      node.status === 'lost' || node.rottenLsn > 0 || (node.status === 'absent' && !early);
+    const gone = (node: SimNode): boolean => node.rottenLsn > 0 || node.status === 'lost' || node.status === 'absent';
     const candidates = [...new Set(sets.flat())].filter(
-      (node) =>
-        !gone(node) &&
-        node.status !== 'absent' &&
-        sets.every((set) => set.filter((n) => n !== node && !gone(n)).length * 2 > set.length),
+      (node) => !gone(node) && sets.every((set) => set.filter((n) => n !== node && !gone(n)).length * 2 > set.length),
     );
     return candidates.length > 0 ? stage.pick(candidates) : undefined;
   }

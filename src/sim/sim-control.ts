@@ -54,13 +54,11 @@ export class SimControl {
   get isChanging(): boolean {
     return this.#saved !== undefined && this.#saved.phase !== 'done';
   }
-  get phase(): MembershipChangeState['phase'] {
-    return this.#saved?.phase ?? 'done';
-  }
   /** All that may have a say. */
   get involved(): readonly (readonly Member[])[] {
     if (this.#saved === undefined) return [this.#settled.members];
     const {phase, base, final, joint} = this.#saved;
+    // New members are not there yet, and need not be spared: they copy again.
     if (phase === 'prepare') return [base.members];
     return phase === 'done' ? [final.members] : [base.members, joint.newMembers, final.members];
   }
