@@ -34,6 +34,9 @@ export function newBranchId(random: Random): string {
 export function newEndpointId(random: Random): string {
   return `ep-${words(random)}-a${letters(random, 7, alphanumeric)}`;
 }
+export function newSnapshotId(random: Random): string {
+  return `snap-${words(random)}-a${letters(random, 7, alphanumeric)}`;
+}
 export function newOrganizationId(random: Random): string {
   return `org-${words(random)}-${letters(random, 8, '0123456789')}`;
 }

@@ -41,3 +41,27 @@ test('a branch goes when its time has come, not before; one with children waits 
   assert.equal(world.computes.size, 2);
   await control.stop();
 });
+
+test('a snapshot is no branch that anybody sees, holds its branch, and goes when its time has come', async (t) => {
+  const control = await startControl(new FakeWorld());
+  t.after(() => control.stop());
+  const {project} = (await call(control, 'POST', '/projects', {project: {name: 'p'}})).json as unknown as {
+    project: {id: string};
+  };
+  const base = `/projects/${project.id}`;
+  const {branch} = (await call(control, 'POST', `${base}/branches`, {branch: {name: 'kid'}})).json as unknown as {
+    branch: {id: string};
+  };
+  const expires = new Date(control.context.clock.nowMs() + 1500).toISOString();
+  const made = await call(control, 'POST', `${base}/branches/${branch.id}/snapshot?name=s&expires_at=${expires}`);
+  assert.equal(made.status, 200, JSON.stringify(made.json));
+  const {branches} = (await call(control, 'GET', `${base}/branches`)).json as unknown as {branches: {name: string}[]};
+  assert.deepEqual(branches.map((b) => b.name).toSorted(), ['kid', 'main']);
+  const refused = await call(control, 'DELETE', `${base}/branches/${branch.id}`);
+  assert.match(String((refused.json as {message?: string}).message), /has snapshots/);
+  await control.context.clock.sleep(1600);
+  await sweepExpiredBranches(control.context, new Map());
+  const {snapshots} = (await call(control, 'GET', `${base}/snapshots`)).json as unknown as {snapshots: unknown[]};
+  assert.deepEqual(snapshots, []);
+  assert.equal((await call(control, 'DELETE', `${base}/branches/${branch.id}`)).status, 200);
+});

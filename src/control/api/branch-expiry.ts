@@ -2,6 +2,7 @@
 import type {Timer} from '#runtime/clock.ts';
 import {deleteBranch} from '#control/api/branch-routes.ts';
 import type {ApiContext} from '#control/api/context.ts';
+import {deleteSnapshot} from '#control/api/snapshot-routes.ts';
 
 const sweepEveryMs = 2_000;
 /** After a refusal (it has children, an operation runs) the next try waits this long. */
@@ -43,6 +44,7 @@ export async function sweepExpiredBranches(context: ApiContext, refusedUntil: Ma
     // Children before parents.
     .orderBy('created_at', 'desc')
     .execute();
+  await sweepExpiredSnapshots(context, refusedUntil);
   for (const branch of expired) {
     if ((refusedUntil.get(branch.id) ?? 0) > nowMs) continue;
     const project = await store
@@ -57,6 +59,32 @@ export async function sweepExpiredBranches(context: ApiContext, refusedUntil: Ma
     } catch (error) {
       refusedUntil.set(branch.id, nowMs + refusedMs);
       log.warn('an expired branch cannot be deleted yet', {project: project.id, branch: branch.id, error});
+    }
+  }
+}
+
+async function sweepExpiredSnapshots(context: ApiContext, refusedUntil: Map<string, number>): Promise<void> {
+  const {store, clock, log} = context;
+  const nowMs = clock.nowMs();
+  const expired = await store
+    .selectFrom('snapshots')
+    .selectAll()
+    .where('expires_at', '<=', nowMs)
+    .where('deleted_at', 'is', null)
+    .execute();
+  for (const snapshot of expired) {
+    if ((refusedUntil.get(snapshot.id) ?? 0) > nowMs) continue;
+    const project = await store
+      .selectFrom('projects')
+      .selectAll()
+      .where('id', '=', snapshot.project_id)
+      .executeTakeFirstOrThrow();
+    try {
+      await deleteSnapshot(context, project, snapshot);
+      log.info('snapshot expired', {project: project.id, snapshot: snapshot.id});
+    } catch (error) {
+      refusedUntil.set(snapshot.id, nowMs + refusedMs);
+      log.warn('an expired snapshot cannot be deleted yet', {project: project.id, snapshot: snapshot.id, error});
     }
   }
 }

@@ -177,10 +177,11 @@ export async function deleteBranch(
   const {operations} = await context.mutate(project.id, locks, async (trx, nowMs) => {
     const child = await trx
       .selectFrom('branches')
-      .select('name')
+      .select(['name', 'hidden'])
       .where('parent_id', '=', branch.id)
       .where('deleted_at', 'is', null)
       .executeTakeFirst();
+    if (child?.hidden === 1) throw apiErrors.unprocessable(`branch ${branch.name} has snapshots; delete them first`);
     if (child)
       throw apiErrors.unprocessable(`branch ${branch.name} has child branches (${child.name}); delete them first`);
     await forgetBranch(trx, branch.id, nowMs);
@@ -199,6 +200,7 @@ async function liveBranches(context: ApiContext, project: ProjectTable): Promise
     .selectFrom('branches')
     .selectAll()
     .where('project_id', '=', project.id)
+    .where('hidden', '=', 0)
     .where('deleted_at', 'is', null)
     .execute();
 }
@@ -264,7 +266,7 @@ interface CreateBranch {
   }[];
 }
 
-async function createBranch(
+export async function createBranch(
   context: ApiContext,
   {
     params,

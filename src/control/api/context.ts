@@ -81,6 +81,7 @@ export class ApiContext {
       .selectAll()
       .where('project_id', '=', project.id)
       .where('id', '=', branchId)
+      .where('hidden', '=', 0)
       .where('deleted_at', 'is', null)
       .executeTakeFirst();
     if (!branch) throw apiErrors.notFound('branch', branchId);

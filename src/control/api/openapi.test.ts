@@ -117,6 +117,20 @@ test('every response is as the specification wants it', async () => {
   await conform('GET', `${branch}/schema?db_name=neondb&lsn=0/1500000`);
   await conform('GET', `${branch}/compare_schema?db_name=neondb&base_branch_id=${made.branch.id}`);
 
+  const {snapshot} = (await conform('POST', `${branch}/snapshot?name=kept`)) as unknown as {snapshot: {id: string}};
+  await conform('GET', `${project}/snapshots`);
+  await conform('PATCH', `${project}/snapshots/${snapshot.id}`, {snapshot: {name: 'kept for long'}});
+  const restored = (await conform('POST', `${project}/snapshots/${snapshot.id}/restore`, {
+    name: 'from a snapshot',
+  })) as unknown as {branch: {id: string; parent_lsn: string}};
+  await conform('DELETE', `${project}/branches/${restored.branch.id}`);
+  await conform('POST', `${project}/snapshots/${snapshot.id}/restore`, {
+    name: 'put back',
+    target_branch_id: child.branch.id,
+    finalize_restore: true,
+  });
+  await conform('DELETE', `${project}/snapshots/${snapshot.id}`);
+
   await conform('GET', `${branch}/roles`);
   await conform('POST', `${branch}/roles`, {role: {name: 'alice'}});
   await conform('GET', `${branch}/roles/alice`);

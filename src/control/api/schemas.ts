@@ -207,6 +207,27 @@ export const compareSchemaQuery = Type.Object({
   base_timestamp: optional(timestampText),
 });
 
+export const createSnapshotQuery = Type.Object({
+  name: optional(displayName),
+  lsn: optional(lsnText),
+  timestamp: optional(timestampText),
+  expires_at: optional(timestampText),
+});
+export const updateSnapshotBody = Type.Object({snapshot: Type.Object({name: optional(displayName)}, open)});
+export const restoreSnapshotBody = optional(
+  Type.Union([
+    Type.Null(),
+    Type.Object(
+      {
+        name: optional(displayName),
+        target_branch_id: optional(Type.String({maxLength: 60})),
+        finalize_restore: optional(Type.Boolean()),
+      },
+      open,
+    ),
+  ]),
+);
+
 export const connectionUriQuery = Type.Object({
   database_name: identifier,
   role_name: identifier,

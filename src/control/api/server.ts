@@ -13,6 +13,7 @@ import {projectRoutes} from '#control/api/project-routes.ts';
 import {restoreRoutes} from '#control/api/restore-routes.ts';
 import type {ApiRoute} from '#control/api/route.ts';
 import {schemaRoutes} from '#control/api/schema-routes.ts';
+import {snapshotRoutes} from '#control/api/snapshot-routes.ts';
 import {validatorOf} from '#control/api/validation.ts';
 
 export const apiRoutes: readonly ApiRoute[] = [
@@ -21,6 +22,7 @@ export const apiRoutes: readonly ApiRoute[] = [
   ...branchRoutes,
   ...restoreRoutes,
   ...schemaRoutes,
+  ...snapshotRoutes,
   ...endpointRoutes,
   ...catalogRoutes,
 ];
