@@ -3,6 +3,7 @@
  * layers and caches, restarts with nothing but the object store. Every page at several LSNs must equal what plain
  * interpretation and redo in memory give (test/memory-timeline.ts, itself compared with stock recovery by ingest.pg.test.ts).
  */
+import {createHash} from 'node:crypto';
 import {after, test} from 'node:test';
 import assert from 'node:assert/strict';
 import {mkdtempSync, readFileSync, readdirSync, rmSync} from 'node:fs';
@@ -99,7 +100,21 @@ class Harness {
         keysDir: this.keysDir,
         objectStore: {kind: 'folder', root: join(dir, 'objects')},
         blockCacheBytes: 2 * 1024 * 1024,
-        limits: {layerBytes: 1024 * 1024, relationSizesMax: 40},
+        // Compaction and GC at work all the time.
+        limits: {
+          layerBytes: 1024 * 1024,
+          relationSizesMax: 40,
+          gcPeriodMs: 200,
+          leaseMsMax: 500,
+          compaction: {
+            l0Threshold: 2,
+            l0BatchMax: 4,
+            runsPerLevel: 2,
+            targetBytes: 300_000,
+            imageDepth: 2,
+            imageVisits: 1,
+          },
+        },
         ...changes,
       },
       {log: silentLog},
@@ -286,12 +301,45 @@ test('a stock server, replayed through the whole pageserver', {timeout: 300_000}
   assert.equal(await reached(root), last);
   assert.ok((await compare(harness, root, oracle.timeline, last)) > 3000);
   await sanityOfBasebackup(harness, last);
+
+  // The restore window shrinks to nothing: what lies behind it goes, but for the branch in the past.
+  const childPages = await digest(harness, child, atHalf);
+  const before = await harness.call('GET', `/timeline/${root}`);
+  assert.ok(Number(before['layers']) > 10, `${String(before['layers'])} layers`);
+  await harness.call('PUT', `/timeline/${root}/retention`, {windowSeconds: 0});
+  const cutoff = async (): Promise<Lsn> =>
+    parseLsn(String((await harness.call('GET', `/timeline/${root}`))['gcCutoffLsn']));
+  await until('GC cutoff', async () => (await cutoff()) > half);
+  await until('layers that go', async () => {
+    const {layerBytes, l0Layers} = await harness.call('GET', `/timeline/${root}`);
+    return Number(layerBytes) < Number(before['layerBytes']) && Number(l0Layers) < 2;
+  });
+  const reader = await harness.pages(root);
+  await assert.rejects(reader.listDb(0, 5, {requestLsn: lsn(atHalf + 8)}), {code: 'lsn-too-old'});
+  await assert.rejects(reader.lease(lsn(atHalf + 8), 60), {code: 'lsn-too-old'});
+  assert.equal(await reader.lease(last, 60), 500); // limits.leaseMsMax
+  reader.close();
+  assert.equal(await digest(harness, child, atHalf), childPages);
+  assert.ok((await compare(harness, root, oracle.timeline, last)) > 3000);
   await harness.server.stop();
   assert.deepEqual(
     readdirSync(join(dir, 'objects')).filter((n) => n !== '.tmp'),
     ['tenants'],
   );
 });
+
+/** All pages of the branch's databases at `at`, summed up. */
+async function digest(harness: Harness, timelineId: string, at: Lsn): Promise<string> {
+  const client = await harness.pages(timelineId);
+  const hash = createHash('sha256');
+  for (const {rel, blocks} of await client.listDb(0, 5, {requestLsn: at})) {
+    hash.update(`${rel.spcNode}/${rel.relNode}.${rel.fork}:${blocks}`);
+    for (let block = 0; block < blocks; block += 64)
+      for (const page of await client.getPages(rel, block, 64, {requestLsn: at})) hash.update(page);
+  }
+  client.close();
+  return hash.digest('hex');
+}
 
 async function sanityOfBasebackup(harness: Harness, at: Lsn): Promise<void> {
   const response = await requestStream({
