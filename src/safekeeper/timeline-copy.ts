@@ -56,9 +56,10 @@ export class TimelineCopy {
       try {
         feedAcrossTerms(this.#boundary, this.#donor.state.history, (lsn + skip) as Lsn, bytes.subarray(skip));
       } catch (error) {
-        throw new TimelineCopyError(`${(error as Error).message}: that peer's disk is damaged, copy from another`, {
-          cause: error,
-        });
+        throw new TimelineCopyError(
+          `${(error as Error).message}: that peer has truncated its log meanwhile, or its disk is damaged; copy again, or from another`,
+          {cause: error},
+        );
       }
     }
     this.#wal.write(lsn, bytes);

@@ -6,7 +6,7 @@ import {type Lsn, formatLsn} from '#postgres/lsn.ts';
 import {segmentFileName} from '#postgres/wal/segment.ts';
 import {Acceptor, type AcceptorInput, type AcceptorOutput} from '#safekeeper/acceptor.ts';
 import {ControlFileError} from '#safekeeper/control-file.ts';
-import type {PeerSnapshot} from '#safekeeper/pulled-state.ts';
+import {type PeerSnapshot, pulledState} from '#safekeeper/pulled-state.ts';
 import {TimelineCopy, TimelineCopyError} from '#safekeeper/timeline-copy.ts';
 import {type NewTimeline, TimelineStorage, initialState} from '#safekeeper/timeline-storage.ts';
 import {WalLostError} from '#safekeeper/wal-store.ts';
@@ -386,7 +386,9 @@ export class SimNode implements NodeEnd {
       try {
         go();
       } catch (error) {
-        if (error instanceof TimelineCopyError && donor.rottenLsn === 0)
+        const unchanged =
+          donor.acceptor !== undefined && pulledState(before, donor.snapshot(), membership) !== undefined;
+        if (error instanceof TimelineCopyError && donor.rottenLsn === 0 && unchanged)
           throw new Violation(`safekeeper ${this.id}: ${error.message}`, {cause: error});
         if (!(error instanceof TimelineCopyError) && !('code' in (error as object))) throw error;
         // The donor is damaged, or our disk full: the control plane asks again.
