@@ -35,7 +35,7 @@ async function observe(control: TestControl, world: FakeWorld): Promise<unknown>
     projects,
     tenants: world.tenants.size,
     timelines: [...world.timelines.values()].map((t) => [t.mode.kind, t.lastRecordLsn, t.safekeepers]),
-    walTimelines: [...world.walTimelines.keys()].map((key) => key.split('/')[0]).sort(),
+    walTimelines: [...world.walTimelines.keys()].map((key) => Number(key.split('/')[0])).sort((a, b) => a - b),
     safekeepers: (await control.store.selectFrom('branches').select('safekeepers').execute())
       .map((row) => row.safekeepers)
       .sort(),
