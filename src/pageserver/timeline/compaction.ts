@@ -13,13 +13,11 @@ import {failpoint} from '#runtime/failpoint.ts';
 import {type Lsn, formatLsn} from '#postgres/lsn.ts';
 import {blockSize, formatRel} from '#postgres/relation.ts';
 import {LayerCursor} from '../layers/layer-cursor.ts';
-import {layerFlagImage, objectIdentity} from '../layers/layer-format.ts';
 import {LayerMerge} from '../layers/layer-merge.ts';
 import type {LayerReader} from '../layers/layer-reader.ts';
-import {LayerWriter} from '../layers/layer-writer.ts';
 import {type MergePlan, inputsAfter, planImage, planMerge} from './compaction-plan.ts';
 import {planGc, planSweep} from './gc-plan.ts';
-import {type LayerDescription, layerName, layerObjectId, timelinePrefix} from './index-object.ts';
+import type {LayerDescription} from './index-object.ts';
 import {
   type Key,
   type KeyPrefix,
@@ -33,6 +31,7 @@ import {
 } from './key.ts';
 import {heldPoints} from './kept-history.ts';
 import type {RangePlan} from './layer-map.ts';
+import {LayerOutput} from './layer-output.ts';
 import {applyValue, read, tryRelInfo, zeroPage} from './read-path.ts';
 import {type RelInfo, blockFloor} from './sizes.ts';
 import type {TimelineState} from './state.ts';
@@ -422,127 +421,7 @@ export class Compactor {
   }
 }
 
-/** Layers being written by one step. */
-class LayerOutput {
-  readonly written: LayerDescription[] = [];
-  readonly #objects: string[] = [];
-  readonly #state: TimelineState;
-  readonly #kind: 'delta' | 'image';
-  readonly #level: number;
-  readonly #run: number;
-  #writer: LayerWriter | undefined;
-  #name = '';
-  #startLsn = 0 as Lsn;
-  #endLsn = 0 as Lsn;
-  #continues = false;
-  #generation = 0;
-  #cover: {readonly first: Buffer; readonly end: Buffer} | undefined;
-  /** LSN of the last version added. */
-  lastLsn = -1;
-
-  constructor(state: TimelineState, kind: 'delta' | 'image', level: number, run: number) {
-    this.#state = state;
-    this.#kind = kind;
-    this.#level = level;
-    this.#run = run;
-  }
-
-  get size(): number {
-    return this.#writer?.size ?? 0;
-  }
-  get isEmpty(): boolean {
-    return this.#writer === undefined;
-  }
-
-  /** A layer of these LSNs; it is made with its first version. */
-  begin(startLsn: Lsn, endLsn: Lsn, continues: boolean): void {
-    this.#startLsn = startLsn;
-    this.#endLsn = endLsn;
-    this.#continues = continues;
-  }
-
-  /** The image holds everything of these keys. */
-  cover(first: Buffer, end: Buffer): void {
-    this.#cover = {first, end};
-  }
-
-  add({prefix, e}: Key, value: Value): void {
-    const writer = (this.#writer ??= this.#newWriter());
-    const {lsn, kind, flags, blockId, payload} = value;
-    writer.add(prefix, e, lsn, kind, flags, blockId, payload, 0, payload.length);
-    this.lastLsn = lsn;
-  }
-
-  async finish(): Promise<void> {
-    const state = this.#state;
-    const {store, metrics} = state.context;
-    if (this.#writer === undefined) return;
-    const built = this.#writer.finish();
-    this.#writer = undefined;
-    const name = this.#name;
-    const object = timelinePrefix(state.tenantId, state.timelineId) + name;
-    state.writing.add(object);
-    this.#objects.push(object);
-    failpoint('pageserver.compaction.upload.before');
-    await store.put(object, Buffer.concat(built.pieces), {ifNoneMatch: '*'});
-    failpoint('pageserver.compaction.upload.after');
-    metrics.layersUploaded.inc();
-    metrics.layerBytesUploaded.inc(built.size);
-    const image = this.#kind === 'image';
-    this.written.push({
-      name,
-      kind: this.#kind,
-      generation: this.#generation,
-      firstKey: (this.#cover?.first ?? built.firstKey).toString('hex'),
-      lastKey: this.#cover === undefined ? built.lastKey.toString('hex') : keyBefore(this.#cover.end).toString('hex'),
-      startLsn: this.#startLsn,
-      endLsn: this.#endLsn,
-      complete: image,
-      size: built.size,
-      checksum: built.checksum,
-      rootOffset: built.rootOffset,
-      versions: built.versions,
-      level: image ? 1 : this.#level,
-      run: this.#run,
-      continues: this.#continues,
-    });
-  }
-
-  /** The step is over: what it has written is in the index, or is an orphan. */
-  end(): void {
-    for (const object of this.#objects) this.#state.writing.delete(object);
-  }
-
-  #newWriter(): LayerWriter {
-    const state = this.#state;
-    const {tenantId, timelineId, generation} = state;
-    this.#generation = generation;
-    this.#name = layerName(this.#kind, this.#startLsn, this.#endLsn, state.context.random.uint32(), generation);
-    const identity = objectIdentity(layerObjectId(tenantId, timelineId, this.#name), generation);
-    return new LayerWriter(identity, {
-      tenantId,
-      timelineId,
-      flags: this.#kind === 'image' ? layerFlagImage : 0,
-      startLsn: this.#startLsn,
-      endLsn: this.#endLsn,
-    });
-  }
-}
-
 /** Keys of one relation share their prefix, so that comparing them is quick. */
 function sharingPrefix(key: Key, before: Key | undefined): Key {
   return before !== undefined && samePrefix(before.prefix, key.prefix) ? {prefix: before.prefix, e: key.e} : key;
-}
-
-/** The largest key below `end`. */
-function keyBefore(end: Buffer): Buffer {
-  const key = Buffer.from(end);
-  for (let i = keyBytes - 1; i >= 0; i--) {
-    if (key[i] === 0) key[i] = 0xff;
-    else {
-      key[i]!--;
-      break;
-    }
-  }
-  return key;
 }

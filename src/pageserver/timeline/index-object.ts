@@ -93,6 +93,8 @@ export interface TimelineIndex {
   readonly gcCutoffLsn: Lsn;
   /** LSNs under a lease: whoever attaches the tenant keeps them until their holders have had time to ask again. */
   readonly leases: readonly Lsn[];
+  /** Milliseconds since 1970. There while the timeline is archived: whoever attaches the tenant does not load it. */
+  readonly archivedAtMs?: number;
   /** In no order. */
   readonly layers: readonly LayerDescription[];
 }
@@ -155,6 +157,7 @@ export function encodeIndex(index: TimelineIndex): Buffer {
     retention: index.retention,
     gcCutoffLsn: formatLsn(index.gcCutoffLsn),
     leases: index.leases.map(formatLsn),
+    ...(index.archivedAtMs === undefined ? {} : {archivedAtMs: index.archivedAtMs}),
     layers: index.layers.map((layer) => ({
       ...layer,
       startLsn: formatLsn(layer.startLsn),
@@ -265,6 +268,7 @@ function parseBody(
     retention: version === 1 ? defaultRetention : parseRetention(json['retention']),
     gcCutoffLsn: version === 1 ? lsn(0) : position(json, 'gcCutoffLsn'),
     leases: version === 1 ? [] : parseLeases(json['leases']),
+    ...(json['archivedAtMs'] === undefined ? {} : {archivedAtMs: whole(json, 'archivedAtMs')}),
     layers,
   };
 }

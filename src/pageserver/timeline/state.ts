@@ -149,6 +149,8 @@ export class TimelineState {
   readonly leases = new Map<Lsn, number>();
   /** Tenant: children, archived ones too → where each begins. */
   readonly branchPoints = new Map<string, Lsn>();
+  /** Tenant: when the timeline was archived; it leaves memory with the index that says so. */
+  archivedAtMs: number | undefined;
   /** Write path: commits that no layer holds yet, while the timeline ingests. */
   commitTail: CommitTail | undefined;
   /** Write path: freezes the open layer, when that can be done now. */

@@ -293,6 +293,7 @@ export class Uploader {
       retention: state.retention,
       gcCutoffLsn: state.gcCutoffLsn,
       leases: [...state.leases.keys()],
+      ...(state.archivedAtMs === undefined ? {} : {archivedAtMs: state.archivedAtMs}),
       layers: output.layers,
     };
     const key = indexObjectKey(state.tenantId, state.timelineId, output.generation, output.sequence);
