@@ -1,7 +1,7 @@
 /**
  * The proposer's connection to one safekeeper: made again and again until it is closed for good.
  *
- * While WAL is on its way to the safekeeper's disk, newer WAL waits here, for at most two milliseconds, and leaves as one frame:
+ * While WAL is on its way to the safekeeper's disk, newer WAL waits here, and leaves as one frame when that is there, or after two milliseconds:
  * the safekeeper could not make it durable any earlier, and a frame costs both processes more CPU than its bytes do.
  */
 import type {Clock, Timer} from '#runtime/clock.ts';
@@ -30,6 +30,8 @@ const silenceMs = 10_000;
 /** A network with long ways gains more by a second frame under way than by a larger first one. */
 const holdMsMax = 2;
 const holdBytesMax = 32 * 1024;
+/** Small pieces of WAL on their way at once: one that is being synced, one that waits for its turn. */
+const inFlightMax = 2;
 
 type Append = Extract<ProposerMessage, {kind: 'append'}>;
 
@@ -66,9 +68,10 @@ export class SafekeeperLink {
   #failures = 0;
   #lastHeardMs = 0;
   #closed = false;
-  /** End of the WAL sent on this connection, and how much of it is durable there. */
-  #sentLsn = 0;
-  #syncedLsn = 0;
+  /** Ends of the pieces of WAL that are on their way to its disk, oldest first. */
+  #inFlight: number[] = [];
+  /** What is held has waited long enough. */
+  #due = false;
   #held: HeldAppend | undefined;
   #holdTimer: Timer | undefined;
 
@@ -87,7 +90,8 @@ export class SafekeeperLink {
     this.#release();
     const frame = encodeProposerMessage(message);
     this.#connection.send(frame.type, ...frame.parts);
-    if (message.kind === 'append') this.#sentLsn = message.beginLsn + message.bytes.length;
+    if (message.kind === 'append' && message.bytes.length > 0)
+      this.#inFlight.push(message.beginLsn + message.bytes.length);
   }
 
   /** Closes this connection; the next one is made after the usual pause. */
@@ -114,10 +118,14 @@ export class SafekeeperLink {
   #hold(message: Append): boolean {
     const held = this.#held;
     if (held === undefined) {
-      if (this.#syncedLsn >= this.#sentLsn || message.bytes.length === 0 || message.bytes.length >= holdBytesMax)
+      if (this.#inFlight.length === 0 || message.bytes.length === 0 || message.bytes.length >= holdBytesMax)
         return false;
       this.#held = {message, parts: [message.bytes], bytes: message.bytes.length};
-      this.#holdTimer = this.#options.clock.setTimer(holdMsMax, () => this.#release());
+      this.#due = false;
+      this.#holdTimer = this.#options.clock.setTimer(holdMsMax, () => {
+        this.#due = true;
+        if (this.#inFlight.length < inFlightMax) this.#release();
+      });
       return true;
     }
     const {generation, term, beginLsn, wantsReply} = held.message;
@@ -141,17 +149,18 @@ export class SafekeeperLink {
     this.#holdTimer?.cancel();
     const {type, parts} = encodeProposerMessage({...held.message, bytes: noBytes});
     this.#connection?.send(type, ...parts, ...held.parts);
-    this.#sentLsn = held.message.beginLsn + held.bytes;
+    this.#inFlight.push(held.message.beginLsn + held.bytes);
   }
 
   #received(message: AcceptorMessage): void {
     if (message.kind === 'append-response') {
-      this.#syncedLsn = message.syncedLsn;
+      const {syncedLsn} = message;
+      while (this.#inFlight.length > 0 && this.#inFlight[0]! <= syncedLsn) this.#inFlight.shift();
       // After the answer has been looked at, what is sent knows the newest commit LSN.
       this.#options.onMessage(message);
-      if (this.#syncedLsn >= this.#sentLsn) this.#release();
+      if (this.#inFlight.length === 0 || (this.#due && this.#inFlight.length < inFlightMax)) this.#release();
     } else {
-      if (message.kind === 'elected-response') this.#sentLsn = this.#syncedLsn = message.startLsn;
+      if (message.kind === 'elected-response') this.#inFlight = [];
       this.#options.onMessage(message);
     }
   }
@@ -208,6 +217,7 @@ export class SafekeeperLink {
         this.#connection = undefined;
         this.#held = undefined;
         this.#holdTimer?.cancel();
+        this.#inFlight = [];
         if (clock.monotonicMs() - connectedAtMs > steadyMs) this.#failures = 0;
         if (!this.#closed) this.#options.onDisconnected();
       }
