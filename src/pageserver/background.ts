@@ -55,6 +55,13 @@ export class Background {
     await this.#work;
   }
 
+  /** Does `work` beside no step and no GC. */
+  async alone(work: () => Promise<void>): Promise<void> {
+    const result = this.#work.then(work);
+    this.#work = result.catch(() => {});
+    return result;
+  }
+
   /** One after the other: a step, a round of GC. */
   #queue(work: () => Promise<void>): void {
     this.#work = this.#work.then(async () => {

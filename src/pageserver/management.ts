@@ -8,6 +8,7 @@ import type {PageErrorCode} from '#wire/pages.ts';
 import {basebackup} from './basebackup.ts';
 import {ImportError, importDataDirectory} from './ingest/import.ts';
 import type {Pageserver} from './pageserver.ts';
+import type {ArchivedTimeline} from './timeline/archived.ts';
 import {parseRetention, parseSafekeepers} from './timeline/index-object.ts';
 import {TimelineError} from './timeline/timeline-reader.ts';
 import type {Timeline, TimelineInfo} from './timeline/timeline.ts';
@@ -62,7 +63,13 @@ export function managementRoutes(pageserver: Pageserver, metricsText: () => stri
       const tenant = pageserver.tenant(ids(request).tenantId);
       return {
         status: 200,
-        json: {generation: tenant.generation, timelines: tenant.timelines().map((t) => infoJson(t.info()))},
+        json: {
+          generation: tenant.generation,
+          timelines: [
+            ...tenant.timelines().map((t) => infoJson(t.info())),
+            ...tenant.archivedTimelines().map(archivedJson),
+          ],
+        },
       };
     }),
     node('DELETE', tenantPath, async (request) => {
@@ -75,11 +82,29 @@ export function managementRoutes(pageserver: Pageserver, metricsText: () => stri
     }),
     node('POST', `${tenantPath}/timeline`, (request) => createTimeline(pageserver, request)),
     node('POST', `${timelinePath}/import`, (request) => importTimeline(pageserver, request)),
-    tenant('GET', timelinePath, async (request) => ({status: 200, json: infoJson(find(pageserver, request).info())})),
+    tenant('GET', timelinePath, async (request) => {
+      const {tenantId, timelineId} = ids(request);
+      const archived = pageserver.tenant(tenantId).archivedTimeline(timelineId);
+      return {
+        status: 200,
+        json: archived === undefined ? infoJson(find(pageserver, request).info()) : archivedJson(archived),
+      };
+    }),
+    node('POST', `${timelinePath}/archive`, async (request) => {
+      const {tenantId, timelineId} = ids(request);
+      await pageserver.archive(tenantId, timelineId, lsnOf(field(await request.json(), 'lsn'), 'lsn'));
+      return {status: 200, json: {}};
+    }),
+    node('POST', `${timelinePath}/unarchive`, async (request) => {
+      const {tenantId, timelineId} = ids(request);
+      return {status: 200, json: infoJson((await pageserver.tenant(tenantId).wake(timelineId)).info())};
+    }),
     node('GET', `${timelinePath}/lsn_by_timestamp`, (request) => lsnByTimestamp(pageserver, request)),
     tenant('GET', `${timelinePath}/basebackup`, (request) => sendBasebackup(pageserver, request)),
     tenant('PUT', `${timelinePath}/pgstat`, (request) => putStatistics(pageserver, request)),
     node('PUT', `${timelinePath}/safekeepers`, async (request) => {
+      // One that is archived needs none: it is told when it is awake.
+      if (isArchived(pageserver, request)) return {status: 200, json: {}};
       const timeline = find(pageserver, request);
       let list;
       try {
@@ -118,7 +143,7 @@ export function managementRoutes(pageserver: Pageserver, metricsText: () => stri
     node('DELETE', timelinePath, async (request) => {
       const {tenantId, timelineId} = ids(request);
       const tenant = pageserver.tenant(tenantId);
-      tenant.timeline(timelineId);
+      if (!isArchived(pageserver, request)) tenant.timeline(timelineId);
       await tenant.deleteTimeline(timelineId);
       return {status: 200, json: {}};
     }),
@@ -175,6 +200,11 @@ function find(pageserver: Pageserver, request: HttpRequest): Timeline {
   return pageserver.timeline(tenantId, timelineId);
 }
 
+function isArchived(pageserver: Pageserver, request: HttpRequest): boolean {
+  const {tenantId, timelineId} = ids(request);
+  return pageserver.tenant(tenantId).archivedTimeline(timelineId) !== undefined;
+}
+
 function bad(message: string): HttpError {
   return new HttpError(400, 'bad_request', message);
 }
@@ -200,6 +230,18 @@ function infoJson(info: TimelineInfo): Record<string, unknown> {
     initialLsn: formatLsn(info.initialLsn),
     gcCutoffLsn: formatLsn(info.gcCutoffLsn),
     ...(info.ancestorLsn === undefined ? {} : {ancestorLsn: formatLsn(info.ancestorLsn)}),
+  };
+}
+
+/** Of an archived timeline: its state and what is known of it. */
+function archivedJson({archivedAtMs, ...archived}: ArchivedTimeline): Record<string, unknown> {
+  return {
+    ...archived,
+    state: 'archived',
+    archivedAt: formatTime(archivedAtMs),
+    lastRecordLsn: formatLsn(archived.lastRecordLsn),
+    initialLsn: formatLsn(archived.initialLsn),
+    ...(archived.ancestorLsn === undefined ? {} : {ancestorLsn: formatLsn(archived.ancestorLsn)}),
   };
 }
 

@@ -1,6 +1,7 @@
 /** The tenants of one pageserver, and the ingest of their timelines: what management, page service and start-up share. */
 import type {Clock, Timer} from '#runtime/clock.ts';
 import type {Log} from '#runtime/log.ts';
+import type {Lsn} from '#postgres/lsn.ts';
 import type {SafekeeperInfo} from '#wire/broker.ts';
 import {Background} from './background.ts';
 import type {GenerationValidator} from './generation-validator.ts';
@@ -14,6 +15,8 @@ import type {Timeline} from './timeline/timeline.ts';
 
 /** Timelines that ask a safekeeper for the first time at once, after an attachment. */
 const firstWordsMax = 64;
+/** Ingest tells safekeepers every second how far it is. */
+const feedbackMs = 1100;
 
 export interface PageserverParts {
   readonly context: PageserverContext;
@@ -117,6 +120,21 @@ export class Pageserver {
     const tenant = this.tenant(tenantId);
     this.#tenants.delete(tenantId);
     await tenant.detach();
+  }
+
+  /** Everything up to `lsn` is in the object store, nothing here: Tenant.archive. */
+  async archive(tenantId: string, timelineId: string, lsn: Lsn): Promise<void> {
+    const tenant = this.tenant(tenantId);
+    if (tenant.archivedTimeline(timelineId) === undefined) {
+      // What takes long is done before, so that little waits for it.
+      const timeline = tenant.timeline(timelineId);
+      await timeline.waitForLsn(lsn);
+      await timeline.checkpoint();
+      // Safekeepers hear what they need not keep.
+      if (timeline.remoteConsistentLsn > timeline.state.initialLsn) await this.#parts.clock.sleep(feedbackMs);
+    }
+    await this.#background.alone(() => tenant.archive(timelineId, lsn));
+    this.#parts.log.info('timeline archived', {tenant: tenantId, timeline: timelineId});
   }
 
   async setSafekeepers(timeline: Timeline, safekeepers: readonly SafekeeperNode[]): Promise<void> {

@@ -1,6 +1,7 @@
 /** The timelines of one tenant that is attached to this pageserver under one generation. */
 import type {Lsn} from '#postgres/lsn.ts';
 import {formatLsn} from '#postgres/lsn.ts';
+import {failpoint} from '#runtime/failpoint.ts';
 import {ObjectStoreError} from '#objectstore/object-store.ts';
 import type {GenerationValidator} from '../generation-validator.ts';
 import {
@@ -11,6 +12,7 @@ import {
   tenantPrefix,
   timelinePrefix,
 } from './index-object.ts';
+import {type ArchivedTimeline, archivedFromIndex} from './archived.ts';
 import {checkKept} from './kept-history.ts';
 import type {PageserverContext} from './state.ts';
 import {TimelineError} from './timeline-reader.ts';
@@ -21,6 +23,9 @@ export class Tenant {
   readonly #context: PageserverContext;
   readonly #validator: GenerationValidator;
   readonly #timelines = new Map<string, Timeline>();
+  /** A timeline is here or in #timelines, never in both. */
+  readonly #archived = new Map<string, ArchivedTimeline>();
+  readonly #waking = new Map<string, Promise<Timeline>>();
   #generation: number;
   /** Called when a timeline can ingest, and when it is gone. */
   onActive: (timeline: Timeline) => void = () => {};
@@ -72,7 +77,13 @@ export class Tenant {
       tenant.#timelines.set(index.timelineId, timeline);
       return timeline;
     };
-    for (const index of indexes.values()) load(index);
+    for (const index of indexes.values()) {
+      if (index.archivedAtMs === undefined || index.lifecycle !== 'active') load(index);
+      else tenant.#archived.set(index.timelineId, archivedFromIndex(index, index.archivedAtMs));
+    }
+    // A child was woken, and its ancestor's index did not get that far: needed is needed.
+    for (const timelineId of tenant.#timelines.keys()) tenant.#archived.delete(timelineId);
+    for (const archived of tenant.#archived.values()) tenant.#holdFor(archived);
     return tenant;
   }
 
@@ -95,9 +106,144 @@ export class Tenant {
   /** TimelineError 'not-found'. */
   timeline(timelineId: string): Timeline {
     const timeline = this.#timelines.get(timelineId);
-    if (timeline === undefined)
-      throw new TimelineError('not-found', `tenant ${this.tenantId} has no timeline ${timelineId} on this pageserver`);
-    return timeline;
+    if (timeline !== undefined) return timeline;
+    if (this.#archived.has(timelineId))
+      throw new TimelineError(
+        'unavailable',
+        `tenant ${this.tenantId} timeline ${timelineId} is archived; start an endpoint of its branch to wake it`,
+      );
+    throw new TimelineError('not-found', `tenant ${this.tenantId} has no timeline ${timelineId} on this pageserver`);
+  }
+
+  archivedTimelines(): ArchivedTimeline[] {
+    return [...this.#archived.values()];
+  }
+
+  archivedTimeline(timelineId: string): ArchivedTimeline | undefined {
+    return this.#archived.get(timelineId);
+  }
+
+  /** The ancestor keeps what a timeline that is not loaded will read. */
+  #holdFor({timelineId, ancestorTimelineId, ancestorLsn}: ArchivedTimeline): void {
+    if (ancestorTimelineId === undefined || ancestorLsn === undefined) return;
+    this.#timelines.get(ancestorTimelineId)?.state.branchPoints.set(timelineId, ancestorLsn);
+  }
+
+  /**
+   * Saves the timeline with everything up to `lsn`, and lets go of it. TimelineError 'conflict' while a child is not archived,
+   * 'unavailable' when it cannot be now. Repeating it changes nothing. Never beside a step of compaction or GC.
+   */
+  async archive(timelineId: string, lsn: Lsn): Promise<void> {
+    if (this.#archived.has(timelineId)) return;
+    const timeline = this.timeline(timelineId);
+    const {state} = timeline;
+    const awake = (): string[] => [...state.branchPoints.keys()].filter((child) => this.#timelines.has(child));
+    const checkChildren = (): void => {
+      if (awake().length > 0)
+        throw new TimelineError(
+          'conflict',
+          `${state.name} cannot be archived: its child ${awake()[0]} is not; archive all ${awake().length} of them first`,
+        );
+    };
+    checkChildren();
+    if (state.archivedAtMs !== undefined) throw this.#isBeingArchived(timelineId);
+    await timeline.waitForLsn(lsn);
+    await timeline.checkpoint();
+    if (this.#timelines.get(timelineId) !== timeline || state.lifecycle !== 'active' || state.archivedAtMs !== undefined)
+      throw this.#isBeingArchived(timelineId);
+    // From here on nobody branches from it, or wakes a child of it.
+    const archivedAtMs = this.#context.clock.nowMs();
+    state.archivedAtMs = archivedAtMs;
+    try {
+      checkChildren();
+      this.onGone(timeline);
+      await timeline.checkpoint();
+      failpoint('pageserver.archive.index.before');
+      await timeline.saveIndex();
+      failpoint('pageserver.archive.index.after');
+    } catch (error) {
+      state.archivedAtMs = undefined;
+      if (this.#timelines.get(timelineId) === timeline && state.lifecycle === 'active') {
+        this.onActive(timeline);
+        // One that says otherwise may be there already.
+        timeline
+          .saveIndex()
+          .catch((reason: unknown) =>
+            this.#context.log.warn('not archived, and its index may say so', {timeline: timelineId, reason}),
+          );
+      }
+      throw error;
+    }
+    if (this.#timelines.get(timelineId) !== timeline) return; // deleted or detached meanwhile
+    const {ancestor, initialLsn, systemId, pgVersion, logicalSizeBytes, layers} = state;
+    this.#timelines.delete(timelineId);
+    this.#archived.set(timelineId, {
+      timelineId,
+      archivedAtMs,
+      ...(ancestor === undefined
+        ? {}
+        : {ancestorTimelineId: ancestor.state.timelineId, ancestorLsn: ancestor.lsn}),
+      initialLsn,
+      lastRecordLsn: state.diskConsistentLsn,
+      pgVersion,
+      systemId,
+      logicalSizeBytes,
+      layers: layers.count,
+      layerBytes: layers.bytes,
+    });
+    timeline.stop();
+  }
+
+  /** Loads an archived timeline, and its ancestors. Repeating it gives the same timeline. */
+  wake(timelineId: string): Promise<Timeline> {
+    const waking = this.#waking.get(timelineId);
+    if (waking !== undefined) return waking;
+    const wake = this.#wake(timelineId).finally(() => this.#waking.delete(timelineId));
+    this.#waking.set(timelineId, wake);
+    return wake;
+  }
+
+  async #wake(timelineId: string): Promise<Timeline> {
+    const known = this.#timelines.get(timelineId);
+    if (known?.state.archivedAtMs !== undefined) throw this.#isBeingArchived(timelineId);
+    const archived = this.#archived.get(timelineId);
+    if (archived === undefined) return this.timeline(timelineId);
+    const {ancestorTimelineId} = archived;
+    const ancestor = ancestorTimelineId === undefined ? undefined : await this.wake(ancestorTimelineId);
+    const index = (await loadIndexes(this.#context, this.tenantId, this.#generation, timelineId)).get(timelineId);
+    // Deleted or detached meanwhile; or its ancestor has gone to sleep again.
+    if (this.#archived.get(timelineId) !== archived) return this.timeline(timelineId);
+    if (index === undefined)
+      throw new TimelineError(
+        'corrupt',
+        `tenant ${this.tenantId} timeline ${timelineId} is archived, and the object store has no index of it`,
+      );
+    if (ancestor?.state.archivedAtMs !== undefined) throw this.#isBeingArchived(ancestor.timelineId);
+    const timeline = Timeline.load(this.#context, this.#validator, index, this.#generation, ancestor);
+    this.#archived.delete(timelineId);
+    this.#timelines.set(timelineId, timeline);
+    for (const child of this.#archived.values()) if (child.ancestorTimelineId === timelineId) this.#holdFor(child);
+    // It serves only when a restart would find it awake: the control plane never sees it asleep again by itself.
+    failpoint('pageserver.unarchive.index.before');
+    try {
+      await timeline.saveIndex();
+    } catch (error) {
+      if (this.#timelines.get(timelineId) === timeline) {
+        timeline.stop();
+        this.#timelines.delete(timelineId);
+        this.#archived.set(timelineId, archived);
+      }
+      throw error;
+    }
+    if (this.#timelines.get(timelineId) === timeline) this.onActive(timeline);
+    return this.timeline(timelineId);
+  }
+
+  #isBeingArchived(timelineId: string): TimelineError {
+    return new TimelineError(
+      'unavailable',
+      `tenant ${this.tenantId} timeline ${timelineId} is being archived, or has just changed; try again`,
+    );
   }
 
   /** A new attachment of the tenant to this same pageserver. */
@@ -113,6 +259,7 @@ export class Tenant {
 
   /** Creates an empty timeline that waits for its import. Repeating it gives the same timeline. */
   async createEmpty(timelineId: string, pgVersion: number): Promise<Timeline> {
+    if (this.#archived.has(timelineId)) return this.timeline(timelineId);
     const existing = this.#timelines.get(timelineId);
     if (existing !== undefined) {
       if (existing.ancestor !== undefined) throw this.#differs(timelineId);
@@ -141,6 +288,7 @@ export class Tenant {
    */
   async createBranch(timelineId: string, ancestorTimelineId: string, ancestorLsn: Lsn | undefined): Promise<Timeline> {
     const ancestor = this.timeline(ancestorTimelineId);
+    if (this.#archived.has(timelineId)) return this.timeline(timelineId);
     const existing = this.#timelines.get(timelineId);
     if (existing !== undefined) {
       const same =
@@ -157,6 +305,8 @@ export class Tenant {
       );
     await ancestor.waitForLsn(lsn);
     checkKept(ancestor.state, lsn); // and in the same turn the new timeline holds it
+    if (ancestor.state.archivedAtMs !== undefined || this.#timelines.get(ancestorTimelineId) !== ancestor)
+      throw this.#isBeingArchived(ancestorTimelineId);
     const assumed = ancestor.state.logicalSizeBytes;
     const isPast = lsn < ancestor.lastRecordLsn;
     const timeline = await this.#add(
@@ -203,6 +353,7 @@ export class Tenant {
    * the next call or attachment: the index says `deleting` before the first object goes.
    */
   async deleteTimeline(timelineId: string): Promise<void> {
+    await this.#loadToDelete(timelineId);
     const timeline = this.#timelines.get(timelineId);
     if (timeline !== undefined) {
       const children = timeline.state.branchPoints.size;
@@ -221,11 +372,33 @@ export class Tenant {
     await deleteObjects(this.#context, timelinePrefix(this.tenantId, timelineId));
   }
 
+  /** An archived timeline too says `deleting` before its first object goes; nobody reads it, so its ancestor may sleep on. */
+  async #loadToDelete(timelineId: string): Promise<void> {
+    const archived = this.#archived.get(timelineId);
+    if (archived === undefined) return;
+    const children = this.archivedTimelines().filter((child) => child.ancestorTimelineId === timelineId).length;
+    if (children > 0)
+      throw new TimelineError(
+        'conflict',
+        `tenant ${this.tenantId} timeline ${timelineId} has ${children} child timelines; delete them first`,
+      );
+    const index = (await loadIndexes(this.#context, this.tenantId, this.#generation, timelineId)).get(timelineId);
+    if (this.#archived.get(timelineId) !== archived) return;
+    if (index !== undefined) {
+      const ancestor = this.#timelines.get(archived.ancestorTimelineId ?? '');
+      const timeline = Timeline.load(this.#context, this.#validator, index, this.#generation, ancestor);
+      timeline.state.lifecycle = 'deleting';
+      this.#timelines.set(timelineId, timeline);
+    }
+    this.#archived.delete(timelineId);
+  }
+
   /** Saves everything and lets go of the tenant. */
   async detach(): Promise<void> {
     for (const timeline of this.#timelines.values()) this.onGone(timeline);
     for (const timeline of this.#timelines.values()) timeline.stop();
     this.#timelines.clear();
+    this.#archived.clear();
   }
 
   async delete(): Promise<void> {
@@ -254,10 +427,11 @@ async function loadIndexes(
   context: PageserverContext,
   tenantId: string,
   generation: number,
+  timelineId?: string,
 ): Promise<Map<string, TimelineIndex>> {
   for (let tries = 1; ; tries++) {
     try {
-      return await listAndLoadIndexes(context, tenantId, generation);
+      return await listAndLoadIndexes(context, tenantId, generation, timelineId);
     } catch (error) {
       // Gone since it was listed: a later one took its place, or its timeline was deleted. The next list says which.
       if (!(error instanceof ObjectStoreError) || error.code !== 'not-found' || tries === loadTriesMax) throw error;
@@ -270,10 +444,11 @@ async function listAndLoadIndexes(
   context: PageserverContext,
   tenantId: string,
   generation: number,
+  only: string | undefined,
 ): Promise<Map<string, TimelineIndex>> {
   const prefix = `${tenantPrefix(tenantId)}timelines/`;
   const newest = new Map<string, {generation: number; sequence: number}>();
-  for (const {key} of await context.store.list(prefix)) {
+  for (const {key} of await context.store.list(only === undefined ? prefix : timelinePrefix(tenantId, only))) {
     const at = parseIndexObjectKey(key);
     const timelineId = key.slice(prefix.length, key.indexOf('/', prefix.length));
     if (at === undefined) continue;

@@ -1,0 +1,153 @@
+import {test} from 'node:test';
+import assert from 'node:assert/strict';
+import fc from 'fast-check';
+import {lsn} from '#postgres/lsn.ts';
+import {MemoryObjectStore} from '#objectstore/memory-object-store.ts';
+import {alwaysValid} from '../generation-validator.ts';
+import {
+  type ModelBranch,
+  applyToWorld,
+  applyToWriter,
+  arbitraryChange,
+  compare,
+  createRoot,
+  importLsn,
+  testContext,
+  testIds,
+  tip,
+  worldAt,
+} from './model.testing.ts';
+import type {PageserverContext} from './state.ts';
+import {Tenant} from './tenant.ts';
+import {TimelineError} from './timeline-reader.ts';
+import type {Timeline} from './timeline.ts';
+
+const {tenantId, firstTimeline} = testIds;
+const limits = {layerBytes: 40_000, gcPeriodMs: 60_000, leaseMsMax: 0, compaction: {l0Threshold: 2}};
+
+/** Fails the next put of an index. */
+class IndexFailsOnce extends MemoryObjectStore {
+  crash = false;
+  override async put(...args: Parameters<MemoryObjectStore['put']>): Promise<void> {
+    if (this.crash && args[0].includes('/index-')) return new Promise(() => {});
+    return super.put(...args);
+  }
+}
+
+const code = (wanted: string) => (error: unknown) => error instanceof TimelineError && error.code === wanted;
+
+test('archived branches read as before, whatever is compacted, collected, archived and restarted in between', async () => {
+  const step = fc.oneof(
+    {weight: 30, arbitrary: fc.record({kind: fc.constant('change' as const), at: fc.nat(3), change: arbitraryChange})},
+    {weight: 3, arbitrary: fc.record({kind: fc.constant('branch' as const), at: fc.nat(3), back: fc.nat(10)})},
+    {weight: 6, arbitrary: fc.record({kind: fc.constant('archive' as const), at: fc.nat(3)})},
+    {weight: 2, arbitrary: fc.record({kind: fc.constant('crash' as const), at: fc.nat(3)})},
+    {weight: 3, arbitrary: fc.record({kind: fc.constant('collect' as const)})},
+    {weight: 2, arbitrary: fc.record({kind: fc.constant('restart' as const)})},
+  );
+  await fc.assert(
+    fc.asyncProperty(fc.array(step, {minLength: 10, maxLength: 100}), async (steps) => {
+      const store = new IndexFailsOnce();
+      let generation = 1;
+      const context = (): PageserverContext => testContext(store, limits);
+      let tenant = await Tenant.attach(context(), alwaysValid, tenantId, generation);
+      await createRoot(tenant);
+      const branches: ModelBranch[] = [{id: firstTimeline, ancestor: undefined, log: []}];
+      let clock = importLsn as number;
+      const restart = async (): Promise<void> => {
+        for (const timeline of tenant.timelines()) timeline.stop();
+        store.crash = false;
+        tenant = await Tenant.attach(context(), alwaysValid, tenantId, ++generation);
+      };
+      /** Wakes it; the safekeepers give again what the store has not. */
+      const awake = async (branch: ModelBranch): Promise<Timeline> => {
+        if (branch.ancestor !== undefined) await awake(branch.ancestor.branch);
+        const timeline = await tenant.wake(branch.id);
+        for (const record of branch.log)
+          if (record.lsn > timeline.lastRecordLsn)
+            await applyToWriter(await timeline.writer(), record.change, record.lsn, () => timeline.waitForRoom());
+        return timeline;
+      };
+      const hasAwakeChild = (branch: ModelBranch): boolean =>
+        branches.some((b) => b.ancestor?.branch === branch && tenant.archivedTimeline(b.id) === undefined);
+      for (const s of steps) {
+        const branch = branches['at' in s ? s.at % branches.length : 0]!;
+        if (s.kind === 'change') {
+          const at = lsn((clock += 8));
+          await awake(branch);
+          branch.log.push({lsn: at, change: s.change, world: applyToWorld(worldAt(branch, tip(branch)), s.change, at)});
+          await awake(branch);
+        } else if (s.kind === 'branch') {
+          if (branches.length === 4) continue;
+          await awake(branch);
+          const at = lsn(Math.max(branch.ancestor?.lsn ?? importLsn, tip(branch) - s.back * 8));
+          const id = String(branches.length).repeat(32);
+          try {
+            await tenant.createBranch(id, branch.id, at);
+            branches.push({id, ancestor: {branch, lsn: at}, log: []});
+          } catch (error) {
+            assert.ok(code('lsn-too-old')(error), String(error));
+          }
+        } else if (s.kind === 'archive') {
+          if (tenant.archivedTimeline(branch.id) !== undefined) continue;
+          await awake(branch);
+          const archive = tenant.archive(branch.id, tip(branch));
+          if (hasAwakeChild(branch)) await assert.rejects(archive, code('conflict'));
+          else {
+            await archive;
+            assert.equal(tenant.has(branch.id), false);
+            assert.throws(() => tenant.timeline(branch.id), code('unavailable'));
+          }
+        } else if (s.kind === 'crash') {
+          // In the middle of archiving or waking: the index that says so never arrives.
+          store.crash = true;
+          const isArchived = tenant.archivedTimeline(branch.id) !== undefined;
+          (isArchived ? tenant.wake(branch.id) : tenant.archive(branch.id, lsn(0))).catch(() => {});
+          await new Promise((resolve) => setTimeout(resolve, 3));
+          await restart();
+        } else if (s.kind === 'collect') {
+          for (const timeline of tenant.timelines()) {
+            await timeline.setRetention({windowSeconds: 0, windowBytes: 0});
+            while (await timeline.compactionStep());
+            await timeline.collectGarbage();
+          }
+        } else await restart();
+      }
+      for (const branch of branches) {
+        await awake(branch);
+        await compare(tenant.timeline(branch.id), branch, tip(branch));
+      }
+      for (const branch of branches.toReversed()) {
+        // Asleep or awake, it can be deleted, and nothing of it stays.
+        if (branch.log.length % 2 === 0) await tenant.archive(branch.id, tip(branch));
+        await tenant.deleteTimeline(branch.id);
+        assert.deepEqual(await store.list(`tenants/${tenantId}/timelines/${branch.id}/`), []);
+      }
+    }),
+    {numRuns: Number(process.env['PAGODA_TEST_RUNS'] ?? 60)},
+  );
+});
+
+test('what is archived leaves nothing but a line in memory; many callers wake it once; branching waits for that', async () => {
+  const store = new MemoryObjectStore();
+  const tenant = await Tenant.attach(testContext(store, limits), alwaysValid, tenantId, 1);
+  const gone: string[] = [];
+  tenant.onGone = (timeline) => gone.push(timeline.timelineId);
+  await createRoot(tenant);
+  const child = 'c'.repeat(32);
+  await tenant.createBranch(child, firstTimeline, undefined);
+  await tenant.archive(child, importLsn);
+  await tenant.archive(firstTimeline, importLsn);
+  assert.deepEqual(gone, [child, firstTimeline]);
+  assert.equal(tenant.timelines().length, 0);
+  await assert.rejects(tenant.createBranch('d'.repeat(32), firstTimeline, undefined), code('unavailable'));
+  await assert.rejects(tenant.deleteTimeline(firstTimeline), code('conflict'));
+  const active: string[] = [];
+  tenant.onActive = (timeline) => active.push(timeline.timelineId);
+  const timelines = await Promise.all([tenant.wake(child), tenant.wake(firstTimeline), tenant.wake(child)]);
+  assert.equal(timelines[0], timelines[2]);
+  assert.equal(timelines[0]?.ancestor, timelines[1]);
+  assert.deepEqual(active, [firstTimeline, child]);
+  assert.deepEqual([...tenant.timeline(firstTimeline).state.branchPoints.keys()], [child]);
+  await assert.rejects(tenant.wake('e'.repeat(32)), code('not-found'));
+});
