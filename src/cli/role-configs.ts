@@ -113,6 +113,8 @@ export function localComputes(choices: InstallationChoices): ControlConfig['comp
 
 function controlConfig(choices: InstallationChoices): ControlConfig {
   const suspendSeconds = readSuspendSeconds(environment['PAGODA_SUSPEND_SECONDS']);
+  const ageSeconds = readArchiveSeconds('PAGODA_ARCHIVE_AGE_SECONDS', -1);
+  const idleSeconds = readArchiveSeconds('PAGODA_ARCHIVE_IDLE_SECONDS', 1);
   const {layout, ports} = choices;
   const internal = internalPorts(ports.internal);
   return {
@@ -135,8 +137,22 @@ function controlConfig(choices: InstallationChoices): ControlConfig {
     computes: localComputes(choices),
     ...(choices.withProxy ? {proxy: {domain: 'localhost', port: ports.proxy}} : {}),
     ...(suspendSeconds === undefined ? {} : {suspendTimeoutSeconds: suspendSeconds}),
+    archive: {
+      ...(ageSeconds === undefined ? {} : {ageSeconds}),
+      ...(idleSeconds === undefined ? {} : {idleSeconds}),
+    },
     firstApiKeyFile: layout.apiKeyFile,
   };
+}
+
+/** When branches are archived by themselves: age, where -1 is never, and time without use. */
+function readArchiveSeconds(name: string, min: number): number | undefined {
+  const text = environment[name] ?? '';
+  if (text === '') return undefined;
+  const seconds = Number(text);
+  if (!Number.isInteger(seconds) || seconds < min)
+    throw new UsageError(`${name} must be a number of seconds, at least ${min}, not ${JSON.stringify(text)}`);
+  return seconds;
 }
 
 /** What endpoints without a suspend timeout of their own have, for this installation. */

@@ -9,6 +9,7 @@ import {readSecretFile} from '#runtime/secret-file.ts';
 import {ApiContext} from '#control/api/context.ts';
 import {startBranchExpiry} from '#control/api/branch-expiry.ts';
 import {buildApi} from '#control/api/server.ts';
+import {AutoArchive} from '#control/auto-archive.ts';
 import {Autosuspend} from '#control/autosuspend.ts';
 import {InitdbBootstrap} from '#control/bootstrap.ts';
 import type {ControlConfig} from '#control/config.ts';
@@ -119,6 +120,8 @@ export async function runControl(config: ControlConfig): Promise<RunningControl>
     defaultSeconds: config.suspendTimeoutSeconds ?? suspendTimeoutSecondsDefault,
   });
   autosuspend.start();
+  const autoArchive = new AutoArchive({store, runner, clock, log, config: config.archive});
+  autoArchive.start();
   launcher.keepSpare();
   log.info('serving', {api: `${config.apiHost}:${apiPort}`, internal: internal.port});
   return {
@@ -127,6 +130,7 @@ export async function runControl(config: ControlConfig): Promise<RunningControl>
     async stop() {
       await expiry.stop();
       await autosuspend.stop();
+      await autoArchive.stop();
       await api.close();
       await internal.close();
       await runner.stop();

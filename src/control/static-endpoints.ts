@@ -11,6 +11,7 @@ import {parseTime} from '#runtime/time-format.ts';
 import {apiErrors} from '#control/api/errors.ts';
 import {newEndpointId} from '#control/ids.ts';
 import {alignDown, type Lsn, parseLsn} from '#control/lsn.ts';
+import {wakeBranch} from '#control/operations/archive-plan.ts';
 import {chooseBranchPoint} from '#control/operations/branch-point.ts';
 import {PermanentError} from '#control/operations/plan.ts';
 import {whereIs} from '#control/operations/plan-context.ts';
@@ -44,6 +45,7 @@ export async function staticEndpoint(
 ): Promise<string> {
   const branch = await branchOf(context.store, target);
   if (!branch) throw apiErrors.notFound('branch', target);
+  if (branch.state === 'archived') await wakeBranch(context, branch.id);
   const lsn = await lsnOf(context, branch, point);
   for (;;) {
     const known = await context.store

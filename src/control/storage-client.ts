@@ -48,6 +48,10 @@ export interface PageserverClient {
   lsnByTimestamp(tenantId: string, timelineId: string, timestamp: string): Promise<TimestampAnswer>;
   setSafekeepers(tenantId: string, timelineId: string, safekeepers: readonly SafekeeperNode[]): Promise<void>;
   deleteTimeline(tenantId: string, timelineId: string): Promise<void>;
+  /** Saves everything up to `lsn` and drops it from memory; throws while a child is not archived. */
+  archiveTimeline(tenantId: string, timelineId: string, lsn: Lsn): Promise<void>;
+  /** With its ancestors. */
+  unarchiveTimeline(tenantId: string, timelineId: string): Promise<void>;
   /** History of at least this long stays readable. */
   setRetention(tenantId: string, timelineId: string, windowSeconds: number): Promise<void>;
 }
@@ -306,6 +310,17 @@ class HttpPageserver implements PageserverClient {
 
   async setRetention(tenantId: string, timelineId: string, windowSeconds: number): Promise<void> {
     await this.#http.call('PUT', `/v1/tenant/${tenantId}/timeline/${timelineId}/retention`, {body: {windowSeconds}});
+  }
+
+  async archiveTimeline(tenantId: string, timelineId: string, lsn: Lsn): Promise<void> {
+    await this.#http.call('POST', `/v1/tenant/${tenantId}/timeline/${timelineId}/archive`, {
+      body: {lsn: formatLsn(lsn)},
+      timeoutMs: 120_000,
+    });
+  }
+
+  async unarchiveTimeline(tenantId: string, timelineId: string): Promise<void> {
+    await this.#http.call('POST', `/v1/tenant/${tenantId}/timeline/${timelineId}/unarchive`);
   }
 
   async setSafekeepers(tenantId: string, timelineId: string, safekeepers: readonly SafekeeperNode[]): Promise<void> {

@@ -54,6 +54,8 @@ export class FakeWorld implements StorageClients {
   readonly configured: ComputeSpec[] = [];
   /** Timeline id → seconds of history. */
   readonly retention = new Map<string, number>();
+  /** Timelines that are asleep. */
+  readonly asleep = new Set<string>();
   /** Endpoint id → when its compute was last used, ms. */
   readonly lastActive = new Map<string, number>();
   /** How far every timeline is in the object store. */
@@ -119,9 +121,18 @@ export class FakeWorld implements StorageClients {
         this.#maybeFail('setRetention');
         this.retention.set(timelineId, windowSeconds);
       },
+      archiveTimeline: async (_tenantId, timelineId) => {
+        this.#maybeFail('archiveTimeline');
+        this.asleep.add(timelineId);
+      },
+      unarchiveTimeline: async (_tenantId, timelineId) => {
+        this.#maybeFail('unarchiveTimeline');
+        this.asleep.delete(timelineId);
+      },
       deleteTimeline: async (_tenantId, timelineId) => {
         this.#maybeFail('deleteTimeline');
         this.timelines.delete(timelineId);
+        this.asleep.delete(timelineId);
       },
     };
   }

@@ -220,7 +220,7 @@ async function storageFacts(
   const pageserver = context.storage.pageserver(attachment.pageserver_id);
   return Promise.all(
     branches.map(async (branch) => {
-      if (branch.state !== 'ready') return undefined;
+      if (branch.state !== 'ready' && branch.state !== 'archived') return undefined;
       return pageserver.timeline(project.tenant_id, branch.timeline_id).catch(() => undefined);
     }),
   );

@@ -141,7 +141,7 @@ export const snapshotRoutes: readonly ApiRoute[] = [
       const project = await context.project(principal, params.project_id);
       const row = await find(context, project, params.snapshot_id);
       const hidden = await hiddenBranch(context, row);
-      if (hidden.state !== 'ready' || hidden.parent_id === null || hidden.parent_lsn === null)
+      if (!['ready', 'archived'].includes(hidden.state) || hidden.parent_id === null || hidden.parent_lsn === null)
         throw apiErrors.locked('create_branch');
       const lsn = formatLsn(hidden.parent_lsn as Lsn);
       if (body?.target_branch_id === undefined || body.finalize_restore !== true) {

@@ -1,6 +1,7 @@
 /** The plans: each kind of operation step by step. See plan.ts for the rules. */
 import type {ComputeSpec} from '#wire/compute-spec.ts';
 import {alignDown, formatLsn, type Lsn} from '#control/lsn.ts';
+import {archiveBranchPlan, wakeBranch} from '#control/operations/archive-plan.ts';
 import {chooseBranchPoint} from '#control/operations/branch-point.ts';
 import {
   attach,
@@ -33,6 +34,7 @@ export function makePlans(context: PlanContext): Plan[] {
     applyRetentionPlan(context),
     replaceSafekeeperPlan(context),
     restoreFromArchivePlan(context),
+    archiveBranchPlan(context),
   ];
 }
 
@@ -126,6 +128,8 @@ function createBranchPlan(context: PlanContext): Plan {
         async effect({operation, state}) {
           const {branch} = await whereIs(store, operation.branch_id);
           const parent = await whereIs(store, branch.parent_id);
+          if (parent.branch.state === 'archived' || operation.failures_count > 0)
+            await wakeBranch(context, parent.branch.id);
           return {lsn: alignDown(await chooseBranchPoint(context, parent, state))};
         },
         async record(trx, {operation, state, nowMs}) {
@@ -141,6 +145,8 @@ function createBranchPlan(context: PlanContext): Plan {
         async effect({operation, state}) {
           const {project, branch, pageserverId} = await whereIs(store, operation.branch_id);
           const parent = await whereIs(store, branch.parent_id);
+          // It may have been archived a moment ago.
+          if (operation.failures_count > 0) await wakeBranch(context, parent.branch.id);
           await storage
             .pageserver(pageserverId)
             .createTimeline(project.tenant_id, branch.timeline_id, pgVersionNumber(project.pg_version), {
@@ -269,7 +275,11 @@ function startComputePlan(context: PlanContext): Plan {
             .where('id', '=', endpoint.branch_id)
             .executeTakeFirstOrThrow();
           if (branch.deleted_at !== null) throw new SkippedError(`branch ${branch.id} is gone`);
-          if (branch.state !== 'ready') throw new PermanentError(`branch ${branch.id} is not ready (${branch.state})`);
+          // After a failure too: a pageserver knows better than the table what is asleep.
+          if (branch.state === 'archived' || (branch.state === 'ready' && operation.failures_count > 0))
+            await wakeBranch(context, branch.id);
+          else if (branch.state !== 'ready')
+            throw new PermanentError(`branch ${branch.id} is not ready (${branch.state})`);
           const {spec, catalogVersion} = await buildSpec(context, endpoint);
           await launcher.start(spec);
           // Only a writer has brought roles and databases into the branch.

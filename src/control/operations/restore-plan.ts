@@ -8,6 +8,7 @@
  */
 import {copyCatalog} from '#control/catalog-copy.ts';
 import {alignDown, type Lsn} from '#control/lsn.ts';
+import {wakeBranch} from '#control/operations/archive-plan.ts';
 import {chooseBranchPoint} from '#control/operations/branch-point.ts';
 import {
   attach,
@@ -42,7 +43,9 @@ export function restoreBranchPlan(context: PlanContext): Plan {
     steps: [
       {
         name: 'choose-lsn',
-        async effect({state}) {
+        async effect({operation, state}) {
+          // Archived or not: the state of the row is `resetting`.
+          for (const id of new Set([read(state).sourceId, operation.branch_id!])) await wakeBranch(context, id);
           const source = await whereIs(store, read(state).sourceId);
           return {lsn: alignDown(await chooseBranchPoint(context, source, state))};
         },

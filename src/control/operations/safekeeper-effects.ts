@@ -10,7 +10,7 @@ export interface SafekeeperEffects {
   tellPageserver(branchId: string | null): Promise<void>;
 }
 
-export function safekeeperEffects({store, storage}: PlanContext): SafekeeperEffects {
+export function safekeeperEffects({store, storage}: Pick<PlanContext, 'store' | 'storage'>): SafekeeperEffects {
   const nodes = (where: Where): StorageClients['safekeepers'] =>
     storage.safekeepers.filter((node) => where.safekeepers.includes(node.nodeId));
   return {

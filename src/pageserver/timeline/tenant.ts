@@ -149,7 +149,11 @@ export class Tenant {
     if (state.archivedAtMs !== undefined) throw this.#isBeingArchived(timelineId);
     await timeline.waitForLsn(lsn);
     await timeline.checkpoint();
-    if (this.#timelines.get(timelineId) !== timeline || state.lifecycle !== 'active' || state.archivedAtMs !== undefined)
+    if (
+      this.#timelines.get(timelineId) !== timeline ||
+      state.lifecycle !== 'active' ||
+      state.archivedAtMs !== undefined
+    )
       throw this.#isBeingArchived(timelineId);
     // From here on nobody branches from it, or wakes a child of it.
     const archivedAtMs = this.#context.clock.nowMs();
@@ -180,9 +184,7 @@ export class Tenant {
     this.#archived.set(timelineId, {
       timelineId,
       archivedAtMs,
-      ...(ancestor === undefined
-        ? {}
-        : {ancestorTimelineId: ancestor.state.timelineId, ancestorLsn: ancestor.lsn}),
+      ...(ancestor === undefined ? {} : {ancestorTimelineId: ancestor.state.timelineId, ancestorLsn: ancestor.lsn}),
       initialLsn,
       lastRecordLsn: state.diskConsistentLsn,
       pgVersion,

@@ -1,0 +1,132 @@
+/**
+ * Branches that are old and that nobody has used for long are archived: the default branch and protected ones never, one with
+ * children after all of them. One at a time: nothing is in a hurry here.
+ */
+import type {Clock, Timer} from '#runtime/clock.ts';
+import type {Log} from '#runtime/log.ts';
+import {whyNot} from '#control/operations/archive-plan.ts';
+import type {OperationRunner} from '#control/operations/runner.ts';
+import type {BranchTable, Store} from '#control/store/schema.ts';
+
+/** Neon's. */
+const ageSecondsDefault = 14 * 86_400;
+const idleSecondsDefault = 86_400;
+const sweepMsMax = 60_000;
+/** After one that could not be archived. */
+const refusedMs = 600_000;
+const archiveMsMax = 180_000;
+
+export interface AutoArchiveConfig {
+  /** Branches at least this old; -1: none, ever. Default 14 days. */
+  readonly ageSeconds?: number;
+  /** … that nobody has used for so long. Default 24 hours. */
+  readonly idleSeconds?: number;
+}
+
+export interface AutoArchiveOptions {
+  readonly store: Store;
+  readonly runner: OperationRunner;
+  readonly clock: Clock;
+  readonly log: Log;
+  readonly config: AutoArchiveConfig | undefined;
+}
+
+export class AutoArchive {
+  readonly #options: AutoArchiveOptions;
+  readonly #ageMs: number;
+  readonly #idleMs: number;
+  readonly #refusedUntil = new Map<string, number>();
+  #timer: Timer | undefined;
+  #sweeping = Promise.resolve();
+  #stopped = false;
+
+  constructor(options: AutoArchiveOptions) {
+    this.#options = options;
+    this.#ageMs = (options.config?.ageSeconds ?? ageSecondsDefault) * 1000;
+    this.#idleMs = (options.config?.idleSeconds ?? idleSecondsDefault) * 1000;
+  }
+
+  start(): void {
+    if (this.#stopped || this.#ageMs < 0) return;
+    const {clock, log} = this.#options;
+    this.#timer = clock.setTimer(Math.min(sweepMsMax, Math.max(this.#idleMs / 2, 500)), () => {
+      this.#sweeping = this.sweep()
+        .catch((error: unknown) => log.error('branches to archive could not be looked for', {error}))
+        .then(() => this.start());
+    });
+  }
+
+  async stop(): Promise<void> {
+    this.#stopped = true;
+    this.#timer?.cancel();
+    await this.#sweeping;
+  }
+
+  async sweep(): Promise<void> {
+    const {store, clock} = this.#options;
+    const nowMs = clock.nowMs();
+    const old = await store
+      .selectFrom('branches')
+      .selectAll()
+      .where('state', '=', 'ready')
+      .where('deleted_at', 'is', null)
+      .where('is_default', '=', 0)
+      .where('protected', '=', 0)
+      .where('created_at', '<=', nowMs - this.#ageMs)
+      // An import, a restore, being woken: all of them are use.
+      .where('state_changed_at', '<=', nowMs - this.#idleMs)
+      // Children before parents.
+      .orderBy('created_at', 'desc')
+      .execute();
+    const ids = new Set(old.map((branch) => branch.id));
+    for (const id of this.#refusedUntil.keys()) if (!ids.has(id)) this.#refusedUntil.delete(id);
+    for (const branch of old) {
+      if (this.#stopped) return;
+      if ((this.#refusedUntil.get(branch.id) ?? 0) > nowMs || (await this.#wasUsedSince(branch, nowMs - this.#idleMs)))
+        continue;
+      await this.#archive(branch);
+    }
+  }
+
+  async #wasUsedSince(branch: BranchTable, timeMs: number): Promise<boolean> {
+    const endpoints = await this.#options.store
+      .selectFrom('endpoints')
+      .select(['current_state', 'last_active', 'started_at', 'suspended_at'])
+      .where('branch_id', '=', branch.id)
+      .execute();
+    return endpoints.some(
+      (e) =>
+        e.current_state === 'active' ||
+        Math.max(e.last_active ?? 0, e.started_at ?? 0, e.current_state === 'idle' ? (e.suspended_at ?? 0) : 0) >
+          timeMs,
+    );
+  }
+
+  async #archive(branch: BranchTable): Promise<void> {
+    const {store, runner, clock, log} = this.#options;
+    const locks = [`branch:${branch.id}`];
+    const ids = await store.transaction().execute(async (trx) => {
+      if (await runner.holder(trx, branch.project_id, [...locks, `project:${branch.project_id}`])) return [];
+      if ((await whyNot(trx, branch.id)) !== undefined) return [];
+      return runner.submit(trx, [
+        {
+          projectId: branch.project_id,
+          branchId: branch.id,
+          action: 'timeline_archive',
+          kind: 'archive_branch',
+          locks,
+        },
+      ]);
+    });
+    if (ids.length === 0) return;
+    await runner.kick();
+    await runner.wait(ids, archiveMsMax);
+    const {state} = await store
+      .selectFrom('branches')
+      .select('state')
+      .where('id', '=', branch.id)
+      .executeTakeFirstOrThrow();
+    if (state === 'archived') log.info('branch archived', {project: branch.project_id, branch: branch.id});
+    else this.#refusedUntil.set(branch.id, clock.nowMs() + refusedMs);
+  }
+}
