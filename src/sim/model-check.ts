@@ -80,6 +80,13 @@ export const models: readonly Model[] = [
     recordsMax: 1,
   },
   {
+    name: 'WAL: 2 proposers, 3 acceptors, 2 terms, 2 records',
+    proposers: 2,
+    members: [1, 2, 3],
+    termMax: 2,
+    recordsMax: 2,
+  },
+  {
     name: 'membership {1} to {2}: 2 proposers, 2 terms, 1 record',
     proposers: 2,
     members: [1],

@@ -121,7 +121,8 @@ export function hunt(mutant: Mutant, seeds: number, from = 1, states = 300_000):
     const {failure} = new World({seed, mutations: mutant.mutations}).run();
     if (failure !== undefined) return `seed ${seed}: ${failure}`;
   }
-  for (const model of models) {
+  // The second one is the first with more records.
+  for (const model of models.filter((_, i) => i !== 1)) {
     const {violation} = new ModelCheck({...model, mutations: mutant.mutations, statesMax: states}).run();
     if (violation !== undefined) return `model "${model.name}": ${violation}`;
   }
