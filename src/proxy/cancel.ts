@@ -12,6 +12,7 @@ interface CancelTarget {
 
 export class CancelRegistry {
   readonly #random: Random;
+  readonly #running = new Set<CancelTarget>();
   readonly #targets = new Map<string, CancelTarget>();
 
   constructor(random: Random) {
@@ -30,16 +31,18 @@ export class CancelRegistry {
     }
   }
 
-  /** Passes a cancel on. A wrong key, or one from another address, does nothing; nobody is told (as in Postgres). */
+  /** Passes a cancel on, one of a session at a time. A wrong key, or one from another address, does nothing; nobody is told (as in Postgres). */
   cancel(key: Buffer, clientIp: string): void {
     const session = this.#targets.get(key.toString('hex'));
-    if (!session || session.clientIp !== clientIp) return;
+    if (!session || session.clientIp !== clientIp || this.#running.has(session)) return;
     const target = session.target();
     if (!target) return;
     const socket = connectSocket(target.address);
     socket.on('error', () => {});
     socket.setTimeout(5000, () => socket.destroy());
     socket.end(encodeCancel(target.key));
+    this.#running.add(session);
+    socket.on('close', () => this.#running.delete(session));
     socket.resume();
   }
 }

@@ -47,7 +47,6 @@ export const proxyErrors = {
     ),
   wrongPassword: (user: string) => new ProxyError('28P01', `password authentication failed for user "${user}"`),
   throttled: () => new ProxyError('53300', 'too many failed attempts from this address; try again in a minute'),
-  tooMany: () => new ProxyError('53300', 'too many connections are opening; try again'),
   timeout: () => new ProxyError('08006', 'authentication timed out'),
   wake: (id: string, why: string) =>
     new ProxyError('57P03', `endpoint ${id} could not be started: ${why}`, 'Try again; `pagoda logs` has the reason.'),

@@ -4,6 +4,27 @@ import type {Clock} from '#runtime/clock.ts';
 export const authenticationMsMax = 15_000;
 export const openingMax = 2_000;
 
+/** Connections that are not authenticated yet. Above the limit the oldest goes: silent ones cannot keep others out. */
+export class Openings {
+  readonly #max: number;
+  readonly #evict = new Set<() => void>();
+
+  constructor(max = openingMax) {
+    this.#max = max;
+  }
+
+  /** Gives what takes it out again; `evict` is called when its place is needed. */
+  add(evict: () => void): () => void {
+    if (this.#evict.size >= this.#max) {
+      const [oldest] = this.#evict;
+      this.#evict.delete(oldest!);
+      oldest!();
+    }
+    this.#evict.add(evict);
+    return () => void this.#evict.delete(evict);
+  }
+}
+
 const failuresMax = 20;
 const windowMs = 60_000;
 const entriesMax = 50_000;

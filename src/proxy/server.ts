@@ -12,12 +12,15 @@ import {TokenIssuer} from '#wire/auth.ts';
 import {CancelRegistry} from '#proxy/cancel.ts';
 import type {ProxyConfig} from '#proxy/config.ts';
 import {ControlClient} from '#proxy/control-client.ts';
-import {proxyErrors} from '#proxy/errors.ts';
-import {FailureThrottle, openingMax} from '#proxy/limits.ts';
+import {FailureThrottle, Openings} from '#proxy/limits.ts';
+import {messageBytesMax, startupBytesMax} from '#proxy/messages.ts';
 import {Pools} from '#proxy/pooler/pooled-session.ts';
 import {type SessionContext, serveClient, serveWebSocket} from '#proxy/session.ts';
 import {answerSqlRequest} from '#proxy/sql-over-http.ts';
 import {SqlPool} from '#proxy/sql-pool.ts';
+
+/** What a WebSocket may send before it is authenticated: startup, password, frame heads. */
+const webSocketBytesMax = startupBytesMax + messageBytesMax;
 
 export async function runProxy(config: ProxyConfig): Promise<{port: number; stop(): Promise<void>}> {
   const log = createLog({component: 'proxy'});
@@ -45,22 +48,12 @@ export async function runProxy(config: ProxyConfig): Promise<{port: number; stop
   const pool = new SqlPool(clock);
   const web = new WebServer({
     onRequest: (request) => answerSqlRequest(request, context, pool),
-    onWebSocket: (stream, {url, headers, clientIp}) =>
-      void serveWebSocket(stream, webSocketHost(url, headers['host']), clientIp, context),
+    onWebSocket: (stream, {url, headers, clientIp}, limit) =>
+      void serveWebSocket(stream, webSocketHost(url, headers['host']), clientIp, context, limit(webSocketBytesMax)),
   });
-  let opening = 0;
+  const openings = new Openings();
   const listener = await listenSockets({host: config.host, port: config.port}, (socket) => {
-    if (opening >= openingMax) {
-      socket.on('error', () => {});
-      socket.end(proxyErrors.tooMany().encode());
-      return;
-    }
-    opening++;
-    let counted = true;
-    const opened = (): void => {
-      if (counted) opening--;
-      counted = false;
-    };
+    const opened = openings.add(() => socket.destroy());
     socket.once('close', opened);
     void serveClient(socket, context, opened);
   });

@@ -58,7 +58,12 @@ export async function serveClient(raw: Socket, context: SessionContext, onAuthen
   try {
     const opened = await openSession(raw, clientIp, context, (s) => (stream = s));
     if (opened === 'cancelled') stream.end();
-    else if (opened !== 'http') await startSession(opened, 'scram', context, deadline.cancel);
+    else if (opened !== 'http') {
+      await startSession(opened, 'scram', context, () => {
+        deadline.cancel();
+        onAuthenticated();
+      });
+    }
     onAuthenticated();
   } catch (error) {
     refuse(stream, error, context.log);
@@ -73,6 +78,7 @@ export async function serveWebSocket(
   host: string | undefined,
   clientIp: string,
   context: SessionContext,
+  onAuthenticated: () => void,
 ): Promise<void> {
   stream.on('error', () => {});
   const deadline = limitTime(() => stream, context);
@@ -82,7 +88,10 @@ export async function serveWebSocket(
     if (packet.kind === 'malformed') throw proxyErrors.protocol(packet.why);
     if (packet.kind !== 'startup') throw proxyErrors.protocol('only a startup message is expected inside a WebSocket');
     const opened: Opened = {stream, reader, clientIp, parameters: packet.parameters, serverName: host, overTls: false};
-    await startSession(opened, 'password', context, deadline.cancel);
+    await startSession(opened, 'password', context, () => {
+      deadline.cancel();
+      onAuthenticated();
+    });
   } catch (error) {
     refuse(stream, error, context.log);
   } finally {
@@ -125,24 +134,29 @@ async function openSession(
   let reader = new ByteReader(socket);
   let serverName: string | undefined;
   let overTls = false;
+  let alpnProtocol: string | undefined;
   const startTls = async (first: Buffer | undefined): Promise<void> => {
     const peer = await acceptTls(socket, context.identity, first);
     socket = peer.socket;
     socket.on('error', () => {});
     onSocket(socket);
-    serverName = peer.serverName;
+    ({serverName, alpnProtocol} = peer);
     overTls = true;
     reader = new ByteReader(socket);
   };
-  const allowed = overTls || (context.requireTls !== 'always' && isLoopback(clientIp));
-  if ((await reader.peek()) === tlsHandshakeByte) await startTls(reader.release());
+  const allowed = context.requireTls !== 'always' && isLoopback(clientIp);
+  const directTls = (await reader.peek()) === tlsHandshakeByte;
+  if (directTls) await startTls(reader.release());
   if (isHttp(await reader.peek())) {
     if (!overTls && !allowed) throw new Error('HTTP without TLS');
     context.acceptHttp(socket, reader.release());
     return 'http';
   }
-  // At most a GSS request, a TLS request and the startup itself.
-  for (let packets = 0; packets < 4; packets++) {
+  // Without the word of both ends that this is Postgres, a browser's request could be passed off as a session (ALPACA).
+  if (directTls && alpnProtocol !== 'postgresql')
+    throw proxyErrors.protocol('TLS from the first byte needs the ALPN protocol "postgresql"');
+  let gssAsked = false;
+  for (;;) {
     const packet = decodeStartup(await readStartupPacket(reader));
     switch (packet.kind) {
       case 'malformed':
@@ -151,6 +165,8 @@ async function openSession(
         context.cancels.cancel(packet.key, clientIp);
         return 'cancelled';
       case 'gss':
+        if (gssAsked) throw proxyErrors.protocol('GSS encryption asked for twice');
+        gssAsked = true;
         socket.write('N');
         break;
       case 'ssl': {
@@ -170,7 +186,6 @@ async function openSession(
       }
     }
   }
-  throw proxyErrors.protocol('too many requests before the startup message');
 }
 
 /** The first letter of a method. No startup packet begins so: its length would be above a gigabyte. */
@@ -275,9 +290,19 @@ function join(opened: Opened, compute: Reached, context: SessionContext): void {
     registered.release();
     client.end(); // what Postgres said last still reaches the client
   });
-  client.pipe(socket);
-  socket.pipe(client);
+  relay(client, socket);
+  relay(socket, client);
   if (client.destroyed) end();
+}
+
+/** Passes on what comes, no faster than it is taken. `pipe` does the same at a higher price per chunk. */
+function relay(from: Stream, to: Stream): void {
+  from.on('data', (chunk: Buffer) => {
+    if (!to.write(chunk)) from.pause();
+  });
+  to.on('drain', () => from.resume());
+  from.on('end', () => to.end());
+  from.resume();
 }
 
 function refuse(stream: Stream, error: unknown, log: Log): void {

@@ -11,6 +11,7 @@ import {loginWithPassword, splitPassword} from '#proxy/login.ts';
 import {decodeErrorFields} from '#proxy/messages.ts';
 import {reachCompute} from '#proxy/reach-compute.ts';
 import {endpointOfHost, routeOf} from '#proxy/route.ts';
+import type {ScramKeys} from '#proxy/scram.ts';
 import type {SessionContext} from '#proxy/session.ts';
 import type {SqlPool} from '#proxy/sql-pool.ts';
 import {ResultTooLarge, SqlError, type SqlResult, SqlSession} from '#proxy/sql-session.ts';
@@ -52,25 +53,33 @@ export async function answerSqlRequest(
   if (request.method !== 'POST')
     return {...text(405, 'queries are sent with POST'), headers: {...corsHeaders, allow: 'OPTIONS, POST'}};
   try {
+    // The headers say who it is: a body is held for those who may come in only.
+    const caller = await authenticate(request, parseTarget(request), context);
     const body = await request.body(requestBytesMax);
     if (body === undefined) return text(413, `the request is larger than ${requestBytesMax} bytes`);
     const {queries, batch} = parseBody(body);
-    const target = parseTarget(request);
-    return await execute(request, target, queries, batch, context, pool);
+    return await execute(request, caller, queries, batch, context, pool);
   } catch (error) {
     return failure(error, context);
   }
 }
 
+interface Caller {
+  readonly endpointId: string;
+  readonly keys: ScramKeys;
+  /** Startup parameters of the session. */
+  readonly parameters: ReadonlyMap<string, string>;
+}
+
 async function execute(
   request: WebRequest,
-  target: ConnectionTarget,
+  caller: Caller,
   queries: readonly Query[],
   batch: boolean,
   context: SessionContext,
   pool: SqlPool,
 ): Promise<WebResponse> {
-  const {key, session} = await openSession(request, target, context, pool);
+  const {key, session} = await openSession(caller, context, pool);
   const raw = request.headers['neon-raw-text-output'] === 'true';
   const arrays = request.headers['neon-array-mode'] === 'true';
   const results: SqlResult[] = [];
@@ -101,12 +110,7 @@ async function execute(
   return {status: 200, headers: {...corsHeaders, ...echoed, 'content-type': 'application/json'}, body: answer};
 }
 
-async function openSession(
-  request: WebRequest,
-  target: ConnectionTarget,
-  context: SessionContext,
-  pool: SqlPool,
-): Promise<{key: string; session: SqlSession}> {
+async function authenticate(request: WebRequest, target: ConnectionTarget, context: SessionContext): Promise<Caller> {
   const {user, database} = target;
   const route = routeOf(target.options, target.host, [...context.domains, ...domainOf(target.host)]);
   const named = route.endpoint === undefined ? splitPassword(target.password) : undefined;
@@ -124,11 +128,19 @@ async function openSession(
     ['application_name', target.applicationName ?? 'pagoda-sql-over-http'],
   ]);
   if (route.options !== undefined) parameters.set('options', route.options);
+  return {endpointId: access.endpointId, keys, parameters};
+}
+
+async function openSession(
+  {endpointId, keys, parameters}: Caller,
+  context: SessionContext,
+  pool: SqlPool,
+): Promise<{key: string; session: SqlSession}> {
   // The verifier is in the key: after a change of password old sessions are not found any more.
-  const key = JSON.stringify([access.endpointId, keys.serverKey.toString('base64'), ...parameters]);
+  const key = JSON.stringify([endpointId, keys.serverKey.toString('base64'), ...parameters]);
   const kept = pool.take(key);
   if (kept !== undefined) return {key, session: kept};
-  const {session} = await reachCompute(access.endpointId, parameters, keys, context);
+  const {session} = await reachCompute(endpointId, parameters, keys, context);
   return {key, session: new SqlSession(session)};
 }
 
@@ -156,6 +168,16 @@ function parseBody(body: Buffer): {queries: Query[]; batch: boolean} {
     throw new BadRequest('the body is not JSON');
   }
   const value = json as {query?: unknown; queries?: unknown} | null;
+  try {
+    return queriesOf(value);
+  } catch (error) {
+    // The stack is short before JSON's nesting is deep.
+    if (error instanceof RangeError) throw new BadRequest('the parameters are nested too deep');
+    throw error;
+  }
+}
+
+function queriesOf(value: {query?: unknown; queries?: unknown} | null): {queries: Query[]; batch: boolean} {
   if (Array.isArray(value?.queries)) {
     if (value.queries.length > batchMax)
       throw new BadRequest(`a batch of ${value.queries.length} queries; ${batchMax} are allowed`);

@@ -38,6 +38,8 @@ export interface TlsPeer {
   readonly socket: Socket;
   /** The name the client asked for (SNI), if it did. */
   readonly serverName: string | undefined;
+  /** What both agreed to speak inside (ALPN); undefined when the client offered nothing. */
+  readonly alpnProtocol: string | undefined;
 }
 
 /**
@@ -53,7 +55,13 @@ export function acceptTls(socket: Socket, identity: TlsIdentity, first?: Buffer)
       // An unknown protocol is refused; none is fine (libpq before 17 sends none).
       ALPNProtocols: ['postgresql', 'http/1.1'],
     });
-    secure.once('secure', () => resolve({socket: secure, serverName: serverNameOf(secure)}));
+    secure.once('secure', () =>
+      resolve({
+        socket: secure,
+        serverName: serverNameOf(secure),
+        alpnProtocol: secure.alpnProtocol === false ? undefined : (secure.alpnProtocol ?? undefined),
+      }),
+    );
     secure.once('error', reject);
     secure.once('close', () => reject(new Error('the client left during the TLS handshake')));
   });

@@ -22,19 +22,23 @@ export interface WebResponse {
 
 /** A peer may take this long for its headers, and this long to idle between requests. */
 const headersMsMax = 15_000;
+const requestMsMax = 60_000;
 const keepAliveMs = 65_000;
 const closingMs = 100;
 const webSocketFrameBytesMax = 64 * 1024 * 1024;
+
+/** Ends a WebSocket that sends more than this before the function that comes back is called. */
+export type LimitBytes = (bytesMax: number) => () => void;
 
 export class WebServer {
   readonly #http: http.Server;
   readonly #sockets = new Set<Socket>();
   readonly #webSockets: WebSocketServer;
 
-  /** `onWebSocket` gets the bytes of binary frames as a stream; it owns the stream. */
+  /** `onWebSocket` gets the bytes of its frames as a stream; it owns the stream. */
   constructor(options: {
     onRequest: (request: WebRequest) => Promise<WebResponse>;
-    onWebSocket: (stream: Duplex, request: Omit<WebRequest, 'body'>) => void;
+    onWebSocket: (stream: Duplex, request: Omit<WebRequest, 'body'>, limit: LimitBytes) => void;
   }) {
     const webSockets = (this.#webSockets = new WebSocketServer({
       noServer: true,
@@ -42,7 +46,12 @@ export class WebServer {
       perMessageDeflate: false,
     }));
     this.#http = http.createServer(
-      {headersTimeout: headersMsMax, requestTimeout: 60_000, keepAliveTimeout: keepAliveMs},
+      {
+        headersTimeout: headersMsMax,
+        requestTimeout: requestMsMax,
+        keepAliveTimeout: keepAliveMs,
+        connectionsCheckingInterval: 1000,
+      },
       (req, res) => {
         void answer(req, res, options.onRequest);
       },
@@ -50,9 +59,11 @@ export class WebServer {
     this.#http.on('upgrade', (req, socket, head) => {
       webSockets.handleUpgrade(req, socket, head, (peer) => {
         const stream = createWebSocketStream(peer);
-        options.onWebSocket(stream, describe(req));
+        options.onWebSocket(stream, describe(req), (bytesMax) => limitBytes(socket, bytesMax));
       });
     });
+    // Node looks after its time limits from here on; this server never listens itself.
+    this.#http.emit('listening');
   }
 
   /** Serves a connection; `first` is what was read of it already. */
@@ -69,7 +80,19 @@ export class WebServer {
     for (const peer of this.#webSockets.clients) peer.close(1001);
     if (this.#webSockets.clients.size > 0) await new Promise((resolve) => setTimeout(resolve, closingMs));
     for (const socket of this.#sockets) socket.destroy();
+    this.#http.close();
   }
+}
+
+/** Below the frames: a frame is held until it is whole. */
+function limitBytes(socket: Duplex, bytesMax: number): () => void {
+  let left = bytesMax;
+  const count = (chunk: Buffer): void => {
+    left -= chunk.length;
+    if (left < 0) socket.destroy();
+  };
+  socket.on('data', count);
+  return () => void socket.off('data', count);
 }
 
 function describe(req: http.IncomingMessage): Omit<WebRequest, 'body'> {

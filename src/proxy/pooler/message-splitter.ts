@@ -29,6 +29,11 @@ export class MessageSplitter {
     this.#wholeBytesMax = wholeBytesMax;
   }
 
+  /** A part of a message has been passed on, and its rest is to come. */
+  get inMessage(): boolean {
+    return this.#passingBytes > 0;
+  }
+
   /** Throws MessageTooLong or MalformedMessage; nothing can be read after that. */
   feed(chunk: Buffer, sink: MessageSink): void {
     let at = 0;

@@ -19,6 +19,9 @@ import type {Reached} from '#proxy/reach-compute.ts';
 /** Of a message that must be held whole (a query text, the parameters of one execution). */
 const wholeBytesMax = 64 * 1024 * 1024;
 
+/** What else a client may send; of these every piece is passed on. */
+const passedFromClient = 'QFd';
+
 /** All pools of this proxy, by endpoint, role and database. */
 export class Pools {
   readonly #clock: Clock;
@@ -117,9 +120,12 @@ class PooledSession {
   readonly #fromClient: MessageSink = {
     whole: (type, message, body) => {
       if (type === 'X') this.clientGone();
-      else this.#deliver((dialogue) => dialogue.fromClient(type, message, body));
+      else this.#deliver((dialogue) => dialogue.fromClient(type, message, body), type);
     },
-    piece: (type, bytes, first) => this.#deliver((dialogue) => dialogue.pieceFromClient(type, bytes, first)),
+    piece: (type, bytes, first) => {
+      if (!passedFromClient.includes(type)) throw new Error(`message of unknown type ${JSON.stringify(type)}`);
+      this.#deliver((dialogue) => dialogue.pieceFromClient(type, bytes, first), type);
+    },
   };
 
   readonly #fromServer: ServerUser = {
@@ -129,8 +135,8 @@ class PooledSession {
       const link = this.#link;
       if (link === undefined) return;
       this.#flush();
-      if (link.dialogue.finished) this.#unlink();
-      else if (this.#stream.writableNeedDrain) link.server.socket.pause();
+      this.#unlinkIfFinished();
+      if (this.#link !== undefined && this.#stream.writableNeedDrain) link.server.socket.pause();
     },
     serverGone: () => {
       this.#link = undefined;
@@ -168,16 +174,23 @@ class PooledSession {
       this.#splitter.feed(chunk, this.#fromClient);
     } catch (error) {
       this.#log.debug('a pooled client is cut off', {error});
-      const sqlState = error instanceof MessageTooLong ? '54000' : '08P01';
       const hint = 'Without -pooler in the host name there is no such limit.';
-      this.#end(encodeErrorResponse('FATAL', sqlState, (error as Error).message, hint));
+      const {message} = error as Error;
+      this.#end(
+        error instanceof MessageTooLong
+          ? encodeErrorResponse('FATAL', '54000', message, hint)
+          : proxyErrors.protocol(message).encode(),
+      );
       return;
     }
     this.#flush();
+    this.#unlinkIfFinished();
   }
 
-  #deliver(message: (dialogue: Dialogue) => void): void {
+  #deliver(message: (dialogue: Dialogue) => void, type: string): void {
     if (this.#over) return;
+    // Postgres ignores them here (PostgresMain), and no server is needed for that.
+    if (this.#waiting === undefined && this.#link === undefined && 'cdfH'.includes(type)) return;
     if (this.#waiting !== undefined) this.#waiting.push(message);
     else if (this.#link === undefined) {
       this.#waiting = [message];
@@ -227,6 +240,7 @@ class PooledSession {
     }
     this.#stream.resume();
     this.#flush();
+    this.#unlinkIfFinished();
   }
 
   /** What a chunk has caused goes out in one piece. */
@@ -237,8 +251,10 @@ class PooledSession {
     if (socket?.writableNeedDrain === true) this.#stream.pause();
   }
 
-  #unlink(): void {
-    const {server} = this.#link!;
+  /** Never in the middle of a message: a COPY may have failed while its data is on the way, and the server reads on to its end. */
+  #unlinkIfFinished(): void {
+    if (this.#link === undefined || !this.#link.dialogue.finished || this.#splitter.inMessage) return;
+    const {server} = this.#link;
     this.#link = undefined;
     server.socket.off('drain', this.#resumeClient);
     this.#pool.release(server);
