@@ -1,6 +1,6 @@
 /**
  * `npm run nightly`: what takes too long for every commit. Three seeds of the nemesis of five minutes each and the whole
- * crash matrix. `--seed N`: the first of the three (default: the day, so that each night has its own).
+ * crash matrix, 50,000 seeds of the simulator, its seeded bugs and the model check. `--seed N`: the first of the three (default: the day, so that each night has its own).
  */
 import {run, summarise} from './run.ts';
 
@@ -13,4 +13,7 @@ for (const seed of [first, first + 1, first + 2])
     await run(`nemesis, seed ${seed}`, node, ['test/nemesis/main.ts', '--minutes', '5', '--seed', String(seed)]),
   );
 results.push(await run('crash matrix', node, ['test/crash-matrix/main.ts']));
+results.push(await run('simulator', node, ['src/sim/main.ts', '--seeds', '50000', '--from', String(first * 100_000)]));
+results.push(await run('seeded bugs', node, ['src/sim/mutants.ts']));
+results.push(await run('model check', node, ['--max-old-space-size=6000', 'src/sim/model-check.ts']));
 process.exitCode = summarise(results);
