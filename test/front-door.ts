@@ -37,8 +37,10 @@ export async function openFrontDoor(): Promise<FrontDoor> {
     closing.push(() => cluster[Symbol.asyncDispose]());
     await cluster.query(`create role owner login password ${pg.escapeLiteral(password)}`);
     await cluster.query('create database app owner owner');
-    const [row] = await cluster.query("select rolpassword from pg_authid where rolname = 'owner'");
-    const verifier = String((row as {rolpassword: string}).rolpassword);
+    const verifier = async (): Promise<string> => {
+      const [row] = await cluster.query("select rolpassword from pg_authid where rolname = 'owner'");
+      return String((row as {rolpassword: string}).rolpassword);
+    };
     const keysDir = join(dir, 'keys');
     await generateKeys(keysDir);
     const tokens = await TokenVerifier.load(keysDir, 'control', systemClock);
@@ -58,7 +60,7 @@ export async function openFrontDoor(): Promise<FrontDoor> {
                   status: 200,
                   json: {
                     endpointId: 'ep-one',
-                    ...(query.get('role') === 'owner' && {scramVerifier: verifier}),
+                    ...(query.get('role') === 'owner' && {scramVerifier: await verifier()}),
                     allowedIps: [],
                   },
                 }

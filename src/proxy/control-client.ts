@@ -20,6 +20,8 @@ export interface ComputeAddress {
 
 const wakeMsMax = 60_000;
 const accessFreshMs = 5_000;
+/** An answer younger than this is not doubted: guessing passwords must not become requests to the control plane. */
+const doubtAfterMs = 250;
 /** With an older answer at hand nobody waits longer than this for a control plane that does not answer. */
 const accessPatienceMs = 1_500;
 /** When the control plane is away, an older answer serves connections to what runs. */
@@ -79,6 +81,16 @@ export class ControlClient {
     };
     keep(this.#access, key, {value: access, atMs: now, triedAtMs: now});
     return access;
+  }
+
+  /** A login failed by an answer that was kept: the password may be newer. The next login asks again. True when there was one. */
+  doubt(endpoint: string | undefined, role: string): boolean {
+    const key = JSON.stringify([endpoint ?? '', role]);
+    const kept = this.#access.get(key);
+    const now = this.#clock.monotonicMs();
+    if (kept === undefined || now - kept.atMs < doubtAfterMs) return false;
+    keep(this.#access, key, {value: kept.value, atMs: Math.min(kept.atMs, now - accessFreshMs), triedAtMs: -Infinity});
+    return true;
   }
 
   /** Where the compute was last; connect there first. */

@@ -56,6 +56,24 @@ test('psql names the endpoint by SNI', async () => {
   assert.equal(r.stdout, 'psql', r.stderr);
 });
 
+test('a password that was just changed: the new one works at once, or at the second try where the dialogue had begun', async () => {
+  const conninfo = `${base()} sslmode=require options=endpoint=ep-one`;
+  assert.equal((await psql(conninfo, 'select 1')).stdout, '1');
+  await systemClock.sleep(300);
+  await door.cluster.query("alter role owner password 'another'");
+  try {
+    const byPassword = `${base()} sslmode=require`; // no endpoint named: asked for in the clear, inside TLS
+    assert.equal((await psql(byPassword, 'select 2', {PGPASSWORD: 'endpoint=ep-one;another'})).stdout, '2');
+    await systemClock.sleep(300);
+    await door.cluster.query(`alter role owner password ${pg.escapeLiteral(password)}`);
+    const answers = [await psql(conninfo, 'select 3'), await psql(conninfo, 'select 3')];
+    assert.equal(answers[1]!.stdout, '3', answers[1]!.stderr);
+    assert.match(answers[0]!.stderr, /password authentication failed/, 'the kept answer was believed at first');
+  } finally {
+    await door.cluster.query(`alter role owner password ${pg.escapeLiteral(password)}`);
+  }
+});
+
 test('a pooler name is the same endpoint', async () => {
   const r = await psql(base().replace('host=localhost', 'host=ep-one-pooler.db.test') + ' sslmode=require', 'select 1');
   assert.equal(r.stdout, '1', r.stderr);
