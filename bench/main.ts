@@ -9,8 +9,10 @@ import {commit} from './commit.ts';
 import {coldScan} from './cold-scan.ts';
 import {getPage} from './getpage.ts';
 import {ingest} from './ingest.ts';
+import {proxy} from './proxy.ts';
 import {redo} from './redo.ts';
 import {say} from './report.ts';
+import {unarchive} from './unarchive.ts';
 import {wake} from './wake.ts';
 import {wal} from './wal.ts';
 import {warmRead} from './warm-read.ts';
@@ -27,6 +29,8 @@ const benchmarks: Readonly<Record<string, {readonly run: (args: string[]) => Pro
   },
   branch: {run: branch, what: 'making a branch of 15 MB and of 2 GB'},
   branches: {run: branches, what: '10,000 branches on one pageserver: memory of each, start time'},
+  proxy: {run: proxy, what: 'pgbench -S through the front door, against straight to the compute and PgBouncer'},
+  unarchive: {run: unarchive, what: 'archived branch to first row, of 10 MB and of 300 MB'},
   wake: {run: wake, what: 'suspended endpoint to first row'},
   getpage: {run: getPage, what: 'pages per second of the page service, against a bare socket'},
   'cold-scan': {run: coldScan, what: 'sequential scan through a fresh compute, against stock with a dropped cache'},

@@ -20,12 +20,17 @@ export async function initialise(target: Target, scale: number): Promise<void> {
   await tool('pgbench', target, ['-i', '-q', '-s', String(scale)]);
 }
 
-/** `how`: `-N` or `-S`. */
-export async function pgbench(target: Target, how: string, clients: number, seconds: number): Promise<PgbenchResult> {
+/** `how`: `-N` or `-S`, or that with more options. */
+export async function pgbench(
+  target: Target,
+  how: string | readonly string[],
+  clients: number,
+  seconds: number,
+): Promise<PgbenchResult> {
   const jobs = Math.min(clients, 2);
   const out = await tool('pgbench', target, [
     '-n',
-    how,
+    ...(typeof how === 'string' ? [how] : how),
     '-c',
     String(clients),
     '-j',

@@ -16,6 +16,7 @@ import {drizzle as drizzleWebSocket} from 'drizzle-orm/neon-serverless';
 import {drizzle as drizzlePostgres} from 'drizzle-orm/node-postgres';
 import {integer, pgTable, text} from 'drizzle-orm/pg-core';
 import pg from 'pg';
+import postgres from 'postgres';
 import {clientConfig, Pagoda} from '../pagoda.ts';
 
 let pagoda: Pagoda;
@@ -279,7 +280,7 @@ test('pg_dump and pg_restore: a database goes out and comes in again, the same',
   assert.ok(readFileSync(archive).subarray(0, 5).toString() === 'PGDMP');
 });
 
-test('50 clients at once wake a suspended endpoint: all are served by one compute, which starts once', async () => {
+test('200 clients at once wake a suspended endpoint: all are served by one compute, which starts once', async () => {
   await pagoda.suspend(endpointId);
   const starts = async (): Promise<number> =>
     (
@@ -290,17 +291,109 @@ test('50 clients at once wake a suspended endpoint: all are served by one comput
     ).operations.filter((o) => o.action === 'start_compute' && o.endpoint_id === endpointId).length;
   const earlier = await starts();
   const answers = await Promise.all(
-    Array.from({length: 50}, async (_, i) => {
+    Array.from({length: 200}, async (_, i) => {
       const [row] = await pagoda.query(`select ${i} as i, pg_postmaster_start_time()::text as started`, uri);
       return row!;
     }),
   );
   assert.deepEqual(
     answers.map((a) => a['i']),
-    Array.from({length: 50}, (_, i) => i),
+    Array.from({length: 200}, (_, i) => i),
   );
   assert.equal(new Set(answers.map((a) => a['started'])).size, 1);
   assert.equal(await starts(), earlier + 1);
+});
+
+for (const pooled of [false, true])
+  test(`${pooled ? 'pooled' : 'direct'}: psql and node-postgres bind SCRAM to the channel; postgres.js, pgbench`, async () => {
+    const to = pooled ? uri.replace(endpointId, `${endpointId}-pooler`) : uri;
+    assert.match(to, /channel_binding=require/);
+    assert.equal((await psql('select current_user', to)).trim(), 'neondb_owner');
+
+    const bound = new pg.Client({...clientConfig(to), enableChannelBinding: true});
+    await bound.connect();
+    const {saslSession} = bound as unknown as {saslSession: unknown};
+    assert.equal(saslSession, null, 'the login is over');
+    for (let i = 0; i < 3; i++)
+      assert.deepEqual((await bound.query({name: 'sum', text: 'select $1::int + 1 as n', values: [i]})).rows, [
+        {n: i + 1},
+      ]);
+    await bound.end();
+
+    const url = new URL(to);
+    const query = postgres({
+      host: url.hostname,
+      port: Number(url.port),
+      user: url.username,
+      password: decodeURIComponent(url.password),
+      database: 'neondb',
+      ssl: {rejectUnauthorized: false, servername: url.hostname},
+      max: 4,
+      onnotice: () => {},
+    });
+    try {
+      await query`create table if not exists by_postgres_js (n int)`;
+      await query.begin(async (tx) => {
+        await tx`insert into by_postgres_js select generate_series(1, ${100}::int)`;
+        await tx`delete from by_postgres_js where n > ${10}`;
+      });
+      const counts = await Promise.all(
+        Array.from({length: 12}, (_, i) => query`select count(*)::int + ${i}::int as n from by_postgres_js`),
+      );
+      assert.deepEqual(
+        counts.map(([row]) => row!['n'] as number),
+        Array.from({length: 12}, (_, i) => 10 + i),
+      );
+      await query`drop table by_postgres_js`;
+    } finally {
+      await query.end();
+    }
+
+    await succeed('pgbench', ['-i', '-q', '-s', '1', '-d', to]);
+    for (const mode of ['simple', 'extended', 'prepared'])
+      await succeed('pgbench', ['-n', '-t', '50', '-c', '4', '-j', '2', '-M', mode, to]);
+    const equal =
+      'select (select sum(abalance) from pgbench_accounts) = (select sum(delta) from pgbench_history), (select count(*) from pgbench_history)';
+    assert.equal((await psql(equal, to)).trim(), 't|600');
+  });
+
+test('1,000 pooled clients that are idle: all answer, Postgres has a few backends for them', async (t) => {
+  const to = uri.replace(endpointId, `${endpointId}-pooler`);
+  const proxyMemory = (): number =>
+    Number(/^VmRSS:\s+(\d+)/m.exec(readFileSync(`/proc/${pagoda.pidOf('proxy')}/status`, 'utf8'))![1]) * 1024;
+  const backends = async (): Promise<number> =>
+    Number(
+      await psql(
+        "select count(*) from pg_stat_activity where backend_type = 'client backend' and usename = current_user",
+      ),
+    );
+  await psql('select 1', to);
+  const before = {memory: proxyMemory(), backends: await backends()};
+  const clients: pg.Client[] = [];
+  t.after(() => Promise.all(clients.map((client) => client.end())));
+  for (let i = 0; i < 1000; i += 50)
+    clients.push(...(await Promise.all(Array.from({length: 50}, () => pagoda.connect(to)))));
+  for (const round of [1, 2]) {
+    const answers: number[] = [];
+    for (let i = 0; i < clients.length; i += 20)
+      answers.push(
+        ...(await Promise.all(
+          clients
+            .slice(i, i + 20)
+            .map(async (client, j) => (await client.query<{n: number}>('select $1::int as n', [i + j])).rows[0]!.n),
+        )),
+      );
+    assert.deepEqual(
+      answers,
+      Array.from({length: 1000}, (_, i) => i),
+      `round ${round}`,
+    );
+  }
+  const each = (proxyMemory() - before.memory) / 1000;
+  const more = (await backends()) - before.backends;
+  t.diagnostic(`${Math.round(each / 1024)} KB of proxy memory per TLS client, ${more} backends more`);
+  assert.ok(more <= 25, `${more} backends more`);
+  assert.ok(each < 200 * 1024, `${each} bytes of proxy memory per client`);
 });
 
 test('the control plane hangs: what runs goes on, and new connections to it are served', async () => {
