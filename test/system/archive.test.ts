@@ -99,7 +99,7 @@ async function timelinesInMemory(pagoda: Pagoda): Promise<number> {
     headers: {authorization: `Bearer ${await issuer.sign({aud: 'pageserver', scope: 'node'})}`},
   });
   const text = await response.text();
-  const line = /^pagoda_pageserver_timelines (\d+)$/m.exec(text);
+  const line = /^pagoda_timelines (\d+)$/m.exec(text);
   assert.ok(line, text.slice(0, 2000));
   return Number(line[1]);
 }

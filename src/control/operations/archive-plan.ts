@@ -80,7 +80,7 @@ export async function wakeBranch(
   const {project, branch, pageserverId} = await whereIs(store, branchId);
   await attach(store, storage, branchId);
   await storage.pageserver(pageserverId).unarchiveTimeline(project.tenant_id, branch.timeline_id);
-  const {tellPageserver} = safekeeperEffects({store, storage});
+  const safekeepers = safekeeperEffects({store, storage});
   const nowMs = clock.nowMs();
   // The pageserver has woken the ancestors too.
   for (let id: string | null = branchId; id !== null;) {
@@ -90,7 +90,7 @@ export async function wakeBranch(
       .where('id', '=', id)
       .executeTakeFirstOrThrow();
     if (id !== branchId && row.state !== 'archived') break;
-    await tellPageserver(id);
+    await safekeepers.tellPageserver(id);
     await store
       .updateTable('branches')
       .set({state: 'ready', state_changed_at: nowMs, updated_at: nowMs})
