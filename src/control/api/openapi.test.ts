@@ -164,3 +164,25 @@ test('every response is as the specification wants it', async () => {
   const missing = apiRoutes.map((r) => `${r.method} ${r.path}`).filter((route) => !covered.has(route));
   assert.deepEqual(missing, [], 'every route of the table is checked here');
 });
+
+test('our own document has every route with its schemas, and all of it is in the document of Neon', async () => {
+  const answer = await call(control, 'GET', '/openapi.json');
+  assert.equal(answer.status, 200);
+  const ours = answer.json as unknown as {
+    paths: Record<string, Record<string, {operationId: string; parameters: {name: string; in: string}[]}>>;
+  };
+  const operations = Object.entries(ours.paths).flatMap(([path, methods]) =>
+    Object.entries(methods).map(([method, operation]) => ({path, method, operation})),
+  );
+  assert.equal(operations.length, apiRoutes.length);
+  assert.equal(new Set(operations.map(({operation}) => operation.operationId)).size, operations.length);
+  const shape = (path: string): string => path.replaceAll(/\{[^}]+\}/g, ':');
+  for (const {path, method, operation} of operations) {
+    const known = Object.keys(document.paths).find(
+      (theirs) => shape(theirs) === shape(path) && method in document.paths[theirs]!,
+    );
+    assert.ok(known, `${method} ${path} is Neon's too`);
+    const inPath = operation.parameters.filter((parameter) => parameter.in === 'path').length;
+    assert.equal(inPath, path.split('{').length - 1);
+  }
+});

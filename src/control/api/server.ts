@@ -9,6 +9,7 @@ import type {ApiContext} from '#control/api/context.ts';
 import {endpointRoutes} from '#control/api/endpoint-routes.ts';
 import {ApiError, apiErrors} from '#control/api/errors.ts';
 import {authenticate} from '#control/api/principal.ts';
+import {openApiDocument} from '#control/api/openapi.ts';
 import {projectRoutes} from '#control/api/project-routes.ts';
 import {restoreRoutes} from '#control/api/restore-routes.ts';
 import type {ApiRoute} from '#control/api/route.ts';
@@ -96,6 +97,9 @@ export function buildApi(context: ApiContext): FastifyInstance {
     });
   }
   app.decorateRequest('principal', null);
+  // Open to all: it says nothing about what is stored.
+  const document = JSON.stringify(openApiDocument(apiRoutes, basePath));
+  app.get(`${basePath}/openapi.json`, (_request, reply) => reply.type('application/json').send(document));
 
   app.setNotFoundHandler((request, reply) => {
     void reply.status(404).send(errorBody(apiErrors.noRoute(), request.id));
