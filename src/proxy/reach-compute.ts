@@ -16,15 +16,23 @@ const computeLoginMsMax = 30_000;
 /** Thirty seconds: a compute that crashed starts anew from storage in less. */
 const loginAttemptsMax = 300;
 const retryMs = 100;
+/** A full compute: many that come at once want little each, and then there is room. */
+const fullMsMax = 10_000;
+const fullRetryMs = 250;
 
-/** Wakes the compute when needed and logs in; goes on while it is being started or moved. Throws ProxyError or ComputeRefused. */
+/**
+ * Wakes the compute when needed and logs in; goes on while it is being started or moved, and, unless `whenFull` says otherwise,
+ * for 10 s while all its connections are taken. Throws ProxyError or ComputeRefused.
+ */
 export async function reachCompute(
   endpointId: string,
   startup: ReadonlyMap<string, string>,
   keys: ScramKeys,
   context: {control: ControlClient; clock: Clock; random: Random; log: Log},
+  whenFull: 'wait' | 'tell' = 'wait',
 ): Promise<Reached> {
   const {control, clock, random, log} = context;
+  const startedMs = clock.monotonicMs();
   for (let attempt = 0; ; attempt++) {
     const kept = attempt === 0 ? control.lastAddress(endpointId) : undefined;
     const address = kept ?? (await control.wake(endpointId));
@@ -37,6 +45,11 @@ export async function reachCompute(
     try {
       return {session: await loginAtCompute({address, parameters: startup, keys, random, deadline}), address};
     } catch (error) {
+      if (error instanceof ComputeRefused && error.sqlState === '53300' && whenFull === 'wait') {
+        if (clock.monotonicMs() - startedMs > fullMsMax) throw error;
+        await clock.sleep(fullRetryMs);
+        continue;
+      }
       // 57P03: starting up or shutting down. 28P01 at a kept address: another compute may have the port now.
       const again =
         error instanceof ComputeUnreachable ||

@@ -226,7 +226,9 @@ async function startSession(
       ['user', user],
       ['database', database],
     ]);
-    const pool = context.pools.get([endpointId, user, database], () => reachCompute(endpointId, own, keys, context));
+    const pool = context.pools.get([endpointId, user, database], () =>
+      reachCompute(endpointId, own, keys, context, 'tell'),
+    );
     const {stream, reader, clientIp} = opened;
     await servePooled({stream, early: () => reader.release(), clientIp, parameters: startup}, pool, context);
   } else join(opened, await reachCompute(endpointId, startup, keys, context), context);
