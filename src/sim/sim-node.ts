@@ -55,8 +55,8 @@ export class SimNode implements NodeEnd {
   #batchScheduled = false;
   #copying = false;
   #copies = 0;
-  /** What is on its disk was a member's: it may have voted. */
-  #wasMember = false;
+  /** The newest generation that it was a member of, by what is or was on its disk: it may have voted. 0: none. */
+  #memberGeneration = 0;
   /** Bits of its WAL are flipped below here. */
   rottenLsn = 0 as Lsn;
   #peerConnections = 0;
@@ -115,7 +115,7 @@ export class SimNode implements NodeEnd {
       ...(stage.mutations.acceptor ? {mutations: stage.mutations.acceptor} : {}),
     });
     this.acceptor = acceptor;
-    if (isMember(acceptor.state.membership, this.id)) this.#wasMember = true;
+    this.#noteMembership(acceptor.state.membership);
     this.#batchScheduled = false;
     this.archive = new NodeArchive(this, this.#stage, this.#world.store, this.#world.pageserver);
     stage.mark(marks.restart, this.id, storage.flushLsn);
@@ -160,8 +160,7 @@ export class SimNode implements NodeEnd {
     this.disk.wipe();
     this.rottenLsn = 0 as Lsn;
     // Who has never been a member has promised nothing, and may copy again.
-    this.status = this.#wasMember ? 'lost' : 'absent';
-    this.#wasMember = false;
+    this.status = this.#memberGeneration > 0 ? 'lost' : 'absent';
     stage.checker.forgotten(this.id);
   }
 
@@ -172,6 +171,10 @@ export class SimNode implements NodeEnd {
     this.#copying = false;
     this.incarnation++;
     this.#world.network.nodeDied(this);
+  }
+
+  #noteMembership(membership: Membership): void {
+    if (isMember(membership, this.id)) this.#memberGeneration = membership.generation;
   }
 
   // ---- acceptor
@@ -245,7 +248,7 @@ export class SimNode implements NodeEnd {
           return this.#ioFailed(error);
         }
       case 'save':
-        if (isMember(output.state.membership, this.id)) this.#wasMember = true;
+        this.#noteMembership(output.state.membership);
         this.#mayFail();
         try {
           storage.apply(output);
@@ -368,6 +371,11 @@ export class SimNode implements NodeEnd {
       done(this.#position());
       return;
     }
+    // It has left since.
+    if (this.status === 'lost' && this.#memberGeneration < membership.generation && mayPull(membership, this.id)) {
+      this.#memberGeneration = 0;
+      this.status = 'absent';
+    }
     const rejoins = this.status === 'lost' && this.#bugs.has('lost-disk-rejoins');
     if ((this.status !== 'absent' && !rejoins) || this.#copying) return;
     if (!mayPull(membership, this.id) && !rejoins)
@@ -454,7 +462,7 @@ export class SimNode implements NodeEnd {
     if (isMember(membership, this.id)) throw new Violation(`safekeeper ${this.id} is a member and to be excluded`);
     if (this.status === 'lost') {
       // It comes back with an empty disk.
-      this.#wasMember = false;
+      this.#memberGeneration = 0;
       this.status = 'absent';
       return true;
     }
@@ -462,7 +470,7 @@ export class SimNode implements NodeEnd {
     if (acceptor === undefined) return this.status === 'absent' && !this.#copying;
     if (acceptor.state.membership.generation > membership.generation) return false;
     this.#stage.note(() => `n${this.id} is excluded`);
-    this.#wasMember = false;
+    this.#memberGeneration = 0;
     this.#stop();
     this.disk.wipe();
     this.rottenLsn = 0 as Lsn;

@@ -155,7 +155,7 @@ export class World {
       node.start();
     }
     control.heal();
-    const last = this.startCompute();
+    let last = this.startCompute();
     const deadline = stage.nowMs + livenessMs;
     // In some runs one safekeeper is gone for good, at any moment of the last election: the others must do without it.
     const members = control.involved.flat().map((m) => m.nodeId);
@@ -176,6 +176,8 @@ export class World {
       stage.after(stage.random.float() * 8 * stage.faults.latencyMs, () => victim.loseDisk());
     }
     while (!this.#isQuiet(last, lost)) {
+      // A late vote-request of a dead proposer may still depose it: then another compute is started, as it would be.
+      if (!last.isAlive) last = this.startCompute();
       if (!stage.queue.runNext(deadline))
         throw new Violation(
           `no progress within ${livenessMs} ms after all faults ended: proposer ${last.id} is ${last.core.phase} in term ${last.core.term}, committed ${formatLsn(last.core.commitLsn)} of ${formatLsn(last.core.endLsn)}, ${last.records} records, control waits for ${control.waitsFor}; ${this.nodes.map((n) => `safekeeper ${n.id} ${n.status} generation ${n.acceptor?.state.membership.generation} term ${n.acceptor?.term} flush ${formatLsn(n.acceptor?.flushLsn ?? timelineStartLsn)}`).join(', ')}`,
