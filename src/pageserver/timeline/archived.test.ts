@@ -23,7 +23,12 @@ import {TimelineError} from './timeline-reader.ts';
 import type {Timeline} from './timeline.ts';
 
 const {tenantId, firstTimeline} = testIds;
-const limits = {layerBytes: 40_000, gcPeriodMs: 60_000, leaseMsMax: 0, compaction: {l0Threshold: 2}};
+const limits = {
+  layerBytes: 40_000,
+  gcPeriodMs: 60_000,
+  leaseMsMax: 0,
+  compaction: {l0Threshold: 2, garbageRatio: 0.001},
+};
 
 /** Fails the next put of an index. */
 class IndexFailsOnce extends MemoryObjectStore {
@@ -107,9 +112,7 @@ test('archived branches read as before, whatever is compacted, collected, archiv
           await restart();
         } else if (s.kind === 'collect') {
           for (const timeline of tenant.timelines()) {
-            await timeline.setRetention({windowSeconds: 0, windowBytes: 0});
-            while (await timeline.compactionStep());
-            await timeline.collectGarbage();
+            await collectEverything(timeline);
           }
         } else await restart();
       }
@@ -128,6 +131,57 @@ test('archived branches read as before, whatever is compacted, collected, archiv
   );
 });
 
+/** All history that nobody holds goes: images in its place, then what lies below them. */
+async function collectEverything(timeline: Timeline): Promise<void> {
+  await timeline.setRetention({windowSeconds: 0, windowBytes: 0});
+  await timeline.checkpoint();
+  for (let round = 0; round < 3; round++) {
+    await timeline.collectGarbage();
+    while (await timeline.compactionStep());
+  }
+}
+
+test('a parent keeps for an archived child what it would keep for one that is awake, also when both were archived', async () => {
+  const store = new MemoryObjectStore();
+  let tenant = await Tenant.attach(testContext(store, limits), alwaysValid, tenantId, 1);
+  await createRoot(tenant);
+  const root: ModelBranch = {id: firstTimeline, ancestor: undefined, log: []};
+  let clock = importLsn as number;
+  const fill = async (): Promise<void> => {
+    const timeline = tenant.timeline(firstTimeline);
+    for (const change of fc.sample(arbitraryChange, {numRuns: 40, seed: clock})) {
+      const at = lsn((clock += 8));
+      root.log.push({lsn: at, change, world: applyToWorld(worldAt(root, tip(root)), change, at)});
+      await applyToWriter(await timeline.writer(), change, at, () => timeline.waitForRoom());
+    }
+  };
+  await fill();
+  const child: ModelBranch = {id: 'c'.repeat(32), ancestor: {branch: root, lsn: tip(root)}, log: []};
+  await tenant.createBranch(child.id, firstTimeline, tip(root));
+  await tenant.archive(child.id, tip(root));
+  for (const how of ['attached', 'woken'] as const) {
+    if (how === 'attached') {
+      for (const timeline of tenant.timelines()) timeline.stop();
+      await tenant.detach();
+      tenant = await Tenant.attach(testContext(store, limits), alwaysValid, tenantId, 2);
+    } else {
+      await tenant.archive(firstTimeline, tip(root));
+      await tenant.wake(firstTimeline);
+    }
+    for (const record of root.log)
+      if (record.lsn > tenant.timeline(firstTimeline).lastRecordLsn)
+        await applyToWriter(await tenant.timeline(firstTimeline).writer(), record.change, record.lsn, async () => {});
+    await fill();
+    await collectEverything(tenant.timeline(firstTimeline));
+    assert.ok(tenant.timeline(firstTimeline).info().gcCutoffLsn > child.ancestor!.lsn);
+    assert.deepEqual([...tenant.timeline(firstTimeline).state.branchPoints], [[child.id, child.ancestor!.lsn]], how);
+    await tenant.wake(child.id);
+    await compare(tenant.timeline(child.id), child, child.ancestor!.lsn);
+    await tenant.archive(child.id, child.ancestor!.lsn);
+  }
+  for (const timeline of tenant.timelines()) timeline.stop();
+});
+
 test('what is archived leaves nothing but a line in memory; many callers wake it once; branching waits for that', async () => {
   const store = new MemoryObjectStore();
   const tenant = await Tenant.attach(testContext(store, limits), alwaysValid, tenantId, 1);
@@ -136,7 +190,12 @@ test('what is archived leaves nothing but a line in memory; many callers wake it
   await createRoot(tenant);
   const child = 'c'.repeat(32);
   await tenant.createBranch(child, firstTimeline, undefined);
-  await tenant.archive(child, importLsn);
+  const written = lsn(importLsn + 8);
+  const change = {kind: 'write', rel: 0, block: 0, fill: 1} as const;
+  await applyToWriter(await tenant.timeline(child).writer(), change, written, async () => {});
+  await tenant.archive(child, written);
+  // Its end is in the object store, not only at the safekeepers.
+  assert.equal(tenant.archivedTimeline(child)?.lastRecordLsn, written);
   await tenant.archive(firstTimeline, importLsn);
   assert.deepEqual(gone, [child, firstTimeline]);
   assert.equal(tenant.timelines().length, 0);
