@@ -101,6 +101,29 @@ const checkpoint: Driver = async ({cell, tenant, timeline, hasFired}) => {
   for (let waited = 0; waited < 1000 && !hasFired(); waited += 100) await sleep(100);
 };
 
+/** A branch without a compute is archived, woken, and goes. */
+const sleepingBranch: Driver = async ({cell, tenant, timeline}) => {
+  const token = await cell.token('pageserver');
+  const base = `${cell.urlOf('pageserver-http')}/v1/tenant/${tenant}`;
+  const ask = (method: string, path: string, body?: unknown): ReturnType<typeof requestJson> =>
+    requestJson({method, url: base + path, token, timeoutMs: 30_000, ...(body === undefined ? {} : {body})});
+  try {
+    const path = `/projects/${cell.projectId}/branches`;
+    const {branch: made} = await cell.api<{branch: {id: string}}>('POST', path, {branch: {}});
+    await operationsOver(cell);
+    const {timelines} = (await ask('GET', '')).json as {timelines: {timelineId: string; lastRecordLsn: string}[]};
+    for (const {timelineId, lastRecordLsn} of timelines) {
+      if (timelineId === timeline) continue;
+      await ask('POST', `/timeline/${timelineId}/archive`, {lsn: lastRecordLsn});
+      await ask('POST', `/timeline/${timelineId}/unarchive`);
+    }
+    await cell.api('DELETE', `${path}/${made.id}`);
+    await operationsOver(cell);
+  } catch {
+    await sleep(200);
+  }
+};
+
 /** Safekeeper 4, which is no member, copies the timeline, and lets go of it again. */
 const copy: Driver = async ({cell, tenant, timeline, hasFired}) => {
   const token = await cell.token('safekeeper');
@@ -190,6 +213,9 @@ export const rows: Readonly<Record<string, Row>> = {
   'pageserver.compaction.install.before': {driver: checkpoint},
   'pageserver.delete.before': {driver: checkpoint},
   'pageserver.gc.before': {driver: checkpoint},
+  'pageserver.archive.index.before': {driver: sleepingBranch},
+  'pageserver.archive.index.after': {driver: sleepingBranch},
+  'pageserver.unarchive.index.before': {driver: sleepingBranch},
 };
 
 /** Roles whose steps are walked. Others' failpoints are their owners' tests'. */
