@@ -64,6 +64,8 @@ const doors: Readonly<Record<string, Door>> = {
   'pageserver PUT /v1/tenant/:tenant/timeline/:timeline/retention': peers,
   'pageserver PUT /v1/tenant/:tenant/timeline/:timeline/lease': peersAndTenant,
   'pageserver POST /v1/tenant/:tenant/timeline/:timeline/checkpoint': peers,
+  'pageserver POST /v1/tenant/:tenant/timeline/:timeline/archive': peers,
+  'pageserver POST /v1/tenant/:tenant/timeline/:timeline/unarchive': peers,
   'pageserver DELETE /v1/tenant/:tenant/timeline/:timeline': peers,
   'pageserver POST /v1/tenant/:tenant/timeline/:timeline/verify': peers,
   'pageserver GET /v1/tenant/:tenant/timeline/:timeline/sizes': peers,
