@@ -2,7 +2,7 @@
 import type {Clock} from '#runtime/clock.ts';
 
 export const authenticationMsMax = 15_000;
-export const openingMax = 2_000;
+const openingMax = 2_000;
 
 /** Connections that are not authenticated yet. Above the limit the oldest goes: silent ones cannot keep others out. */
 export class Openings {
