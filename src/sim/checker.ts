@@ -24,7 +24,8 @@ export class Checker {
   /** The highest commit of each term, with its history: what proposers of higher terms must have. */
   readonly #commits = new Map<number, {lsn: Lsn; readonly history: TermHistory}>();
   readonly #proposerCommits = new Map<number, Lsn>();
-  readonly #forgotten = new Set<number>();
+  /** By node: the newest generation it had said anything in when all it had was gone. */
+  readonly #forgotten = new Map<number, number>();
   readonly #saidTerm = new Map<number, number>();
   readonly #saidFlushLsn = new Map<number, Lsn>();
 
@@ -81,7 +82,8 @@ export class Checker {
       const expected = this.logs.content(history, this.#committedLsn, lsn);
       // One that left, or lost its disk, had it when it said so.
       const has = (node: number): boolean =>
-        this.#forgotten.has(node) || this.#durable(node, this.#committedLsn, lsn).equals(expected);
+        (this.#forgotten.get(node) ?? -1) >= membership.generation ||
+        this.#durable(node, this.#committedLsn, lsn).equals(expected);
       if (!isQuorum(membership, has))
         throw new Violation(
           `term ${term} commits ${formatLsn(lsn)}, which is not durable at a quorum of generation ${membership.generation} (6)`,
@@ -149,15 +151,14 @@ export class Checker {
   }
 
   /** Its promises are gone with its disk, and known to be. */
-  forgotten(node: number): void {
-    this.#forgotten.add(node);
+  forgotten(node: number, generation: number): void {
+    this.#forgotten.set(node, generation);
     this.#saidTerm.delete(node);
     this.#saidFlushLsn.delete(node);
   }
 
   /** 3, 6, 15: what was promised before a crash is there after it. */
   restarted(node: number, term: number, flushLsn: Lsn): void {
-    this.#forgotten.delete(node);
     const saidTerm = this.#saidTerm.get(node) ?? 0;
     if (term < saidTerm)
       throw new Violation(`safekeeper ${node} restarts in term ${term} after speaking for ${saidTerm} (3)`);

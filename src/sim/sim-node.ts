@@ -161,7 +161,7 @@ export class SimNode implements NodeEnd {
     this.rottenLsn = 0 as Lsn;
     // Who has never been a member has promised nothing, and may copy again.
     this.status = this.#memberGeneration > 0 ? 'lost' : 'absent';
-    stage.checker.forgotten(this.id);
+    stage.checker.forgotten(this.id, this.#memberGeneration);
   }
 
   #stop(): void {
@@ -475,7 +475,7 @@ export class SimNode implements NodeEnd {
     this.disk.wipe();
     this.rottenLsn = 0 as Lsn;
     this.status = 'absent';
-    this.#stage.checker.forgotten(this.id);
+    this.#stage.checker.forgotten(this.id, membership.generation);
     return true;
   }
 
