@@ -10,7 +10,7 @@ export function branchPlaceRoutes(store: Store): Route[] {
       path: '/internal/v1/branch_places',
       handler: async (request) => {
         try {
-          requireNode(request.claims as Claims);
+          requireNode(request.claims as Claims, 'control');
         } catch (error) {
           throw asHttpError(error);
         }

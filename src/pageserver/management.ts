@@ -152,9 +152,9 @@ export function managementRoutes(pageserver: Pageserver, metricsText: () => stri
 
 type Handler = (request: HttpRequest) => Promise<HttpResponse>;
 
-/** For internal peers only. */
+/** For the control plane, and people with its key. */
 function node(method: string, path: string, handler: Handler): Route {
-  return guarded(method, path, handler, (claims) => requireNode(claims));
+  return guarded(method, path, handler, (claims) => requireNode(claims, 'control'));
 }
 
 /** Also for the compute of the timeline. */

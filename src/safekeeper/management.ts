@@ -53,7 +53,7 @@ export function managementRoutes({nodeId, registry, metricsText, pull}: Manageme
   };
   const node = (request: HttpRequest): void => {
     try {
-      requireNode(request.claims as Claims);
+      requireNode(request.claims as Claims, 'control');
     } catch (error) {
       throw asHttpError(error);
     }

@@ -28,9 +28,10 @@ interface Door {
 }
 
 const everybody: Door = {node: 'all', tenant: true, open: true};
-const peers: Door = {node: 'all'};
-const peersAndTenant: Door = {node: 'all', tenant: true};
 const only = (...node: readonly KeyRole[]): Door => ({node});
+const control = only('control');
+/** A compute reads and leases its own timeline; so does every internal peer. */
+const tenantOrPeer: Door = {node: 'all', tenant: true};
 
 const doors: Readonly<Record<string, Door>> = {
   'control GET /internal/v1/alive': everybody,
@@ -41,48 +42,48 @@ const doors: Readonly<Record<string, Door>> = {
   'control POST /internal/v1/point_in_time': only('proxy'),
   // The only one for computes; the branch of the token must exist.
   'control POST /internal/v1/token': {node: []},
-  'control GET /internal/v1/safekeepers': only('control'),
-  'control PUT /internal/v1/safekeepers/:id': only('control'),
-  'control POST /internal/v1/safekeepers/replace': only('control'),
-  'control GET /internal/v1/safekeepers/operations': only('control'),
-  'control GET /internal/v1/branches/:id/wal': only('control'),
-  'control POST /internal/v1/branches/:id/restore_from_archive': only('control'),
-  'control GET /internal/v1/branch_places': peers,
+  'control GET /internal/v1/safekeepers': control,
+  'control PUT /internal/v1/safekeepers/:id': control,
+  'control POST /internal/v1/safekeepers/replace': control,
+  'control GET /internal/v1/safekeepers/operations': control,
+  'control GET /internal/v1/branches/:id/wal': control,
+  'control POST /internal/v1/branches/:id/restore_from_archive': control,
+  'control GET /internal/v1/branch_places': control,
 
   'pageserver GET /v1/status': everybody,
-  'pageserver GET /metrics': peers,
-  'pageserver PUT /v1/tenant/:tenant': peers,
-  'pageserver GET /v1/tenant/:tenant': peers,
-  'pageserver DELETE /v1/tenant/:tenant': peers,
-  'pageserver POST /v1/tenant/:tenant/timeline': peers,
-  'pageserver POST /v1/tenant/:tenant/timeline/:timeline/import': peers,
-  'pageserver GET /v1/tenant/:tenant/timeline/:timeline': peersAndTenant,
-  'pageserver GET /v1/tenant/:tenant/timeline/:timeline/lsn_by_timestamp': peers,
-  'pageserver GET /v1/tenant/:tenant/timeline/:timeline/basebackup': peersAndTenant,
-  'pageserver PUT /v1/tenant/:tenant/timeline/:timeline/pgstat': peersAndTenant,
-  'pageserver PUT /v1/tenant/:tenant/timeline/:timeline/safekeepers': peers,
-  'pageserver PUT /v1/tenant/:tenant/timeline/:timeline/retention': peers,
-  'pageserver PUT /v1/tenant/:tenant/timeline/:timeline/lease': peersAndTenant,
-  'pageserver POST /v1/tenant/:tenant/timeline/:timeline/checkpoint': peers,
-  'pageserver POST /v1/tenant/:tenant/timeline/:timeline/archive': peers,
-  'pageserver POST /v1/tenant/:tenant/timeline/:timeline/unarchive': peers,
-  'pageserver DELETE /v1/tenant/:tenant/timeline/:timeline': peers,
-  'pageserver POST /v1/tenant/:tenant/timeline/:timeline/verify': peers,
-  'pageserver GET /v1/tenant/:tenant/timeline/:timeline/sizes': peers,
-  'pageserver GET /v1/tenant/:tenant/timeline/:timeline/layers.svg': peers,
-  'pageserver GET /v1/tenants': peers,
-  'pageserver POST /v1/tenant/:tenant/scrub': peers,
+  'pageserver GET /metrics': control,
+  'pageserver PUT /v1/tenant/:tenant': control,
+  'pageserver GET /v1/tenant/:tenant': control,
+  'pageserver DELETE /v1/tenant/:tenant': control,
+  'pageserver POST /v1/tenant/:tenant/timeline': control,
+  'pageserver POST /v1/tenant/:tenant/timeline/:timeline/import': control,
+  'pageserver GET /v1/tenant/:tenant/timeline/:timeline': tenantOrPeer,
+  'pageserver GET /v1/tenant/:tenant/timeline/:timeline/lsn_by_timestamp': control,
+  'pageserver GET /v1/tenant/:tenant/timeline/:timeline/basebackup': tenantOrPeer,
+  'pageserver PUT /v1/tenant/:tenant/timeline/:timeline/pgstat': tenantOrPeer,
+  'pageserver PUT /v1/tenant/:tenant/timeline/:timeline/safekeepers': control,
+  'pageserver PUT /v1/tenant/:tenant/timeline/:timeline/retention': control,
+  'pageserver PUT /v1/tenant/:tenant/timeline/:timeline/lease': tenantOrPeer,
+  'pageserver POST /v1/tenant/:tenant/timeline/:timeline/checkpoint': control,
+  'pageserver POST /v1/tenant/:tenant/timeline/:timeline/archive': control,
+  'pageserver POST /v1/tenant/:tenant/timeline/:timeline/unarchive': control,
+  'pageserver DELETE /v1/tenant/:tenant/timeline/:timeline': control,
+  'pageserver POST /v1/tenant/:tenant/timeline/:timeline/verify': control,
+  'pageserver GET /v1/tenant/:tenant/timeline/:timeline/sizes': control,
+  'pageserver GET /v1/tenant/:tenant/timeline/:timeline/layers.svg': control,
+  'pageserver GET /v1/tenants': control,
+  'pageserver POST /v1/tenant/:tenant/scrub': control,
 
   'safekeeper GET /v1/status': everybody,
   'safekeeper GET /metrics': everybody,
-  'safekeeper POST /v1/tenant/:tenant/timeline': peers,
-  'safekeeper GET /v1/tenant/:tenant/timeline/:timeline': peersAndTenant,
-  'safekeeper DELETE /v1/tenant/:tenant/timeline/:timeline': peers,
-  'safekeeper PUT /v1/tenant/:tenant/timeline/:timeline/membership': peers,
-  'safekeeper POST /v1/tenant/:tenant/timeline/:timeline/pull': peers,
-  'safekeeper POST /v1/tenant/:tenant/timeline/:timeline/exclude': peers,
-  'safekeeper GET /v1/tenant/:tenant/timeline/:timeline/archive': peersAndTenant,
-  'safekeeper POST /v1/tenant/:tenant/timeline/:timeline/restore_from_archive': peers,
+  'safekeeper POST /v1/tenant/:tenant/timeline': control,
+  'safekeeper GET /v1/tenant/:tenant/timeline/:timeline': tenantOrPeer,
+  'safekeeper DELETE /v1/tenant/:tenant/timeline/:timeline': control,
+  'safekeeper PUT /v1/tenant/:tenant/timeline/:timeline/membership': control,
+  'safekeeper POST /v1/tenant/:tenant/timeline/:timeline/pull': control,
+  'safekeeper POST /v1/tenant/:tenant/timeline/:timeline/exclude': control,
+  'safekeeper GET /v1/tenant/:tenant/timeline/:timeline/archive': tenantOrPeer,
+  'safekeeper POST /v1/tenant/:tenant/timeline/:timeline/restore_from_archive': control,
 };
 
 /** The tables make routes without touching what they are given; only handlers do. */
@@ -132,7 +133,7 @@ interface Kind {
 }
 
 function kinds(): Kind[] {
-  const control = issuers.get('control')!;
+  const issuer = issuers.get('control')!;
   const closed = (status: 401 | 403) => (door: Door) => (door.open === true ? 'in' : status);
   return [
     {name: 'none', token: async () => undefined, expected: closed(401)},
@@ -146,26 +147,26 @@ function kinds(): Kind[] {
     {
       name: 'changed after it was signed',
       token: async (service) => {
-        const [header, , signature] = (await control.sign({aud: service, scope: 'tenant', tenant})).split('.');
+        const [header, , signature] = (await issuer.sign({aud: service, scope: 'tenant', tenant})).split('.');
         const claims = {iss: 'control', aud: [service], scope: 'node', iat: 1, exp: 4_000_000_000};
         return [header, Buffer.from(JSON.stringify(claims)).toString('base64url'), signature].join('.');
       },
       expected: closed(401),
     },
-    {name: 'for somebody else', token: () => control.sign({aud: 'compute', scope: 'node'}), expected: closed(403)},
+    {name: 'for somebody else', token: () => issuer.sign({aud: 'compute', scope: 'node'}), expected: closed(403)},
     {
       name: 'of another tenant',
-      token: (service) => control.sign({aud: service, scope: 'tenant', tenant: otherTenant, timeline}),
+      token: (service) => issuer.sign({aud: service, scope: 'tenant', tenant: otherTenant, timeline}),
       expected: closed(403),
     },
     {
       name: 'of another timeline',
-      token: (service) => control.sign({aud: service, scope: 'tenant', tenant, timeline: otherTimeline}),
+      token: (service) => issuer.sign({aud: service, scope: 'tenant', tenant, timeline: otherTimeline}),
       expected: closed(403),
     },
     {
       name: 'of the tenant',
-      token: (service) => control.sign({aud: service, scope: 'tenant', tenant, timeline}),
+      token: (service) => issuer.sign({aud: service, scope: 'tenant', tenant, timeline}),
       expected: (door) => (door.tenant === true ? 'in' : 403),
     },
     {

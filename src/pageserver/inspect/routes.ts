@@ -91,7 +91,7 @@ function guarded(method: string, path: string, handler: (request: HttpRequest) =
     path,
     handler: async (request) => {
       try {
-        requireNode(request.claims as Claims);
+        requireNode(request.claims as Claims, 'control');
         return await handler(request);
       } catch (error) {
         if (error instanceof TimelineError)
