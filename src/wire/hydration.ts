@@ -146,7 +146,7 @@ export class HydrationSession {
     this.#unanswered--;
     if (this.#closed) run?.release();
     else if (run === undefined) this.#write(parts);
-    else this.#write(parts, run.release);
+    else this.#write(parts, () => run.release());
   }
 }
 
