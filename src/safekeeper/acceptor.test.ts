@@ -205,6 +205,28 @@ test('a write that fails acknowledges nothing and is dropped by the next electio
   assert.deepEqual(kinds(say(a, append(1, 100, 20), 2)), ['write']);
 });
 
+test('a peer that breaks off inside a record: the commit LSN stays where a record ends, also when a proposer brings the rest', () => {
+  const a = acceptor();
+  const sync = (): void => {
+    const flush = a.step({kind: 'batch-end'}).find((o) => o.kind === 'flush');
+    a.step({kind: 'flushed', epoch: flush!.epoch});
+  };
+  const before = [
+    {term: 0, lsn: at(100)},
+    {term: 1, lsn: at(100)},
+  ];
+  a.step({kind: 'peer-begin', connection: 9, history: before, commitLsn: at(150)});
+  a.step({kind: 'peer-wal', connection: 9, beginLsn: at(100), bytes: Buffer.alloc(25)});
+  sync();
+  assert.equal(a.commitLsn, 120);
+  say(a, vote(2));
+  say(a, elected(2, 150, before), 2);
+  say(a, append(2, 120, 40), 2);
+  sync();
+  assert.equal(a.flushLsn, 160);
+  assert.equal(a.commitLsn, 120, 'a restart reads from here');
+});
+
 test('common point of histories', () => {
   const h = (...entries: [number, number][]): {term: number; lsn: Lsn}[] =>
     entries.map(([term, lsn]) => ({term, lsn: at(lsn)}));

@@ -627,7 +627,8 @@ export class Acceptor {
     }
     this.#writeLsn = (beginLsn + bytes.length) as Lsn;
     out.push({kind: 'write', lsn: beginLsn, bytes});
-    if (this.#writeLsn > this.#proposerCommitLsn) this.#proposerCommitLsn = this.#writeLsn;
+    // Whole records only: a commit LSN inside a record could not be read from after a crash, and what follows it would be cut.
+    if (this.#recordEndLsn > this.#proposerCommitLsn) this.#proposerCommitLsn = this.#recordEndLsn;
     this.checkInvariants();
   }
 
