@@ -185,11 +185,10 @@ export class World {
     }
   }
 
-  /** A majority of the set lives, also without one more. */
+  /** A majority of the set lives undamaged, also without one more. */
   #standsWithout(set: readonly number[], without: number): boolean {
-    return (
-      set.filter((id) => id !== without && !['lost', 'absent'].includes(this.node(id).status)).length * 2 > set.length
-    );
+    const lives = (node: SimNode): boolean => !['lost', 'absent'].includes(node.status) && node.rottenLsn === 0;
+    return set.filter((id) => id !== without && lives(this.node(id))).length * 2 > set.length;
   }
 
   #isQuiet(last: SimCompute, lost: SimNode | undefined): boolean {
