@@ -59,6 +59,8 @@ export class SimNode implements NodeEnd {
   #memberGeneration = 0;
   /** Bits of its WAL are flipped below here. */
   rottenLsn = 0 as Lsn;
+  /** They were, once: what it sent then may still be on its way when its disk is replaced. */
+  wasRotten = false;
   #peerConnections = 0;
 
   constructor(id: number, world: NodeWorld) {
@@ -335,7 +337,7 @@ export class SimNode implements NodeEnd {
   }
 
   #someDonorIsRotten(): boolean {
-    for (let id = 1; id <= 5; id++) if (this.#world.node(id).rottenLsn > 0) return true;
+    for (let id = 1; id <= 5; id++) if (this.#world.node(id).wasRotten) return true;
     return false;
   }
 
@@ -450,6 +452,7 @@ export class SimNode implements NodeEnd {
         const {localStartLsn, history} = before.state;
         if (donor.rottenLsn > 0 && !history.some((entry) => entry.lsn === localStartLsn))
           this.rottenLsn = donor.rottenLsn;
+        this.wasRotten = true;
         this.status = 'down';
         this.start();
         if (this.acceptor !== undefined) done(this.#position());
@@ -580,6 +583,7 @@ export class SimNode implements NodeEnd {
     if (controlFile) {
       if (this.disk.rot(`${directory}/safekeeper.control`, Math.floor(random.float() * 100)))
         this.rottenLsn = acceptor.commitLsn;
+      this.wasRotten = this.rottenLsn > 0;
       return;
     }
     const {localStartLsn, commitLsn} = acceptor.state;
@@ -588,6 +592,7 @@ export class SimNode implements NodeEnd {
     if (this.disk.rot(segmentPath(at), at % segmentSize)) {
       this.#stage.note(() => `n${this.id} rots at ${formatLsn(at)}`);
       this.rottenLsn = commitLsn;
+      this.wasRotten = true;
     }
   }
 }
