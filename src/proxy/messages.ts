@@ -117,6 +117,12 @@ export function encodeNegotiateProtocol(unknownOptions: readonly string[]): Buff
   );
 }
 
+/** Name and value in the body of a ParameterStatus. */
+export function decodeParameterStatus(body: Buffer): [name: string, value: string] {
+  const end = body.indexOf(0);
+  return [body.toString('utf8', 0, end), body.toString('utf8', end + 1, body.length - 1)];
+}
+
 /** Fields of an ErrorResponse or NoticeResponse body by their one-letter code. */
 export function decodeErrorFields(body: Buffer): Map<string, string> {
   const fields = new Map<string, string>();

@@ -6,7 +6,7 @@
  * server did not know yet); some are ours to give, because the server need not be asked. After an error the server skips
  * everything up to the next Sync (protocol-flow.sgml, extended query), and so does the account.
  */
-import {encodeMessage} from '#proxy/messages.ts';
+import {decodeParameterStatus, encodeMessage} from '#proxy/messages.ts';
 import {
   type ClientMemory,
   type ServerMemory,
@@ -291,9 +291,7 @@ export class Dialogue {
 
   /** ParameterStatus: the server has it; and the client, unless we set it on its behalf. */
   #reported(body: Buffer): void {
-    const end = body.indexOf(0);
-    const name = body.toString('utf8', 0, end);
-    const value = body.toString('utf8', end + 1, body.length - 1);
+    const [name, value] = decodeParameterStatus(body);
     this.#server.parameters.set(name, value);
     const head = this.#due[0];
     if (trackedParameters.has(name.toLowerCase()) && !(head?.kind === 'query' && head.ours))

@@ -1,5 +1,5 @@
 /** One connection to a compute that clients of a pool share in turns. */
-import {decodeErrorFields, encodeMessage} from '#proxy/messages.ts';
+import {decodeErrorFields, decodeParameterStatus, encodeMessage} from '#proxy/messages.ts';
 import {wantedFromServer} from '#proxy/pooler/dialogue.ts';
 import {type MessageSink, MessageSplitter} from '#proxy/pooler/message-splitter.ts';
 import {ServerMemory} from '#proxy/pooler/statements.ts';
@@ -41,9 +41,7 @@ export class ServerConnection {
     this.#onGone = onGone;
     this.#splitter.feed(reached.session.greeting, {
       whole: (type, _message, body) => {
-        if (type !== 'S') return;
-        const end = body.indexOf(0);
-        this.memory.parameters.set(body.toString('utf8', 0, end), body.toString('utf8', end + 1, body.length - 1));
+        if (type === 'S') this.#reported(body);
       },
       piece: () => {},
     });
@@ -143,7 +141,6 @@ export class ServerConnection {
   }
 
   #reported(body: Buffer): void {
-    const end = body.indexOf(0);
-    this.memory.parameters.set(body.toString('utf8', 0, end), body.toString('utf8', end + 1, body.length - 1));
+    this.memory.parameters.set(...decodeParameterStatus(body));
   }
 }
