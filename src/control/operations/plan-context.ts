@@ -5,6 +5,7 @@ import type {Log} from '#runtime/log.ts';
 import type {Bootstrap} from '#control/bootstrap.ts';
 import {nextGeneration} from '#control/generations.ts';
 import type {ComputeLauncher} from '#control/launcher.ts';
+import type {Step} from '#control/operations/plan.ts';
 import type {PasswordVault} from '#control/scram.ts';
 import {allNodes, readSafekeeperSet, type SafekeeperSet} from '#control/safekeeper-set.ts';
 import type {StorageClients} from '#control/storage-client.ts';
@@ -102,6 +103,25 @@ export async function attach(
 export async function stopComputes({store, launcher}: PlanContext, branchIds: readonly string[]): Promise<void> {
   const endpoints = await store.selectFrom('endpoints').select('id').where('branch_id', 'in', branchIds).execute();
   for (const {id} of endpoints) await launcher.stop(id);
+}
+
+/** The step of a plan that puts another timeline into its branch's place. */
+export function stopComputesStep(context: PlanContext): Step {
+  return {
+    name: 'stop-computes',
+    async effect({operation}) {
+      await stopComputes(context, [operation.branch_id!]);
+      return undefined;
+    },
+    async record(trx, {operation, nowMs}) {
+      await trx
+        .updateTable('endpoints')
+        .set({current_state: 'idle', suspended_at: nowMs, updated_at: nowMs})
+        .where('branch_id', '=', operation.branch_id!)
+        .where('current_state', '=', 'active')
+        .execute();
+    },
+  };
 }
 
 export async function deleteTimelines({store, storage}: PlanContext, where: Where): Promise<void> {

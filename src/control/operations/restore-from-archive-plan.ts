@@ -7,7 +7,7 @@
  * State in: `members` (node ids; they are asked to take the timeline).
  */
 import {formatLsn, type Lsn} from '#control/lsn.ts';
-import {attach, type PlanContext, stopComputes, whereIs} from '#control/operations/plan-context.ts';
+import {attach, type PlanContext, stopComputesStep, whereIs} from '#control/operations/plan-context.ts';
 import {PermanentError, type Plan} from '#control/operations/plan.ts';
 import {memberOf, setOf, writeSafekeeperSet} from '#control/safekeeper-set.ts';
 import type {Membership} from '#wire/safekeeper.ts';
@@ -24,21 +24,7 @@ export function restoreFromArchivePlan(context: PlanContext): Plan {
   return {
     kind: 'restore_from_archive',
     steps: [
-      {
-        name: 'stop-computes',
-        async effect({operation}) {
-          await stopComputes(context, [operation.branch_id!]);
-          return undefined;
-        },
-        async record(trx, {operation, nowMs}) {
-          await trx
-            .updateTable('endpoints')
-            .set({current_state: 'idle', suspended_at: nowMs, updated_at: nowMs})
-            .where('branch_id', '=', operation.branch_id!)
-            .where('current_state', '=', 'active')
-            .execute();
-        },
-      },
+      stopComputesStep(context),
       {
         name: 'choose-lsn',
         async effect({operation, state}) {

@@ -15,7 +15,7 @@ import {
   deleteTimelines,
   pgVersionNumber,
   type PlanContext,
-  stopComputes,
+  stopComputesStep,
   whereIs,
 } from '#control/operations/plan-context.ts';
 import type {OperationState, Plan, StepContext} from '#control/operations/plan.ts';
@@ -50,21 +50,7 @@ export function restoreBranchPlan(context: PlanContext): Plan {
           return {lsn: alignDown(await chooseBranchPoint(context, source, state))};
         },
       },
-      {
-        name: 'stop-computes',
-        async effect({operation}) {
-          await stopComputes(context, [operation.branch_id!]);
-          return undefined;
-        },
-        async record(trx, {operation, nowMs}) {
-          await trx
-            .updateTable('endpoints')
-            .set({current_state: 'idle', suspended_at: nowMs, updated_at: nowMs})
-            .where('branch_id', '=', operation.branch_id!)
-            .where('current_state', '=', 'active')
-            .execute();
-        },
-      },
+      stopComputesStep(context),
       {
         name: 'create-timeline',
         async effect({state}) {
