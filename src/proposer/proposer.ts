@@ -93,7 +93,8 @@ export type ProposerMutation =
   | 'votes-of-any-term'
   | 'start-at-donors-commit'
   | 'never-starts-over'
-  | 'never-left-alone';
+  | 'never-left-alone'
+  | 'always-best-donor';
 
 export interface ProposerOptions {
   readonly tenantId: string;
@@ -125,6 +126,8 @@ export interface Peer {
   nextLsn: Lsn;
   commitSentLsn: Lsn;
   recovery: 'none' | 'running' | 'paused';
+  /** Donors asked for it in this round: what the best one sends may be damaged, which only the safekeeper notices. */
+  askedDonors: readonly number[];
   feedback: WalFeedback;
 }
 
@@ -174,6 +177,7 @@ function newPeer(nodeId: number): Peer {
     nextLsn: invalidLsn,
     commitSentLsn: invalidLsn,
     recovery: 'none',
+    askedDonors: [],
     feedback: noFeedback,
   };
 }
@@ -634,17 +638,24 @@ export class Proposer {
     }
   }
 
+  /**
+   * The one that has most is asked first. A recovery is only begun again when the one before it did not do, so the next asks
+   * another: one that cannot serve, or whose disk is damaged there, must not keep a safekeeper back while others are whole.
+   */
   #startRecovery(peer: Peer, out: ProposerOutput[]): void {
-    let donor: Peer | undefined;
-    for (const candidate of this.#peers.values())
-      if (
-        candidate !== peer &&
-        candidate.phase === 'streaming' &&
-        candidate.flushLsn > peer.nextLsn &&
-        (donor === undefined || candidate.flushLsn > donor.flushLsn)
-      )
-        donor = candidate;
-    if (donor === undefined) return; // until one connects
+    const have = (lsn: number): Peer[] =>
+      [...this.#peers.values()].filter((one) => one !== peer && one.phase === 'streaming' && one.flushLsn >= lsn);
+    // One that lags itself may stop half way.
+    let donors = have(this.#window.startLsn);
+    if (donors.length === 0) donors = have(peer.nextLsn + 1);
+    if (donors.length === 0) return; // until one connects
+    let fresh = donors.filter((one) => !peer.askedDonors.includes(one.nodeId));
+    if (fresh.length === 0 || this.#has('always-best-donor')) {
+      fresh = donors;
+      peer.askedDonors = [];
+    }
+    const donor = fresh.reduce((best, one) => (one.flushLsn > best.flushLsn ? one : best));
+    peer.askedDonors = [...peer.askedDonors, donor.nodeId];
     peer.recovery = 'running';
     out.push({kind: 'recover', peer: peer.nodeId, donor: donor.nodeId, startLsn: peer.nextLsn, term: this.#term});
   }

@@ -4,7 +4,8 @@
  *
  * Symmetry: nodes of one class (same role in every configuration) may be exchanged, since neither acceptor nor proposer looks
  * at a node's id but to tell it from others: so their parts are sorted. (Where a proposer picks the first of equals, a donor,
- * the equals hold the same WAL; where it reads from a donor, the model lets it read from any that may serve.)
+ * the equals hold the same WAL; where it reads from a donor, the model lets it read from any that may serve. So which donors
+ * it has asked already decides nothing here, and is no part of the canonical form.)
  */
 import type {AcceptorSnapshot} from '#safekeeper/acceptor.ts';
 import type {Peer, ProposerSnapshot} from '#proposer/proposer.ts';

@@ -61,6 +61,7 @@ const proposer: readonly ProposerMutation[] = [
   'start-at-donors-commit',
   'never-starts-over',
   'never-left-alone',
+  'always-best-donor',
 ];
 
 const storage: readonly StorageMutation[] = [

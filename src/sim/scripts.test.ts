@@ -17,6 +17,7 @@ const caught: readonly (readonly [string, Mutations])[] = [
   ],
   ['acknowledgements of an earlier generation', {proposer: new Set(['keep-acks-across-generations'])}],
   ['the only donor is gone', {proposer: new Set(['never-starts-over'])}],
+  ['a damaged donor', {proposer: new Set(['always-best-donor'])}],
   ['a compute starts with a configuration that is over', {proposer: new Set(['never-left-alone'])}],
   ['one term is won in two configurations', {acceptor: new Set(['no-term-bump'])}],
 ];

@@ -27,6 +27,7 @@ export const scripts: readonly Script[] = [
   script('acknowledgements of an earlier generation', acksOfEarlierGeneration),
   script('one term is won in two configurations', oneTermTwice),
   script('the only donor is gone', donorGone),
+  script('a damaged donor', damagedDonor),
   script('a control file of many terms', manyTerms),
   script('a compute starts with a configuration that is over', leftAlone),
 ];
@@ -289,6 +290,35 @@ function leftAlone(mutations: Mutations): void {
   p.connect(4);
   p.run();
   expect(p.core.commitLsn === startLsn, 'the new configuration elects it');
+}
+
+/**
+ * Past bug (seed 70753): what the best donor sends does not decode, so that the lagging safekeeper refuses it and comes again.
+ * Another one must be asked then, and the first again when nobody else is left.
+ */
+function damagedDonor(mutations: Mutations): void {
+  const random = new SeededRandom(14);
+  const cell = new ScriptCell({nodes: 4, startLsn, mutations});
+  const p1 = cell.proposer([1, 2, 3]);
+  p1.run();
+  p1.step({kind: 'wal', lsn: startLsn, bytes: makeRecord(1, 1, 100, random)});
+  p1.run();
+  const p2 = cell.proposer([1, 2, 3, 4]);
+  p2.run();
+  const asked: number[] = [];
+  for (let i = 0; i < 4; i++) {
+    const output = p2.outputs.findLast((o) => o.kind === 'recover');
+    expect(output?.kind === 'recover' && output.peer === 4, 'safekeeper 4 lacks WAL');
+    if (output?.kind === 'recover') asked.push(output.donor);
+    p2.step({kind: 'disconnected', peer: 4});
+    p2.connect(4);
+    p2.run();
+  }
+  expect(
+    new Set(asked.slice(0, 3)).size === 3,
+    `safekeepers ${asked.join()} were asked for WAL, and not every one that has it`,
+  );
+  expect(asked[3] === asked[0], 'when all were asked, the first is asked again');
 }
 
 /** Past bug (regression 0001): the message writer wrote into its old buffer when it had to grow. */
