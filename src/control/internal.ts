@@ -2,6 +2,8 @@
 import {sql} from 'kysely';
 import {asHttpError, type Claims, requireNode, type TokenVerifier} from '#wire/auth.ts';
 import {HttpError, type HttpRequest, type HttpResponse, type Route} from '#runtime/http.ts';
+import {tenantOfShardId} from '#wire/shard.ts';
+import {attachmentOf} from '#control/attachments.ts';
 import {ApiError} from '#control/api/errors.ts';
 import type {Endpoints} from '#control/endpoints.ts';
 import {nextGeneration} from '#control/generations.ts';
@@ -61,6 +63,7 @@ export function authenticateInternal(verifier: TokenVerifier): (token: string | 
 }
 
 interface TenantGeneration {
+  /** A shard id. */
   readonly id: string;
   readonly generation: number;
 }
@@ -75,13 +78,21 @@ async function validate({store}: InternalOptions, request: HttpRequest, claims: 
   const known = await store
     .selectFrom('attachments')
     .selectAll()
-    .where('tenant_id', 'in', tenants.length === 0 ? [''] : tenants.map((t) => t.id))
+    .where('tenant_id', 'in', tenants.length === 0 ? [''] : [...new Set(tenants.map((t) => tenantOf(t.id)))])
     .execute();
-  const newest = new Map(known.map((row) => [row.tenant_id, row.generation]));
+  const newest = new Map(known.map(attachmentOf).map(({shardId, generation}) => [shardId, generation]));
   return {
     status: 200,
     json: {tenants: tenants.map(({id, generation}) => ({id, generation, valid: newest.get(id) === generation}))},
   };
+}
+
+function tenantOf(shardId: string): string {
+  try {
+    return tenantOfShardId(shardId);
+  } catch (error) {
+    throw new HttpError(400, 'bad_request', (error as Error).message);
+  }
 }
 
 function readTenants(body: unknown): TenantGeneration[] {
@@ -111,11 +122,8 @@ async function reAttach({store, clock}: InternalOptions, request: HttpRequest, c
       .set({generation: sql<number>`case when generation + 1 > ${floor} then generation + 1 else ${floor} end`})
       .where('pageserver_id', '=', nodeId)
       .execute();
-    return trx
-      .selectFrom('attachments')
-      .select(['tenant_id as id', 'generation'])
-      .where('pageserver_id', '=', nodeId)
-      .execute();
+    const rows = await trx.selectFrom('attachments').selectAll().where('pageserver_id', '=', nodeId).execute();
+    return rows.map(attachmentOf).map(({shardId, generation}) => ({id: shardId, generation}));
   });
   return {status: 200, json: {tenants}};
 }

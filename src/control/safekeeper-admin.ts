@@ -23,6 +23,7 @@ import {placeSafekeepers, safekeeperLoad} from '#control/placement.ts';
 import {noteSafekeeper, readSafekeepers} from '#control/safekeeper-nodes.ts';
 import {allNodes, readSafekeeperSet} from '#control/safekeeper-set.ts';
 import type {HttpStorageClients} from '#control/storage-client.ts';
+import {TenantPages} from '#control/tenant-pages.ts';
 import type {BranchTable, Store} from '#control/store/schema.ts';
 import {asHttpError, type Claims, requireNode} from '#wire/auth.ts';
 import {MembershipChange, type MembershipChangeState} from '#wire/membership.ts';
@@ -238,10 +239,7 @@ async function branchWal({store, storage}: SafekeeperAdminOptions, request: Http
       .catch(() => undefined);
     if (archive !== undefined) break;
   }
-  const pages = await storage
-    .pageserver(where.pageserverId)
-    .timeline(tenantId, timelineId)
-    .catch(() => undefined);
+  const pages = await new TenantPages({store, storage}, tenantId).timeline(timelineId).catch(() => undefined);
   return {
     status: 200,
     json: {

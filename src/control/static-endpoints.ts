@@ -16,6 +16,7 @@ import {chooseBranchPoint} from '#control/operations/branch-point.ts';
 import {PermanentError} from '#control/operations/plan.ts';
 import {whereIs} from '#control/operations/plan-context.ts';
 import type {StorageClients} from '#control/storage-client.ts';
+import {TenantPages} from '#control/tenant-pages.ts';
 import type {BranchTable, EndpointTable, Store} from '#control/store/schema.ts';
 
 /** Neon's own are dropped after less; a person who looks around thinks in between. */
@@ -81,9 +82,7 @@ async function lsnOf(context: StaticEndpointContext, branch: BranchTable, point:
     const lsn = parseLsn(point.lsn);
     if (lsn === undefined) throw apiErrors.badRequest(`${point.lsn} is not an LSN`);
     // A root branch has no parent to end where it begins.
-    const info = await context.storage
-      .pageserver(where.pageserverId)
-      .timeline(where.project.tenant_id, where.branch.timeline_id);
+    const info = await new TenantPages(context, where.project.tenant_id).timeline(where.branch.timeline_id);
     if (lsn < (branch.parent_lsn ?? info?.initialLsn ?? 0))
       throw apiErrors.badRequest(`LSN ${point.lsn} lies before the beginning of branch ${branch.name}`);
     return choose(context, where, {lsn});

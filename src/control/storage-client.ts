@@ -33,7 +33,10 @@ export interface SafekeeperStatus {
 
 export type TimestampAnswer = {readonly kind: 'present' | 'future' | 'past' | 'nodata'; readonly lsn?: Lsn};
 
-/** Every call may be repeated: creating what exists and deleting what is gone succeed. */
+/**
+ * One pageserver; `tenantId` is a shard id (wire/shard.ts) in every call. Every call may be repeated: creating what exists and
+ * deleting what is gone succeed. NotAttachedError when it does not hold the shard. See tenant-pages.ts, which knows where it is.
+ */
 export interface PageserverClient {
   attachTenant(tenantId: string, generation: number): Promise<void>;
   /** undefined: it does not hold the tenant. */
@@ -55,6 +58,12 @@ export interface PageserverClient {
   /** History of at least this long stays readable. */
   setRetention(tenantId: string, timelineId: string, windowSeconds: number): Promise<void>;
 }
+
+/** The pageserver does not hold the shard, or not under its present generation. */
+export class NotAttachedError extends Error {}
+
+/** A pageserver's status for what it does not hold. */
+const misdirected = 421;
 
 export interface NewSafekeeperTimeline {
   readonly tenantId: string;
@@ -221,6 +230,7 @@ class NodeHttp {
     const answer = (json ?? {}) as Readonly<Record<string, unknown>>;
     if (status < 300 || expected.includes(status)) return {status, json: answer};
     const message = `${this.#role} ${this.#node.nodeId}: ${method} ${path}: ${String(answer['message'] ?? `status ${status}`)}`;
+    if (status === misdirected) throw new NotAttachedError(message);
     // 4xx other than these will be the same next time.
     if (status >= 400 && status < 500 && ![401, 404, 408, 409, 423, 429].includes(status))
       throw new PermanentError(message);
@@ -246,8 +256,8 @@ class HttpPageserver implements PageserverClient {
   }
 
   async tenantGeneration(tenantId: string): Promise<number | undefined> {
-    const {status, json} = await this.#http.call('GET', `/v1/tenant/${tenantId}`, {expected: [404]});
-    return status === 404 || typeof json['generation'] !== 'number' ? undefined : json['generation'];
+    const {status, json} = await this.#http.call('GET', `/v1/tenant/${tenantId}`, {expected: [404, misdirected]});
+    return status !== 200 || typeof json['generation'] !== 'number' ? undefined : json['generation'];
   }
 
   async deleteTenant(tenantId: string): Promise<void> {

@@ -31,6 +31,7 @@ const statusOf: Readonly<Record<PageErrorCode, number>> = {
   unavailable: 503,
   disconnected: 503,
   conflict: 409,
+  'not-attached': 421,
 };
 
 export function managementRoutes(pageserver: Pageserver, metricsText: () => string): Route[] {

@@ -103,11 +103,11 @@ export class Pageserver {
     }
   }
 
-  /** TimelineError 'not-found'. */
+  /** TimelineError 'not-attached'. */
   tenant(tenantId: string): Tenant {
     const tenant = this.#tenants.get(tenantId);
     if (tenant === undefined)
-      throw new TimelineError('not-found', `tenant ${tenantId} is not attached to this pageserver`);
+      throw new TimelineError('not-attached', `tenant ${tenantId} is not attached to this pageserver`);
     return tenant;
   }
 

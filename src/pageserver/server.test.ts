@@ -164,7 +164,7 @@ test('management: generations, creation, bad imports, deletion, metrics', async 
   assert.equal((await call('PUT', path, {generation: 2})).status, 200);
   assert.equal((await call('PUT', path, {generation: 1})).status, 409);
   assert.equal((await call('PUT', path, {generation: 'x'})).status, 400);
-  assert.equal((await call('GET', `/v1/tenant/${'e'.repeat(32)}/timeline/${child}`)).status, 404);
+  assert.equal((await call('GET', `/v1/tenant/${'e'.repeat(32)}/timeline/${child}`)).status, 421);
   assert.equal((await call('GET', `/v1/tenant/nonsense/timeline/${child}`)).status, 400);
 
   const branch = {

@@ -20,6 +20,11 @@ export interface PageserverAddress {
   readonly httpPort: number;
 }
 
+/** Where one shard of the tenant is (wire/shard.ts); also the answer's form of `GET /internal/v1/tenants/:tenant/locations`. */
+export interface ShardLocation extends PageserverAddress {
+  readonly shardId: string;
+}
+
 export interface SafekeeperAddress {
   readonly nodeId: number;
   readonly host: string;
@@ -38,7 +43,10 @@ export interface ComputeSpec {
   readonly pgVersion: number;
   /** pg_control's system identifier, decimal. */
   readonly systemId: string;
+  /** That of shard 0. */
   readonly pageserver: PageserverAddress;
+  /** Every shard in order, where it was when this was written; absent: one, at `pageserver`. */
+  readonly shards?: readonly ShardLocation[];
   readonly safekeepers: readonly SafekeeperAddress[];
   /** Of the membership that the list belongs to (wire/membership.ts); absent: 1. */
   readonly safekeeperGeneration?: number;

@@ -56,6 +56,7 @@ export const pageFrame = {
  * lsn-too-old: history at that LSN is no longer kept. redo-failed: a WAL record of this page cannot be applied.
  * corrupt: stored bytes fail their checksum. unavailable: the object store or the service cannot answer now; retry.
  * conflict: what is asked contradicts what is there (management only).
+ * not-attached: this pageserver does not hold the tenant, or no longer under its newest generation; the control plane knows who does.
  * disconnected is never sent: the client reports it for requests that lost their connection.
  */
 export const pageErrorCodes = [
@@ -70,6 +71,7 @@ export const pageErrorCodes = [
   'unavailable',
   'disconnected',
   'conflict',
+  'not-attached',
 ] as const;
 export type PageErrorCode = (typeof pageErrorCodes)[number];
 

@@ -16,6 +16,7 @@ import {parseLsn} from '#control/lsn.ts';
 import {readCommittedPosition} from '#control/operations/branch-point.ts';
 import {placeNewTimeline} from '#control/placement.ts';
 import {readSafekeeperSet} from '#control/safekeeper-set.ts';
+import {TenantPages} from '#control/tenant-pages.ts';
 import {forgetBranch} from '#control/store/forget.ts';
 import type {OperationDraft} from '#control/operations/runner.ts';
 import type {
@@ -211,17 +212,12 @@ async function storageFacts(
   project: ProjectTable,
   branches: readonly BranchTable[],
 ): Promise<(StorageFacts | undefined)[]> {
-  const attachment = await context.store
-    .selectFrom('attachments')
-    .selectAll()
-    .where('tenant_id', '=', project.tenant_id)
-    .executeTakeFirst();
-  if (!attachment || branches.length > 100) return [];
-  const pageserver = context.storage.pageserver(attachment.pageserver_id);
+  if (branches.length > 100) return [];
+  const pages = new TenantPages(context, project.tenant_id);
   return Promise.all(
     branches.map(async (branch) => {
       if (branch.state !== 'ready' && branch.state !== 'archived') return undefined;
-      return pageserver.timeline(project.tenant_id, branch.timeline_id).catch(() => undefined);
+      return pages.timeline(branch.timeline_id).catch(() => undefined);
     }),
   );
 }

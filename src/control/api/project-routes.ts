@@ -221,8 +221,11 @@ async function createProject(
       .insertInto('attachments')
       .values({
         tenant_id: project.tenant_id,
+        shard_number: 0,
+        shard_count: 1,
         pageserver_id: pageserver.nodeId,
         generation: nextGeneration(0, context.clock),
+        secondary_id: null,
       })
       .execute();
     await trx

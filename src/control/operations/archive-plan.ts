@@ -6,9 +6,10 @@
  * timeline asleep wakes it, whatever the table says.
  */
 import {readCommittedPosition, waitForNow} from '#control/operations/branch-point.ts';
-import {attach, type PlanContext, whereIs} from '#control/operations/plan-context.ts';
+import {type PlanContext, whereIs} from '#control/operations/plan-context.ts';
 import {type Plan, SkippedError} from '#control/operations/plan.ts';
 import {safekeeperEffects} from '#control/operations/safekeeper-effects.ts';
+import {TenantPages} from '#control/tenant-pages.ts';
 import type {Store, StoreTransaction} from '#control/store/schema.ts';
 
 export function archiveBranchPlan(context: PlanContext): Plan {
@@ -22,13 +23,14 @@ export function archiveBranchPlan(context: PlanContext): Plan {
           const branchId = operation.branch_id!;
           const reason = await whyNot(store, branchId);
           if (reason !== undefined) throw new SkippedError(reason);
-          const {project, branch, pageserverId, safekeeperSet} = await whereIs(store, branchId);
+          const {project, branch, safekeeperSet} = await whereIs(store, branchId);
           const [tenantId, timelineId] = [project.tenant_id, branch.timeline_id];
           try {
-            await attach(store, storage, branchId);
+            const pages = new TenantPages(context, tenantId);
+            await pages.attach();
             const position = await readCommittedPosition(storage, safekeeperSet, tenantId, timelineId);
-            const lsn = await waitForNow({storage, clock, position, pageserverId, tenantId, timelineId});
-            await storage.pageserver(pageserverId).archiveTimeline(tenantId, timelineId, lsn);
+            const lsn = await waitForNow({pages, clock, position, timelineId});
+            await pages.archiveTimeline(timelineId, lsn);
           } catch (error) {
             log.warn('a branch is not archived', {branch: branchId, error});
             await wakeBranch(context, branchId).catch(() => {});
@@ -77,9 +79,10 @@ export async function wakeBranch(
   {store, storage, clock}: Pick<PlanContext, 'store' | 'storage' | 'clock'>,
   branchId: string,
 ): Promise<void> {
-  const {project, branch, pageserverId} = await whereIs(store, branchId);
-  await attach(store, storage, branchId);
-  await storage.pageserver(pageserverId).unarchiveTimeline(project.tenant_id, branch.timeline_id);
+  const {project, branch} = await whereIs(store, branchId);
+  const pages = new TenantPages({store, storage, clock}, project.tenant_id);
+  await pages.attach();
+  await pages.unarchiveTimeline(branch.timeline_id);
   const safekeepers = safekeeperEffects({store, storage});
   const nowMs = clock.nowMs();
   // The pageserver has woken the ancestors too.

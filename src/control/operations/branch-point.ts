@@ -4,6 +4,7 @@ import type {Lsn} from '#control/lsn.ts';
 import type {PlanContext, Where} from '#control/operations/plan-context.ts';
 import {PermanentError, type StepContext} from '#control/operations/plan.ts';
 import {allNodes, type SafekeeperSet} from '#control/safekeeper-set.ts';
+import {TenantPages} from '#control/tenant-pages.ts';
 import type {SafekeeperStatus, StorageClients} from '#control/storage-client.ts';
 
 /** `committed` is known to be; up to `acknowledged` the quorum has it on disk, and commits follow within a heartbeat. */
@@ -75,24 +76,22 @@ const committedMsMax = 60_000;
 
 /** Waits until the pageserver can serve "now"; answers that LSN. */
 export async function waitForNow(options: {
-  readonly storage: StorageClients;
+  readonly pages: TenantPages;
   readonly clock: Clock;
   readonly position: CommittedPosition;
-  readonly pageserverId: number;
-  readonly tenantId: string;
   readonly timelineId: string;
 }): Promise<Lsn> {
-  const {storage, clock, position, tenantId, timelineId} = options;
+  const {pages, clock, position, timelineId} = options;
   const started = clock.monotonicMs();
   for (;;) {
-    const info = await storage.pageserver(options.pageserverId).timeline(tenantId, timelineId);
+    const info = await pages.timeline(timelineId);
     const reached = info?.lastRecordLsn ?? 0;
     if (reached >= position.acknowledged) return position.acknowledged;
     const waitedMs = clock.monotonicMs() - started;
     if (waitedMs > acknowledgedMsMax && reached >= position.committed) return position.committed;
     if (waitedMs > committedMsMax)
       throw new Error(
-        `the pageserver has not reached the committed WAL of timeline ${timelineId} (tenant ${tenantId}) within ${committedMsMax / 1000} s${info?.ingestError === undefined ? '' : `: ${info.ingestError}`}`,
+        `the pageserver has not reached the committed WAL of timeline ${timelineId} (tenant ${pages.tenantId}) within ${committedMsMax / 1000} s${info?.ingestError === undefined ? '' : `: ${info.ingestError}`}`,
       );
     await clock.sleep(pollMs);
   }
@@ -100,27 +99,26 @@ export async function waitForNow(options: {
 
 /** The LSN at which a branch of `parent` begins: `lsn` or `timestamp` (ISO) of the state when asked for, else now. */
 export async function chooseBranchPoint(
-  {storage, clock, log}: Pick<PlanContext, 'storage' | 'clock' | 'log'>,
+  {store, storage, clock, log}: Pick<PlanContext, 'store' | 'storage' | 'clock' | 'log'>,
   parent: Where,
   state: StepContext['state'],
 ): Promise<Lsn> {
   const {tenant_id: tenantId} = parent.project;
   const {timeline_id: timelineId} = parent.branch;
+  const pages = new TenantPages({store, storage, clock}, tenantId);
   const position = await readCommittedPosition(storage, parent.safekeeperSet, tenantId, timelineId);
   if (typeof state['lsn'] === 'number') {
     if (state['lsn'] > position.acknowledged) throw new PermanentError('the parent branch has not reached this LSN');
     return waitForNow({
-      storage,
+      pages,
       clock,
       position: {committed: state['lsn'] as Lsn, acknowledged: state['lsn'] as Lsn},
-      pageserverId: parent.pageserverId,
-      tenantId,
       timelineId,
     });
   }
-  const now = await waitForNow({storage, clock, position, pageserverId: parent.pageserverId, tenantId, timelineId});
+  const now = await waitForNow({pages, clock, position, timelineId});
   if (typeof state['timestamp'] !== 'string') return now;
-  const answer = await storage.pageserver(parent.pageserverId).lsnByTimestamp(tenantId, timelineId, state['timestamp']);
+  const answer = await pages.lsnByTimestamp(timelineId, state['timestamp']);
   log.info('branch point by timestamp', {
     tenant: tenantId,
     timeline: timelineId,

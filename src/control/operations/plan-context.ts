@@ -1,14 +1,14 @@
 /** What plans work with, and the effects that several of them have. */
 import {sql} from 'kysely';
-import {type Clock, systemClock} from '#runtime/clock.ts';
+import type {Clock} from '#runtime/clock.ts';
 import type {Log} from '#runtime/log.ts';
 import type {Bootstrap} from '#control/bootstrap.ts';
-import {nextGeneration} from '#control/generations.ts';
 import type {ComputeLauncher} from '#control/launcher.ts';
 import type {Step} from '#control/operations/plan.ts';
 import type {PasswordVault} from '#control/scram.ts';
 import {allNodes, readSafekeeperSet, type SafekeeperSet} from '#control/safekeeper-set.ts';
 import type {StorageClients} from '#control/storage-client.ts';
+import {TenantPages, type TenantPagesContext} from '#control/tenant-pages.ts';
 import type {BranchTable, ProjectTable, Store, StoreTransaction} from '#control/store/schema.ts';
 
 export interface PlanContext {
@@ -32,8 +32,6 @@ export function pgVersionNumber(major: number): number {
 export interface Where {
   readonly project: ProjectTable;
   readonly branch: BranchTable;
-  readonly pageserverId: number;
-  readonly generation: number;
   readonly safekeeperSet: SafekeeperSet;
   /** Every node that may hold something of the timeline: while they are being changed, the old and the new ones. */
   readonly safekeepers: readonly number[];
@@ -50,54 +48,18 @@ export async function whereIs(store: Store, branchId: string | null): Promise<Wh
     .selectAll()
     .where('id', '=', branch.project_id)
     .executeTakeFirstOrThrow();
-  const attachment = await store
-    .selectFrom('attachments')
-    .selectAll()
-    .where('tenant_id', '=', project.tenant_id)
-    .executeTakeFirstOrThrow();
   const safekeeperSet = readSafekeeperSet(branch.safekeepers);
   return {
     project,
     branch,
-    pageserverId: attachment.pageserver_id,
-    generation: attachment.generation,
     safekeeperSet,
     safekeepers: allNodes(safekeeperSet),
   };
 }
 
-const attachAttemptsMax = 5;
-
-/**
- * The pageserver holds the tenant under its present generation. A pageserver that re-attaches at the same moment raises the
- * generation between our reading and our asking; then the newer one is asked for.
- */
-export async function attach(
-  store: Store,
-  storage: StorageClients,
-  branchId: string | null,
-  clock: Clock = systemClock,
-): Promise<void> {
-  for (let attempt = 1; ; attempt++) {
-    const {project, pageserverId, generation} = await whereIs(store, branchId);
-    try {
-      await storage.pageserver(pageserverId).attachTenant(project.tenant_id, generation);
-      return;
-    } catch (error) {
-      if (attempt === attachAttemptsMax) throw error;
-      const now = await whereIs(store, branchId);
-      if (now.generation !== generation) continue;
-      // Ours is older than what the pageserver has, and nobody here has raised it: we were restored from a backup.
-      const held = await storage.pageserver(pageserverId).tenantGeneration(project.tenant_id);
-      if (held === undefined || held <= generation) throw error;
-      await store
-        .updateTable('attachments')
-        .set({generation: nextGeneration(held, clock)})
-        .where('tenant_id', '=', project.tenant_id)
-        .where('generation', '=', generation)
-        .execute();
-    }
-  }
+/** The tenant of a branch, at its pageservers. */
+export async function pagesOf(context: TenantPagesContext, branchId: string | null): Promise<TenantPages> {
+  return new TenantPages(context, (await whereIs(context.store, branchId)).project.tenant_id);
 }
 
 export async function stopComputes({store, launcher}: PlanContext, branchIds: readonly string[]): Promise<void> {
@@ -124,14 +86,16 @@ export function stopComputesStep(context: PlanContext): Step {
   };
 }
 
-export async function deleteTimelines({store, storage}: PlanContext, where: Where): Promise<void> {
+export async function deleteTimelines(context: PlanContext, where: Where): Promise<void> {
   const {tenant_id: tenantId} = where.project;
   const {timeline_id: timelineId} = where.branch;
-  const pageserver = storage.pageserver(where.pageserverId);
+  const pages = new TenantPages(context, tenantId);
   // "Not found" must mean that the timeline is gone, not that the pageserver has just started and holds nothing yet.
-  await attach(store, storage, where.branch.id);
-  await pageserver.deleteTimeline(tenantId, timelineId);
-  await Promise.all(where.safekeepers.map((nodeId) => storage.safekeeper(nodeId).deleteTimeline(tenantId, timelineId)));
+  await pages.attach();
+  await pages.deleteTimeline(timelineId);
+  await Promise.all(
+    where.safekeepers.map((nodeId) => context.storage.safekeeper(nodeId).deleteTimeline(tenantId, timelineId)),
+  );
 }
 
 export async function setIdle(trx: StoreTransaction, endpointId: string, nowMs: number): Promise<void> {

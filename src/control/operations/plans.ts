@@ -1,11 +1,12 @@
 /** The plans: each kind of operation step by step. See plan.ts for the rules. */
 import type {ComputeSpec} from '#wire/compute-spec.ts';
+import {readAttachments, shardLocations} from '#control/attachments.ts';
 import {alignDown, formatLsn, type Lsn} from '#control/lsn.ts';
 import {archiveBranchPlan, wakeBranch} from '#control/operations/archive-plan.ts';
 import {chooseBranchPoint} from '#control/operations/branch-point.ts';
 import {
-  attach,
   deleteTimelines,
+  pagesOf,
   pgVersionNumber,
   type PlanContext,
   setIdle,
@@ -17,6 +18,7 @@ import {replaceSafekeeperPlan} from '#control/operations/replace-safekeeper-plan
 import {restoreFromArchivePlan} from '#control/operations/restore-from-archive-plan.ts';
 import {safekeeperEffects} from '#control/operations/safekeeper-effects.ts';
 import {restoreBranchPlan} from '#control/operations/restore-plan.ts';
+import {TenantPages} from '#control/tenant-pages.ts';
 import {membershipOf} from '#control/safekeeper-set.ts';
 import {forgetBranch, forgetProject} from '#control/store/forget.ts';
 import type {EndpointTable, Store, StoreTransaction} from '#control/store/schema.ts';
@@ -67,7 +69,7 @@ function safekeeperSteps(context: PlanContext): Step[] {
 }
 
 function createRootPlan(context: PlanContext): Plan {
-  const {store, storage, bootstrap} = context;
+  const {store, bootstrap} = context;
   return {
     kind: 'create_root',
     async onFailed(trx, {operation, nowMs}) {
@@ -86,29 +88,29 @@ function createRootPlan(context: PlanContext): Plan {
       {
         name: 'attach',
         async effect({operation}) {
-          await attach(store, storage, operation.branch_id);
+          await (await pagesOf(context, operation.branch_id)).attach();
           return undefined;
         },
       },
       {
         name: 'create-timeline',
         async effect({operation}) {
-          const {project, branch, pageserverId} = await whereIs(store, operation.branch_id);
-          await storage
-            .pageserver(pageserverId)
-            .createTimeline(project.tenant_id, branch.timeline_id, pgVersionNumber(project.pg_version), {
-              kind: 'import',
-            });
+          const {project, branch} = await whereIs(store, operation.branch_id);
+          await new TenantPages(context, project.tenant_id).createTimeline(
+            branch.timeline_id,
+            pgVersionNumber(project.pg_version),
+            {kind: 'import'},
+          );
           return undefined;
         },
       },
       {
         name: 'import',
         async effect({operation}) {
-          const {project, branch, pageserverId} = await whereIs(store, operation.branch_id);
-          const body = await bootstrap.dataDirectory(project.system_id);
+          const {project, branch} = await whereIs(store, operation.branch_id);
+          const pages = new TenantPages(context, project.tenant_id);
           return {
-            lsn: await storage.pageserver(pageserverId).importTimeline(project.tenant_id, branch.timeline_id, body),
+            lsn: await pages.importTimeline(branch.timeline_id, () => bootstrap.dataDirectory(project.system_id)),
           };
         },
       },
@@ -119,7 +121,7 @@ function createRootPlan(context: PlanContext): Plan {
 
 /** State in: `lsn?` (asked for) or `timestamp?` (ISO), neither = now. */
 function createBranchPlan(context: PlanContext): Plan {
-  const {store, storage} = context;
+  const {store} = context;
   return {
     kind: 'create_branch',
     steps: [
@@ -143,17 +145,19 @@ function createBranchPlan(context: PlanContext): Plan {
       {
         name: 'create-timeline',
         async effect({operation, state}) {
-          const {project, branch, pageserverId} = await whereIs(store, operation.branch_id);
+          const {project, branch} = await whereIs(store, operation.branch_id);
           const parent = await whereIs(store, branch.parent_id);
           // It may have been archived a moment ago.
           if (operation.failures_count > 0) await wakeBranch(context, parent.branch.id);
-          await storage
-            .pageserver(pageserverId)
-            .createTimeline(project.tenant_id, branch.timeline_id, pgVersionNumber(project.pg_version), {
+          await new TenantPages(context, project.tenant_id).createTimeline(
+            branch.timeline_id,
+            pgVersionNumber(project.pg_version),
+            {
               kind: 'branch',
               ancestorTimelineId: parent.branch.timeline_id,
               ancestorLsn: state['lsn'] as Lsn,
-            });
+            },
+          );
           return undefined;
         },
       },
@@ -195,11 +199,7 @@ export async function buildSpec(
     .orderBy('id')
     .execute();
   const dropped = await store.selectFrom('dropped_objects').selectAll().where('branch_id', '=', branch.id).execute();
-  const pageserver = storage.pageservers.find((node) => node.nodeId === where.pageserverId);
-  if (!pageserver)
-    throw new Error(
-      `the configuration of the control plane has no pageserver ${where.pageserverId}, but project ${project.id} lives there`,
-    );
+  const shards = await shardLocations(context, project.tenant_id);
   const membership = membershipOf(where.safekeeperSet, storage.safekeepers);
   const settings = JSON.parse(endpoint.settings) as {pg_settings?: Record<string, string>};
   const spec: ComputeSpec = {
@@ -211,7 +211,8 @@ export async function buildSpec(
     ...modeOf(endpoint),
     pgVersion: pgVersionNumber(project.pg_version),
     systemId: project.system_id,
-    pageserver: {host: pageserver.host, port: pageserver.port, httpPort: pageserver.httpPort},
+    pageserver: shards[0]!,
+    shards,
     safekeepers: membership.members,
     safekeeperGeneration: membership.generation,
     ...(membership.newMembers.length === 0 ? {} : {newSafekeepers: membership.newMembers}),
@@ -358,7 +359,8 @@ function applyConfigPlan(context: PlanContext): Plan {
 }
 
 /** The project's restore window has changed: every timeline of it gets the new one. */
-function applyRetentionPlan({store, storage}: PlanContext): Plan {
+function applyRetentionPlan(context: PlanContext): Plan {
+  const {store} = context;
   return {
     kind: 'apply_retention',
     steps: [
@@ -373,10 +375,11 @@ function applyRetentionPlan({store, storage}: PlanContext): Plan {
             .where('state', '=', 'ready')
             .execute();
           for (const {id} of branches) {
-            const {project, branch, pageserverId} = await whereIs(store, id);
-            await storage
-              .pageserver(pageserverId)
-              .setRetention(project.tenant_id, branch.timeline_id, project.history_retention_seconds);
+            const {project, branch} = await whereIs(store, id);
+            await new TenantPages(context, project.tenant_id).setRetention(
+              branch.timeline_id,
+              project.history_retention_seconds,
+            );
           }
           return undefined;
         },
@@ -409,7 +412,7 @@ function deleteBranchPlan(context: PlanContext): Plan {
 }
 
 function deleteProjectPlan(context: PlanContext): Plan {
-  const {store, storage} = context;
+  const {store} = context;
   /** Children before parents: a timeline with children cannot go. */
   const branchIds = async (projectId: string): Promise<string[]> => {
     const branches = await store
@@ -451,12 +454,8 @@ function deleteProjectPlan(context: PlanContext): Plan {
             .selectAll()
             .where('id', '=', operation.project_id)
             .executeTakeFirstOrThrow();
-          const attachment = await store
-            .selectFrom('attachments')
-            .selectAll()
-            .where('tenant_id', '=', project.tenant_id)
-            .executeTakeFirst();
-          if (attachment) await storage.pageserver(attachment.pageserver_id).deleteTenant(project.tenant_id);
+          if ((await readAttachments(store, project.tenant_id)).length > 0)
+            await new TenantPages(context, project.tenant_id).delete();
           return {tenantId: project.tenant_id};
         },
         // Until here a pageserver that starts anew is told to hold the tenant: what is not attached cannot be deleted.

@@ -9,6 +9,7 @@
  */
 import {memberOf, membershipOf, readSafekeeperSet, setOf, writeSafekeeperSet} from '#control/safekeeper-set.ts';
 import {type PlanContext, whereIs} from '#control/operations/plan-context.ts';
+import {TenantPages} from '#control/tenant-pages.ts';
 import {PermanentError, type Plan, SkippedError, type StepContext} from '#control/operations/plan.ts';
 import {type MembershipAction, MembershipChange, type MembershipChangeState} from '#wire/membership.ts';
 
@@ -62,12 +63,10 @@ export function replaceSafekeeperPlan(context: PlanContext): Plan {
       },
       {
         name: 'tell-pageserver',
-        async effect({operation, state}) {
+        async effect({state}) {
           const {change, tenantId, timelineId} = state as unknown as ReplaceState;
-          const {pageserverId} = await whereIs(store, operation.branch_id);
           const ids = change.final.members.map((m) => m.nodeId);
-          await storage.pageserver(pageserverId).setSafekeepers(
-            tenantId,
+          await new TenantPages(context, tenantId).setSafekeepers(
             timelineId,
             storage.safekeepers.filter((node) => ids.includes(node.nodeId)),
           );

@@ -7,9 +7,10 @@
  * State in: `members` (node ids; they are asked to take the timeline).
  */
 import {formatLsn, type Lsn} from '#control/lsn.ts';
-import {attach, type PlanContext, stopComputesStep, whereIs} from '#control/operations/plan-context.ts';
+import {type PlanContext, stopComputesStep, whereIs} from '#control/operations/plan-context.ts';
 import {PermanentError, type Plan} from '#control/operations/plan.ts';
 import {memberOf, setOf, writeSafekeeperSet} from '#control/safekeeper-set.ts';
+import {TenantPages} from '#control/tenant-pages.ts';
 import type {Membership} from '#wire/safekeeper.ts';
 
 interface RestoreFromArchiveState {
@@ -46,8 +47,9 @@ export function restoreFromArchivePlan(context: PlanContext): Plan {
           const archive = await storage.safekeeper(members[0]!).archive(tenantId, timelineId);
           if (archive === undefined)
             throw new PermanentError(`nothing of timeline ${timelineId} is in the object store`);
-          await attach(store, storage, where.branch.id);
-          const pages = await storage.pageserver(where.pageserverId).timeline(tenantId, timelineId);
+          const tenantPages = new TenantPages(context, tenantId);
+          await tenantPages.attach();
+          const pages = await tenantPages.timeline(timelineId);
           const membership: Membership = {
             // Above everything that a change under way may have told anybody.
             generation: where.safekeeperSet.generation + 10,
@@ -84,8 +86,7 @@ export function restoreFromArchivePlan(context: PlanContext): Plan {
         name: 'tell-pageserver',
         async effect({operation}) {
           const where = await whereIs(store, operation.branch_id);
-          await storage.pageserver(where.pageserverId).setSafekeepers(
-            where.project.tenant_id,
+          await new TenantPages(context, where.project.tenant_id).setSafekeepers(
             where.branch.timeline_id,
             storage.safekeepers.filter((node) => where.safekeepers.includes(node.nodeId)),
           );

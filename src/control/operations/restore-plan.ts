@@ -11,7 +11,6 @@ import {alignDown, type Lsn} from '#control/lsn.ts';
 import {wakeBranch} from '#control/operations/archive-plan.ts';
 import {chooseBranchPoint} from '#control/operations/branch-point.ts';
 import {
-  attach,
   deleteTimelines,
   pgVersionNumber,
   type PlanContext,
@@ -20,6 +19,7 @@ import {
 } from '#control/operations/plan-context.ts';
 import type {OperationState, Plan, StepContext} from '#control/operations/plan.ts';
 import {safekeeperEffects} from '#control/operations/safekeeper-effects.ts';
+import {TenantPages} from '#control/tenant-pages.ts';
 import {forgetBranch} from '#control/store/forget.ts';
 import type {StoreTransaction} from '#control/store/schema.ts';
 
@@ -35,7 +35,7 @@ interface RestoreState extends OperationState {
 }
 
 export function restoreBranchPlan(context: PlanContext): Plan {
-  const {store, storage} = context;
+  const {store} = context;
   const safekeepers = safekeeperEffects(context);
   const read = (state: OperationState): RestoreState => state as RestoreState;
   return {
@@ -54,16 +54,15 @@ export function restoreBranchPlan(context: PlanContext): Plan {
       {
         name: 'create-timeline',
         async effect({state}) {
-          const {project, branch, pageserverId} = await whereIs(store, read(state).keptId);
+          const {project, branch} = await whereIs(store, read(state).keptId);
           const source = await whereIs(store, read(state).sourceId);
-          await attach(store, storage, source.branch.id);
-          await storage
-            .pageserver(pageserverId)
-            .createTimeline(project.tenant_id, branch.timeline_id, pgVersionNumber(project.pg_version), {
-              kind: 'branch',
-              ancestorTimelineId: source.branch.timeline_id,
-              ancestorLsn: read(state).lsn as Lsn,
-            });
+          const pages = new TenantPages(context, project.tenant_id);
+          await pages.attach();
+          await pages.createTimeline(branch.timeline_id, pgVersionNumber(project.pg_version), {
+            kind: 'branch',
+            ancestorTimelineId: source.branch.timeline_id,
+            ancestorLsn: read(state).lsn as Lsn,
+          });
           return undefined;
         },
       },

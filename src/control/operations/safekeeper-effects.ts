@@ -2,6 +2,7 @@
 import type {Lsn} from '#control/lsn.ts';
 import {pgVersionNumber, type PlanContext, type Where, whereIs} from '#control/operations/plan-context.ts';
 import type {StorageClients} from '#control/storage-client.ts';
+import {TenantPages} from '#control/tenant-pages.ts';
 
 export interface SafekeeperEffects {
   /** They hold the branch's WAL from this LSN on. */
@@ -31,13 +32,10 @@ export function safekeeperEffects({store, storage}: Pick<PlanContext, 'store' | 
     },
     async tellPageserver(branchId) {
       const where = await whereIs(store, branchId);
-      await storage
-        .pageserver(where.pageserverId)
-        .setSafekeepers(where.project.tenant_id, where.branch.timeline_id, nodes(where));
+      const pages = new TenantPages({store, storage}, where.project.tenant_id);
+      await pages.setSafekeepers(where.branch.timeline_id, nodes(where));
       // From its first byte on: what a new timeline forgot before it was told would be gone.
-      await storage
-        .pageserver(where.pageserverId)
-        .setRetention(where.project.tenant_id, where.branch.timeline_id, where.project.history_retention_seconds);
+      await pages.setRetention(where.branch.timeline_id, where.project.history_retention_seconds);
     },
   };
 }

@@ -204,6 +204,33 @@ export const migrations: Readonly<Record<string, ForwardMigration>> = {
         .execute();
     },
   },
+  '0004_attachments_of_shards': {
+    async up(db) {
+      await db.schema.alterTable('attachments').renameTo('attachments_of_tenants').execute();
+      await db.schema
+        .createTable('attachments')
+        .addColumn('tenant_id', 'text', (c) => c.notNull())
+        .addColumn('shard_number', 'bigint', (c) => c.notNull())
+        .addColumn('shard_count', 'bigint', (c) => c.notNull())
+        .addColumn('pageserver_id', 'bigint', (c) => c.notNull())
+        .addColumn('generation', 'bigint', (c) => c.notNull())
+        .addColumn('secondary_id', 'bigint')
+        .addPrimaryKeyConstraint('attachments_key', ['tenant_id', 'shard_number'])
+        .execute();
+      await sql`insert into attachments (tenant_id, shard_number, shard_count, pageserver_id, generation)
+        select tenant_id, 0, 1, pageserver_id, generation from attachments_of_tenants`.execute(db);
+      await db.schema.dropTable('attachments_of_tenants').execute();
+      await db.schema
+        .createTable('pageservers')
+        .addColumn('node_id', 'bigint', (c) => c.primaryKey())
+        .addColumn('host', 'text', (c) => c.notNull())
+        .addColumn('port', 'bigint', (c) => c.notNull())
+        .addColumn('http_port', 'bigint', (c) => c.notNull())
+        .addColumn('zone', 'text', (c) => c.notNull())
+        .addColumn('retired', 'bigint', (c) => c.notNull())
+        .execute();
+    },
+  },
   '0002_safekeepers': {
     async up(db) {
       await db.schema

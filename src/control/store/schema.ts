@@ -62,11 +62,28 @@ export interface ProjectTable {
   deleted_at: number | null;
 }
 
-/** Which pageserver holds a tenant. Changed only together with a higher generation, in one transaction (design D9). */
+/** Which pageserver holds a shard of a tenant. Changed only together with a higher generation, in one transaction (design D9). */
 export interface AttachmentTable {
   readonly tenant_id: string;
+  /** From 0; a tenant that is not sharded is shard 0 of 1. */
+  readonly shard_number: number;
+  readonly shard_count: number;
   pageserver_id: number;
   generation: number;
+  /** The pageserver that keeps itself ready to take over. */
+  secondary_id: number | null;
+}
+
+/** Pageservers that tenants may live on. */
+export interface PageserverTable {
+  readonly node_id: number;
+  host: string;
+  port: number;
+  http_port: number;
+  /** Availability zone; empty: its own. */
+  zone: string;
+  /** 1: takes no new tenants. */
+  retired: number;
 }
 
 export interface BranchTable {
@@ -212,6 +229,7 @@ export interface SafekeeperTable {
 
 export interface Tables {
   safekeepers: SafekeeperTable;
+  pageservers: PageserverTable;
   meta: MetaTable;
   users: UserTable;
   organizations: OrganizationTable;
