@@ -5,6 +5,7 @@ import {type Lsn, formatLsn, parseLsn} from '#postgres/lsn.ts';
 import {TarError} from '#postgres/tar.ts';
 import {AuthError, type Claims, asHttpError, requireNode, requireTenant} from '#wire/auth.ts';
 import type {PageErrorCode} from '#wire/pages.ts';
+import {parseShardId, tenantOfShardId} from '#wire/shard.ts';
 import {basebackup} from './basebackup.ts';
 import {ImportError, importDataDirectory} from './ingest/import.ts';
 import type {Pageserver} from './pageserver.ts';
@@ -32,6 +33,7 @@ const statusOf: Readonly<Record<PageErrorCode, number>> = {
   disconnected: 503,
   conflict: 409,
   'not-attached': 421,
+  'wrong-shard': 400,
 };
 
 export function managementRoutes(pageserver: Pageserver, metricsText: () => string): Route[] {
@@ -160,9 +162,10 @@ function node(method: string, path: string, handler: Handler): Route {
 
 /** Also for the compute of the timeline. */
 function tenant(method: string, path: string, handler: Handler): Route {
-  return guarded(method, path, handler, (claims, request) =>
-    requireTenant(claims, request.params['tenant'] ?? '', request.params['timeline']),
-  );
+  return guarded(method, path, handler, (claims, request) => {
+    const {tenantId, timelineId} = ids(request);
+    requireTenant(claims, tenantOfShardId(tenantId), timelineId);
+  });
 }
 
 function guarded(
@@ -189,10 +192,15 @@ function guarded(
   };
 }
 
+/** `tenantId`: of a shard (wire/shard.ts). */
 function ids(request: HttpRequest): {tenantId: string; timelineId: string} {
   const {tenant: tenantId = '', timeline: timelineId} = request.params;
-  if (!idPattern.test(tenantId) || (timelineId !== undefined && !idPattern.test(timelineId)))
-    throw bad('tenant and timeline ids are 32 lowercase hex digits');
+  try {
+    parseShardId(tenantId);
+  } catch (error) {
+    throw bad((error as Error).message);
+  }
+  if (timelineId !== undefined && !idPattern.test(timelineId)) throw bad('timeline ids are 32 lowercase hex digits');
   return {tenantId, timelineId: timelineId ?? ''};
 }
 

@@ -34,6 +34,8 @@ export class Pageserver {
   readonly #attaching = new Map<string, Promise<Tenant>>();
   readonly #firstWords = {free: firstWordsMax};
   readonly #ingests = new Map<string, TimelineIngest>();
+  /** The same by what safekeepers call the timeline: those of all shards of its tenant that are here. */
+  readonly #listeners = new Map<string, Set<TimelineIngest>>();
   readonly #background: Background;
 
   constructor(parts: PageserverParts) {
@@ -146,7 +148,7 @@ export class Pageserver {
 
   /** A word of the broker. */
   heard(info: SafekeeperInfo): void {
-    this.#ingests.get(`${info.tenantId}/${info.timelineId}`)?.heard(info);
+    for (const ingest of this.#listeners.get(`${info.tenantId}/${info.timelineId}`) ?? []) ingest.heard(info);
   }
 
   /** Saves what is in memory, for at most `saveMsMax`: what is not saved is only ingested again. */
@@ -154,6 +156,7 @@ export class Pageserver {
     const {clock, log} = this.#parts;
     for (const ingest of this.#ingests.values()) ingest.stop();
     this.#ingests.clear();
+    this.#listeners.clear();
     const resting = this.#background.stop();
     const saves = [...this.#tenants.values()].flatMap((tenant) =>
       tenant.timelines().map((timeline) =>
@@ -188,17 +191,32 @@ export class Pageserver {
       firstWords: this.#firstWords,
     });
     this.#ingests.set(id, ingest);
+    const name = streamName(timeline);
+    const listeners = this.#listeners.get(name);
+    if (listeners === undefined) this.#listeners.set(name, new Set([ingest]));
+    else listeners.add(ingest);
     if (timeline.state.safekeepers.length > 0) ingest.setSafekeepers(timeline.state.safekeepers);
   }
 
   #stopIngest(timeline: Timeline): void {
     const id = ingestId(timeline);
     this.#background.forget(timeline);
-    this.#ingests.get(id)?.stop();
+    const ingest = this.#ingests.get(id);
+    if (ingest === undefined) return;
+    ingest.stop();
     this.#ingests.delete(id);
+    const name = streamName(timeline);
+    const listeners = this.#listeners.get(name);
+    listeners?.delete(ingest);
+    if (listeners?.size === 0) this.#listeners.delete(name);
   }
 }
 
 function ingestId(timeline: Timeline): string {
   return `${timeline.tenantId}/${timeline.timelineId}`;
+}
+
+/** Its WAL, at the safekeepers: shards of a tenant ingest the same. */
+function streamName(timeline: Timeline): string {
+  return `${timeline.state.shard.tenantId}/${timeline.timelineId}`;
 }

@@ -2,7 +2,7 @@
  * The page service: what a compute agent asks a pageserver, and the answers. Both ends of every frame are here.
  *
  * Transport: #runtime/net.ts frames. The connection is for one timeline: it opens with
- * `hello` {token, tenantId, timelineId}, answered by `welcome` {} or `refused` {code, message}. After that every request is
+ * `hello` {token, tenantId (of a shard: wire/shard.ts), timelineId}, answered by `welcome` {} or `refused` {code, message}. After that every request is
  * one frame of 44 bytes and has exactly one answer with the same requestId; requests are pipelined and may be answered in
  * any order. All numbers are little-endian.
  *
@@ -57,6 +57,7 @@ export const pageFrame = {
  * corrupt: stored bytes fail their checksum. unavailable: the object store or the service cannot answer now; retry.
  * conflict: what is asked contradicts what is there (management only).
  * not-attached: this pageserver does not hold the tenant, or no longer under its newest generation; the control plane knows who does.
+ * wrong-shard: another shard of the tenant keeps that block (wire/shard.ts).
  * disconnected is never sent: the client reports it for requests that lost their connection.
  */
 export const pageErrorCodes = [
@@ -72,6 +73,7 @@ export const pageErrorCodes = [
   'disconnected',
   'conflict',
   'not-attached',
+  'wrong-shard',
 ] as const;
 export type PageErrorCode = (typeof pageErrorCodes)[number];
 

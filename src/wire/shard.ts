@@ -11,7 +11,7 @@
  * Tablespace and database are left out of the hash: a database copied file by file keeps its relNodes, so that each shard
  * can make its part of the copy from what it has. The other forks and everything that is no page of a relation belong to shard 0.
  */
-import {type RelTag, fork} from '#postgres/relation.ts';
+import {type ForkNumber, type RelTag, fork} from '#postgres/relation.ts';
 
 /** Blocks that lie together on a shard: 16 MiB. */
 export const stripeBlocks = 2048;
@@ -65,9 +65,13 @@ export function shardIdsOf(tenantId: string, count: number): string[] {
 
 /** Number of the shard that keeps a block. */
 export function shardOfBlock(shards: {readonly count: number} | number, rel: RelTag, block: number): number {
-  const count = typeof shards === 'number' ? shards : shards.count;
-  if (count === 1 || rel.fork !== fork.main) return 0;
-  return combine(murmur32(rel.relNode), murmur32((block / stripeBlocks) | 0)) % count;
+  return shardOf(typeof shards === 'number' ? shards : shards.count, rel.relNode, rel.fork, block);
+}
+
+/** The same, for those who have no RelTag at hand. */
+export function shardOf(count: number, relNode: number, forkNumber: ForkNumber, block: number): number {
+  if (count === 1 || forkNumber !== fork.main) return 0;
+  return combine(murmur32(relNode), murmur32((block / stripeBlocks) | 0)) % count;
 }
 
 /** The finisher of MurmurHash3: every bit of the input changes half the bits of the output. */

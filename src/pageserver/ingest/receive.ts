@@ -227,7 +227,8 @@ export class TimelineIngest {
       stream = await WalStreamClient.connect({
         address: candidate,
         token: await token(),
-        tenantId: timeline.tenantId,
+        // Safekeepers know tenants, not shards.
+        tenantId: timeline.state.shard.tenantId,
         timelineId: timeline.timelineId,
         startLsn,
         onWal: (_start, bytes, commitLsn) => {

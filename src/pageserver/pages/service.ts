@@ -23,6 +23,7 @@ import {
   pageFrame,
   pagesPerRequestMax,
 } from '#wire/pages.ts';
+import {tenantOfShardId} from '#wire/shard.ts';
 import type {PageserverMetrics} from '../metrics.ts';
 import {TimelineError} from '../timeline/timeline-reader.ts';
 import type {Timeline} from '../timeline/timeline.ts';
@@ -96,7 +97,13 @@ async function welcome(type: number, payload: Buffer, options: PageServiceOption
   const claims = await options.verifier.verify(typeof token === 'string' ? token : undefined);
   if (typeof tenantId !== 'string' || typeof timelineId !== 'string')
     throw new TimelineError('bad-request', 'the hello names no tenantId and timelineId');
-  requireTenant(claims, tenantId, timelineId);
+  let tenant: string;
+  try {
+    tenant = tenantOfShardId(tenantId);
+  } catch (error) {
+    throw new TimelineError('bad-request', (error as Error).message);
+  }
+  requireTenant(claims, tenant, timelineId);
   return options.findTimeline(tenantId, timelineId);
 }
 

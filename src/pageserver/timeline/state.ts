@@ -17,6 +17,8 @@ import type {Log} from '#runtime/log.ts';
 import type {Random} from '#runtime/random.ts';
 import type {ObjectStore} from '#objectstore/object-store.ts';
 import {type Lsn, formatLsn} from '#postgres/lsn.ts';
+import type {ForkNumber} from '#postgres/relation.ts';
+import {type ShardIdentity, parseShardId, shardOf} from '#wire/shard.ts';
 import {BlockCache} from '../layers/block-cache.ts';
 import {LayerReader} from '../layers/layer-reader.ts';
 import type {MemoryLayer} from '../layers/memory-layer.ts';
@@ -98,7 +100,9 @@ export interface FrozenLayer {
 
 export class TimelineState {
   readonly context: PageserverContext;
+  /** Of the shard: wire/shard.ts. */
   readonly tenantId: string;
+  readonly shard: ShardIdentity;
   readonly timelineId: string;
   readonly pgVersion: number;
   readonly ancestor: {readonly state: TimelineState; readonly lsn: Lsn} | undefined;
@@ -179,6 +183,7 @@ export class TimelineState {
   ) {
     this.context = context;
     this.tenantId = options.tenantId;
+    this.shard = parseShardId(options.tenantId);
     this.timelineId = options.timelineId;
     this.pgVersion = options.pgVersion;
     this.systemId = options.systemId;
@@ -202,6 +207,17 @@ export class TimelineState {
 
   describe(at: Lsn): string {
     return `${this.name} at ${formatLsn(at)}`;
+  }
+
+  /** Whether this shard keeps the block. */
+  ownsBlock(relNode: number, fork: ForkNumber, block: number): boolean {
+    const {count, number} = this.shard;
+    return count === 1 || shardOf(count, relNode, fork, block) === number;
+  }
+
+  /** Whether this shard keeps what is no page of a relation's main fork, beside sizes and what ingest itself needs. */
+  get isFirstShard(): boolean {
+    return this.shard.number === 0;
   }
 
   setLogicalSize(bytes: number): void {
