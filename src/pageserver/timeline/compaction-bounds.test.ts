@@ -101,6 +101,82 @@ test('bytes written, memory held and layers per read stay below what is promised
   }
 });
 
+test('a table just loaded row by row is read from images, within the bytes allowed; so it is after a restart in the middle', async (context) => {
+  const {timeline, at, store} = await start({compaction});
+  context.after(() => timeline.stop());
+  const writer = await timeline.writer();
+  const random = new SeededRandom(5);
+  const rows: Buffer[] = [];
+  for (let block = 0; block < blocks; block++)
+    for (let i = 0; i < 60; i++) {
+      const end = lsn((at.lsn += 150));
+      const patch = new PagePatchBuilder();
+      rows[block] = random.bytes(120);
+      patch.set(24 + i * 130, rows[block]!);
+      writer.relationPagePatch(1663, 100, 1000, 0, block, end, patch.take());
+      writer.endRecord(end);
+      if (!timeline.hasRoom) await timeline.waitForRoom();
+    }
+  await timeline.checkpoint();
+  for (let i = 0; i < 3; i++) await timeline.compactionStep();
+  timeline.stop();
+  const tenant = await Tenant.attach(testContext(store, {layerBytes, compaction}), alwaysValid, testIds.tenantId, 2);
+  const again = tenant.timeline(timeline.timelineId);
+  context.after(() => again.stop());
+  while (await again.compactionStep());
+  const {redoRecords} = again.state.context.metrics;
+  const imaged = again.state.layers
+    .descriptions()
+    .filter((layer) => layer.kind === 'image' && layer.startLsn > importLsn);
+  const imageBytes = imaged.reduce((sum, layer) => sum + layer.size, 0);
+  const allowed = again.state.ingestedLayerBytes * compaction.imageBytesPerIngested + compaction.targetBytes;
+  assert.ok(imageBytes < allowed, `${imageBytes} bytes of images, ${allowed} allowed`);
+  const before = redoRecords.value();
+  const pages = await again.getRelPages(rel, 0, blocks, lsn(at.lsn));
+  const replayed = redoRecords.value() - before;
+  assert.equal(pages.length, blocks);
+  for (const [block, page] of pages.entries())
+    assert.ok(page.subarray(24 + 59 * 130, 24 + 59 * 130 + 120).equals(rows[block]!));
+  assert.ok(replayed < blocks, `${replayed} records replayed for ${blocks} pages`);
+  console.log(`# ${imaged.length} images, ${imageBytes} of ${allowed} bytes, ${replayed} records replayed`);
+});
+
+test('one page that changes all the time does not have the whole table written as images', async (context) => {
+  const {timeline, at} = await start({compaction});
+  context.after(() => timeline.stop());
+  const writer = await timeline.writer();
+  const random = new SeededRandom(5);
+  for (let block = 0; block < blocks; block++) {
+    const end = lsn((at.lsn += 8200));
+    writer.relationPageImage(1663, 100, 1000, 0, block, end, random.bytes(8192));
+    writer.endRecord(end);
+  }
+  await timeline.checkpoint();
+  while (await timeline.compactionStep());
+  const patches = 6000;
+  for (let i = 0; i < patches; i++) {
+    const end = lsn((at.lsn += 200));
+    const patch = new PagePatchBuilder();
+    patch.set(random.uint32() % 8000, random.bytes(100));
+    writer.relationPagePatch(1663, 100, 1000, 0, 77, end, patch.take());
+    writer.endRecord(end);
+    if (!timeline.hasRoom) await timeline.waitForRoom();
+  }
+  await timeline.checkpoint();
+  while (await timeline.compactionStep());
+  const imaged = timeline.state.layers
+    .descriptions()
+    .filter((layer) => layer.kind === 'image' && layer.startLsn > importLsn);
+  const written = imaged.reduce((sum, layer) => sum + layer.size, 0);
+  const {redoRecords} = timeline.state.context.metrics;
+  const before = redoRecords.value();
+  await timeline.getRelPages(rel, 77, 1, lsn(at.lsn));
+  const replayed = redoRecords.value() - before;
+  console.log(`# ${imaged.length} images of ${written} bytes; ${replayed} records replayed for the page`);
+  assert.ok(written < (blocks * 8192) / 3, `${written} bytes of images for one page`);
+  assert.ok(replayed < patches / 2, `${replayed} records replayed`);
+});
+
 test('ingest slows down with each layer that compaction is behind, and stands still at the limit', async (context) => {
   const {timeline, at} = await start({
     layerBytes: 40_000,

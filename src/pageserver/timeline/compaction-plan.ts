@@ -7,8 +7,8 @@
  *  1. parts of an import become complete image layers;
  *  2. level 0 (what ingest wrote, all keys) → level 1 (a stretch of keys each), when l0Threshold have gathered;
  *  3. `runsPerLevel` runs of level n → one run of level n + 1;
- *  4. images: at the horizon, when what they set free is worth it (gc-plan.ts); near the end of history, where reads have
- *     to look into many layers.
+ *  4. images: at the horizon, when what they set free is worth it (gc-plan.ts); near the end of history, where a page is
+ *     made of many records (a table just loaded), or reads have looked into many layers.
  *
  * Merge: the inputs cover one span of LSNs without gap. A step takes their keys from `moving.from` on, writes them to layers
  * of the next level, and notes in every input how far it got: layers stay rectangles that do not overlap.
@@ -19,7 +19,8 @@
  */
 import type {Lsn} from '#postgres/lsn.ts';
 import type {LayerDescription} from './index-object.ts';
-import type {ImageSegment, RangePlan} from './layer-map.ts';
+import {type KeyRange, keyAfter, readKey, samePrefix} from './key.ts';
+import type {ImageSegment, PlacedLayer, RangePlan} from './layer-map.ts';
 import {effectiveFirstKey, isL0, touched} from './layer-map.ts';
 
 export interface CompactionLimits {
@@ -36,7 +37,9 @@ export interface CompactionLimits {
   readonly targetBytes: number;
   /** Stored bytes that the inputs of a step hold in memory, together. */
   readonly readAheadBytes: number;
-  /** An image pays when so many deltas lie above the last one … */
+  /** An image pays where a page is made of so many records, by estimate; */
+  readonly imageRecords: number;
+  /** or where so many deltas lie above the last one … */
   readonly imageDepth: number;
   /** … and so many look-ups have gone through them since. */
   readonly imageVisits: number;
@@ -58,9 +61,10 @@ export const defaultCompactionLimits: CompactionLimits = {
   levelsMax: 4,
   targetBytes: 32 * 1024 * 1024,
   readAheadBytes: 16 * 1024 * 1024,
+  imageRecords: 16,
   imageDepth: 6,
   imageVisits: 1000,
-  imageBytesPerIngested: 2,
+  imageBytesPerIngested: 1.25,
   garbageRatio: 0.5,
   l0SlowAt: 24,
   l0StopAt: 48,
@@ -149,31 +153,99 @@ function byHistory(layers: readonly LayerDescription[]): LayerDescription[] {
   return [...layers].sort((x, y) => x.run - y.run || (effectiveFirstKey(x) < effectiveFirstKey(y) ? -1 : 1));
 }
 
+/** Keys between two boundaries of layers, and what a read there costs. */
+interface Stretch {
+  readonly start: Buffer;
+  readonly end: Buffer;
+  readonly segment: ImageSegment;
+  /** Deltas above the image, and look-ups in them since the last image. */
+  depth: number;
+  visits: number;
+  /** In those deltas, by estimate: versions, and different keys. */
+  versions: number;
+  keys: number;
+}
+
 /**
- * The stretch of keys near the end of history for which an image pays most: reads have looked into many deltas there.
- * `visits`: look-ups in a layer since the last image. `budgetBytes`: what may be written.
+ * The keys near the end of history for which an image pays most; one image layer of them is written, from the first key as
+ * far as it reaches. `plan`: of the keys looked at. `inheritedPages`: pages that an ancestor may have of them.
+ *
+ * Layers say how many versions of how many keys they hold, not of which. Merged layers are narrow, all of about one size: so
+ * their boundaries cut the keys into stretches where much has changed and where little has. What a wide layer holds is
+ * thought to be spread evenly over the stretches that it touches.
  */
-export function planImage(
-  plan: RangePlan,
-  limits: CompactionLimits,
-  budgetBytes: number,
-  logicalSizeBytes: number,
-): ImageSegment | undefined {
-  const depths = new Map<ImageSegment, {depth: number; visits: number}>();
-  for (const layer of plan.deltas)
-    for (const segment of touched(plan.segments, layer)) {
-      if (layer.endLsn <= segment.imageLsn + 1) continue;
-      const {depth, visits} = depths.get(segment) ?? {depth: 0, visits: 0};
-      depths.set(segment, {depth: depth + 1, visits: visits + layer.reader.visits});
+export function planImage(plan: RangePlan, limits: CompactionLimits, inheritedPages: number): KeyRange | undefined {
+  const stretches = cutIntoStretches(plan);
+  for (const layer of plan.deltas) {
+    const {versions, keys = versions} = layer.description;
+    const over = touched(stretches, layer);
+    for (const stretch of over) {
+      const lsnsAbove = layer.endLsn - (stretch.segment.imageLsn + 1);
+      if (lsnsAbove <= 0) continue;
+      const here = (versions * Math.min(1, lsnsAbove / (layer.endLsn - layer.startLsn))) / over.length;
+      stretch.depth++;
+      stretch.visits += layer.reader.visits;
+      stretch.versions += here;
+      stretch.keys = Math.max(stretch.keys, Math.min(here, keys / over.length));
     }
-  let best: ImageSegment | undefined;
+  }
+  const pays = (stretch: Stretch): boolean => {
+    const {depth, visits} = stretch;
+    if (depth === 0) return false;
+    if (depth >= limits.imageDepth && visits >= limits.imageVisits) return true;
+    return recordsPerPage(stretch, inheritedPages) >= limits.imageRecords;
+  };
+  let best: KeyRange | undefined;
   let bestValue = 0;
-  for (const [segment, {depth, visits}] of depths) {
-    const cost = Math.min(segment.image?.description.size ?? logicalSizeBytes / 4, limits.targetBytes);
-    if (depth < limits.imageDepth || visits < limits.imageVisits || cost > budgetBytes) continue;
-    if (depth * visits <= bestValue) continue;
-    best = segment;
-    bestValue = depth * visits;
+  for (let i = 0; i < stretches.length; i++) {
+    if (!pays(stretches[i]!)) continue;
+    // Neighbours that pay too go into the same layer, as far as it reaches.
+    const {start} = stretches[i]!;
+    let {end} = stretches[i]!;
+    let value = 0;
+    for (; i < stretches.length && pays(stretches[i]!); i++) {
+      const stretch = stretches[i]!;
+      end = stretch.end;
+      value = Math.max(value, recordsPerPage(stretch, inheritedPages) + stretch.depth);
+    }
+    if (value <= bestValue) continue;
+    best = {start, end};
+    bestValue = value;
   }
   return best;
+}
+
+function cutIntoStretches({segments, deltas}: RangePlan): Stretch[] {
+  const cuts = new Map<string, Buffer>();
+  const add = (key: Buffer): void => void cuts.set(key.toString('latin1'), key);
+  // Layers of level 0 have all keys, but for the first and last few.
+  for (const layer of deltas) if (!isL0(layer.description)) boundsOf(layer).forEach(add);
+  for (const {start} of segments) add(start);
+  const bounds = [...cuts.values()].sort((x, y) => x.compare(y));
+  const stretches: Stretch[] = [];
+  let next = bounds.findIndex((key) => key.equals(segments[0]!.start));
+  for (const segment of segments)
+    for (let {start} = segment; start.compare(segment.end) < 0;) {
+      const bound = bounds[++next];
+      const end = bound === undefined || bound.compare(segment.end) > 0 ? segment.end : bound;
+      stretches.push({start, end, segment, depth: 0, visits: 0, versions: 0, keys: 0});
+      start = end;
+    }
+  return stretches;
+}
+
+function boundsOf({firstKey, lastKey}: PlacedLayer): Buffer[] {
+  return [firstKey, keyAfter(lastKey)];
+}
+
+function recordsPerPage(stretch: Stretch, inheritedPages: number): number {
+  return stretch.versions / Math.max(1, pagesIn(stretch, inheritedPages));
+}
+
+/** At least those of the deltas; others are in the image, or the ancestor's, and no more than lie between the two keys. */
+function pagesIn({start, end, segment, keys}: Stretch, inheritedPages: number): number {
+  const below = segment.image === undefined ? inheritedPages : (segment.image.description.keys ?? inheritedPages);
+  const first = readKey(start, 0);
+  const last = readKey(end, 0);
+  return Math.max(keys, samePrefix(first.prefix, last.prefix) ? Math.min(below, last.e - first.e) : below);
 }

@@ -70,6 +70,7 @@ const settings: readonly LimitChanges[] = [
   {compaction: {l0Threshold: 1, l0BatchMax: 8, runsPerLevel: 2, targetBytes: 1, imageDepth: 1, imageVisits: 0}},
   {compaction: {l0Threshold: 3, l0BatchMax: 4, runsPerLevel: 3, targetBytes: 5000, imageDepth: 3, imageVisits: 3}},
   {compaction: {l0Threshold: 2, levelsMax: 1, runsPerLevel: 2, targetBytes: 300, imageDepth: 99}},
+  {compaction: {l0Threshold: 2, l0BatchMax: 4, runsPerLevel: 2, targetBytes: 400, imageDepth: 99, imageRecords: 1}},
 ].map((limits) => ({
   ...limits,
   leaseMsMax,

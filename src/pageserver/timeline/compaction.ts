@@ -62,6 +62,9 @@ export class Compactor {
   constructor(state: TimelineState, uploader: Uploader) {
     this.#state = state;
     this.#uploader = uploader;
+    // Those of an import are what history begins with.
+    for (const {kind, startLsn, size} of state.layers.descriptions())
+      if (kind === 'image' && startLsn > state.initialLsn) this.#imageBytesSpent += size;
   }
 
   /** Whether step() would find something to do. */
@@ -129,22 +132,23 @@ export class Compactor {
     const sweep = this.#sweep;
     if (sweep !== undefined)
       return async () => {
-        const next = await this.#writeImage({start: sweep.from, end: wholeKeySpace.end}, sweep.lsn);
+        const range = {start: sweep.from, end: wholeKeySpace.end};
+        const {next} = await this.#writeImage(range, sweep.lsn, limits.compaction.targetBytes);
         if (next === undefined) this.#sweep = undefined;
         else sweep.from = next;
       };
-    if (state.layers.count < limits.compaction.imageDepth) return undefined;
     const budget = state.ingestedLayerBytes * limits.compaction.imageBytesPerIngested - this.#imageBytesSpent;
-    if (budget <= 0) return undefined;
+    if (state.layers.count === 0 || budget <= 0) return undefined;
     const plan = state.layers.plan(wholeKeySpace, state.diskConsistentLsn);
-    const segment = planImage(plan, limits.compaction, budget, state.logicalSizeBytes);
-    if (segment === undefined) return undefined;
+    const inheritedPages = state.ancestor === undefined ? 0 : state.logicalSizeBytes / blockSize;
+    const range = planImage(plan, limits.compaction, inheritedPages);
+    if (range === undefined) return undefined;
     return async () => {
       for (const {reader} of plan.deltas) reader.visits = Math.floor(reader.visits / 2);
-      const before = state.layers.bytes;
       // One below the end of history, for the reason given in collect().
-      await this.#writeImage(segment, (state.diskConsistentLsn - 1) as Lsn);
-      this.#imageBytesSpent += Math.max(0, state.layers.bytes - before);
+      const at = (state.diskConsistentLsn - 1) as Lsn;
+      const {bytes} = await this.#writeImage(range, at, Math.min(budget, limits.compaction.targetBytes));
+      this.#imageBytesSpent += bytes;
     };
   }
 
@@ -204,27 +208,27 @@ export class Compactor {
   }
 
   /**
-   * Writes complete images of the range at `lsn`, up to the size of a layer. Answers the key to go on with; undefined: the
-   * range is done.
+   * Writes complete images of the range at `lsn`, one layer of about `bytesMax` at most. `next`: the key to go on with, when
+   * the range is not done; `bytes`: of the layer.
    */
-  async #writeImage(range: KeyRange, lsn: Lsn): Promise<Buffer | undefined> {
+  async #writeImage(range: KeyRange, lsn: Lsn, bytesMax: number): Promise<{next: Buffer | undefined; bytes: number}> {
     const output = this.#output('image', 1, this.#state.nextRun++);
     try {
-      return await this.#writeImageInto(output, range, lsn);
+      const next = await this.#writeImageInto(output, range, lsn, bytesMax);
+      return {next, bytes: output.written.reduce((sum, layer) => sum + layer.size, 0)};
     } finally {
       output.end();
     }
   }
 
-  async #writeImageInto(output: LayerOutput, range: KeyRange, lsn: Lsn): Promise<Buffer | undefined> {
-    const state = this.#state;
+  async #writeImageInto(output: LayerOutput, range: KeyRange, lsn: Lsn, bytesMax: number): Promise<Buffer | undefined> {
     output.begin(lsn, (lsn + 1) as Lsn, false);
     const source = await this.#valuesAt(range, lsn, () => output.size);
     let next: Buffer | undefined;
     for (;;) {
       const found = await source.next();
       if (found === undefined) break;
-      if (output.size >= state.context.limits.compaction.targetBytes) {
+      if (output.size >= bytesMax) {
         next = found.encoded;
         break;
       }

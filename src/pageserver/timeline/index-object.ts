@@ -38,6 +38,8 @@ export interface LayerDescription {
   /** Where its root block starts: a cold read begins with [rootOffset, size). */
   readonly rootOffset: number;
   readonly versions: number;
+  /** Different keys; not there in layers of earlier programs. */
+  readonly keys?: number;
   /** 0: as ingest (or an import) wrote it. A merge of layers of level n gives a run of level n + 1; a made image has 1. */
   readonly level: number;
   /**
@@ -245,6 +247,7 @@ function parseBody(
       checksum: whole(layer, 'checksum'),
       rootOffset: whole(layer, 'rootOffset'),
       versions: whole(layer, 'versions'),
+      ...(layer['keys'] === undefined ? {} : {keys: whole(layer, 'keys')}),
       // Version 1 had no merges: layers in the order in which they were frozen, of which any may share its first LSN.
       level: version === 1 ? 0 : whole(layer, 'level'),
       run: version === 1 ? i + 1 : whole(layer, 'run'),

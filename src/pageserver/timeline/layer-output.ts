@@ -87,6 +87,7 @@ export class LayerOutput {
       checksum: built.checksum,
       rootOffset: built.rootOffset,
       versions: built.versions,
+      keys: built.keys,
       level: image ? 1 : this.#level,
       run: this.#run,
       continues: this.#continues,

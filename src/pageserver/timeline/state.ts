@@ -161,7 +161,10 @@ export class TimelineState {
   freezeOpen: () => void = () => {};
   /** Whoever compacts: a layer was added. */
   onLayerAdded: () => void = () => {};
-  /** Upload: bytes of layers that ingest has written; compaction spends on images in proportion. */
+  /**
+   * Upload: bytes of layers that ingest has written, at first those of the deltas that the index named; compaction spends on
+   * images in proportion.
+   */
   ingestedLayerBytes = 0;
 
   constructor(

@@ -164,6 +164,7 @@ export class Timeline implements TimelineReader {
       for (const description of index.layers) {
         state.layers.add(state.openReader(description));
         state.nextRun = Math.max(state.nextRun, description.run + 1);
+        if (description.kind === 'delta') state.ingestedLayerBytes += description.size;
       }
     });
     return new Timeline(state, ancestor, validator, {

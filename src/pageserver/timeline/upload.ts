@@ -232,6 +232,7 @@ export class Uploader {
         checksum: built.checksum,
         rootOffset: built.rootOffset,
         versions: built.versions,
+        keys: built.keys,
         level: 0,
         run: state.nextRun++,
         continues: frozen.continues,
