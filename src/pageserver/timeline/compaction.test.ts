@@ -365,3 +365,26 @@ test('an import of many parts becomes complete images, and reads as before at ev
   assert.ok(layers.descriptions().every((layer) => layer.complete));
   await check();
 });
+
+test('an image of a branch waits until its ancestor has put into layers what the branch reads of it', async (context) => {
+  const compaction = {l0Threshold: 100, imageDepth: 1, imageVisits: 0, imageBytesPerIngested: 100};
+  const store = new MemoryObjectStore();
+  const tenant = await Tenant.attach(testContext(store, {compaction}), alwaysValid, tenantId, 1);
+  context.after(() => tenant.timelines().forEach((timeline) => timeline.stop()));
+  const root = await createRoot(tenant);
+  const write = async (timeline: Timeline, rel: number, at: number): Promise<void> => {
+    const room = (): Promise<void> => timeline.waitForRoom();
+    await applyToWriter(await timeline.writer(), {kind: 'write', rel, block: 0, fill: 7}, lsn(at), room);
+  };
+  await write(root, 0, 0x1010);
+  const child = await tenant.createBranch('b'.repeat(32), root.timelineId, lsn(0x1010));
+  await write(child, 1, 0x1020);
+  await write(child, 1, 0x1030);
+  await child.checkpoint();
+  await child.getRelPages(tagOf(0, 1), 0, 1, lsn(0x1028)); // a visit: the image is worth it
+  assert.equal(await child.compactionStep(), false, 'the ancestor has 0/1010 in memory only');
+  await root.checkpoint();
+  assert.equal(await child.compactionStep(), true);
+  assert.ok(child.state.layers.descriptions().some((layer) => layer.complete));
+  for (const rel of [0, 1]) assert.equal((await child.getRelPages(tagOf(0, rel), 0, 1, lsn(0x1030)))[0]![5], 7);
+});

@@ -129,6 +129,7 @@ export class Compactor {
       state.diskConsistentLsn - state.gcCutoffLsn,
     );
     if (merge !== undefined) return () => this.#merge(merge);
+    if (state.layers.count === 0 || !hasAncestorsInLayers(state)) return undefined;
     const sweep = this.#sweep;
     if (sweep !== undefined)
       return async () => {
@@ -423,6 +424,22 @@ export class Compactor {
       until: formatLsn(change.added[0]?.endLsn ?? (0 as Lsn)),
     });
   }
+}
+
+/**
+ * Images are made of layers: an ancestor that has in memory what the timeline reads of it puts that into a layer first. It is
+ * at most asked to, here; the next look finds it done.
+ */
+function hasAncestorsInLayers(state: TimelineState): boolean {
+  let inLayers = true;
+  let end = Infinity;
+  for (let {ancestor} = state; ancestor !== undefined; {ancestor} = ancestor.state) {
+    end = Math.min(end, ancestor.lsn);
+    if (ancestor.state.diskConsistentLsn >= end) continue;
+    ancestor.state.freezeOpen();
+    inLayers = false;
+  }
+  return inLayers;
 }
 
 /** Keys of one relation share their prefix, so that comparing them is quick. */
