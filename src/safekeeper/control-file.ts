@@ -31,8 +31,12 @@ export function encodeControlFile(state: AcceptorState): Buffer {
   return Buffer.concat([content, sum]);
 }
 
-/** Throws ControlFileError. `path` is only for the message. */
-export function decodeControlFile(bytes: Buffer, path: string): AcceptorState {
+/** Throws ControlFileError, also when it is that of another timeline than `of`. `path` is only for the message. */
+export function decodeControlFile(
+  bytes: Buffer,
+  path: string,
+  of?: {readonly tenantId: string; readonly timelineId: string},
+): AcceptorState {
   const fail = (reason: string): never => {
     throw new ControlFileError(
       `safekeeper control file ${path} ${reason}. Its promises are lost: replace this safekeeper, do not recreate the file`,
@@ -59,6 +63,8 @@ export function decodeControlFile(bytes: Buffer, path: string): AcceptorState {
       localStartLsn: r.lsn(),
     };
     r.end();
+    if (of !== undefined && (state.tenantId !== of.tenantId || state.timelineId !== of.timelineId))
+      fail(`is that of tenant ${state.tenantId} timeline ${state.timelineId}`);
     return state;
   } catch (error) {
     if (error instanceof WireError) fail(error.message);

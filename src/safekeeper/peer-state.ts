@@ -60,7 +60,10 @@ export async function askPeerState(options: {
         resolve({
           nodeId: welcome.nodeId,
           address,
-          state: decodeControlFile(Buffer.from(welcome.controlFile, 'base64'), `of safekeeper ${connection.peer}`),
+          state: decodeControlFile(Buffer.from(welcome.controlFile, 'base64'), `of safekeeper ${connection.peer}`, {
+            tenantId,
+            timelineId,
+          }),
           flushLsn: parseLsn(welcome.flushLsn),
         });
       } catch (error) {

@@ -111,7 +111,13 @@ export class TimelineRegistry {
     if (known !== undefined) return known;
     if (!this.#known.has(key)) return undefined;
     const {disk, log, nodeId, clock, metrics, onProgress, onDiskFailure, peerToken} = this.#options;
-    const storageOptions = {disk, directory: this.#directory(tenantId, timelineId), reserve: this.#reserve};
+    const storageOptions = {
+      disk,
+      directory: this.#directory(tenantId, timelineId),
+      tenantId,
+      timelineId,
+      reserve: this.#reserve,
+    };
     if (this.#isDeleted(tenantId, timelineId) || !TimelineStorage.exists(storageOptions)) return undefined;
     const boundary = new WalRecordBoundary();
     const timeline = new Timeline({
@@ -220,7 +226,11 @@ export class TimelineRegistry {
     this.checkNotDeleted(tenantId, timelineId);
     disk.makeDirectory(`${dataDir}/${tenantId}`);
     disk.syncDirectory(dataDir);
-    return new TimelineCopy({disk, directory: this.#directory(tenantId, timelineId)}, donor, new WalRecordBoundary());
+    return new TimelineCopy(
+      {disk, directory: this.#directory(tenantId, timelineId), tenantId, timelineId},
+      donor,
+      new WalRecordBoundary(),
+    );
   }
 
   arrived(tenantId: string, timelineId: string): void {

@@ -1,5 +1,5 @@
 import assert from 'node:assert/strict';
-import {mkdtempSync, readdirSync, rmSync, writeFileSync} from 'node:fs';
+import {mkdtempSync, readFileSync, readdirSync, rmSync, writeFileSync} from 'node:fs';
 import {tmpdir} from 'node:os';
 import {join} from 'node:path';
 import {type TestContext, test} from 'node:test';
@@ -13,13 +13,18 @@ import {WalLostError} from '#safekeeper/wal-store.ts';
 
 const startLsn = (5 * segmentSize + 0x2028) as Lsn;
 
+const ids = {tenantId: '1'.repeat(32), timelineId: '2'.repeat(32)};
+
+function open(directory: string): TimelineStorage {
+  return TimelineStorage.open({disk: systemDisk, directory, ...ids}, new WalRecordBoundary());
+}
+
 function folder(t: TestContext, changes: Partial<AcceptorState>): string {
   const dir = mkdtempSync(join(tmpdir(), 'pagoda-storage-'));
   t.after(() => rmSync(dir, {recursive: true, force: true}));
   const directory = join(dir, 'timeline');
   const state = initialState({
-    tenantId: '1'.repeat(32),
-    timelineId: '2'.repeat(32),
+    ...ids,
     systemId: '7',
     pgVersion: 150018,
     startLsn,
@@ -41,7 +46,7 @@ test('a crash between the control file and the removal of archived WAL: the next
   const directory = folder(t, rest);
   for (const segment of [5, 6]) put(directory, segment, Buffer.alloc(segmentSize, 1));
   put(directory, 7, Buffer.concat([Buffer.alloc(4096, 1), Buffer.alloc(4096)]));
-  const storage = TimelineStorage.open({disk: systemDisk, directory}, new WalRecordBoundary());
+  const storage = open(directory);
   assert.equal(storage.flushLsn, endLsn);
   assert.deepEqual(segments(directory), []);
   // What comes next begins where WAL ended, in a file with a hole; the hole is not read as WAL.
@@ -60,10 +65,18 @@ test('trimmed up to a segment: what is left begins there, and must be there', (t
   const directory = folder(t, trimmed);
   put(directory, 5, Buffer.alloc(segmentSize, 1));
   put(directory, 6, Buffer.alloc(500, 1));
-  const storage = TimelineStorage.open({disk: systemDisk, directory}, new WalRecordBoundary());
+  const storage = open(directory);
   assert.equal(storage.flushLsn, trimmed.commitLsn);
   assert.deepEqual(segments(directory), [segmentFileName(1, 6)]);
   storage.close();
   put(directory, 6, Buffer.alloc(499, 1));
-  assert.throws(() => TimelineStorage.open({disk: systemDisk, directory}, new WalRecordBoundary()), WalLostError);
+  assert.throws(() => open(directory), WalLostError);
+});
+
+test('a control file of another timeline is not taken for its own, and touches no WAL', (t) => {
+  const directory = folder(t, {timelineId: '3'.repeat(32)});
+  const wal = Buffer.alloc(0x3000, 1);
+  put(directory, 5, wal);
+  assert.throws(() => open(directory), /is that of tenant 1+ timeline 3+/);
+  assert.deepEqual(readFileSync(join(directory, segmentFileName(1, 5))), wal);
 });

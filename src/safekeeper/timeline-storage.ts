@@ -13,6 +13,9 @@ import type {Membership} from '#wire/safekeeper.ts';
 export interface TimelineStorageOptions {
   readonly disk: Disk;
   readonly directory: string;
+  /** Whose files are expected there. */
+  readonly tenantId: string;
+  readonly timelineId: string;
   readonly segmentSize?: number;
   /** Shared by all timelines of a disk; without one a full disk needs help from outside. */
   readonly reserve?: DiskReserve;
@@ -52,7 +55,7 @@ export class TimelineStorage {
   readonly #reserve: DiskReserve | undefined;
 
   /** Makes a timeline durable. Its parent directory exists. */
-  static create(options: TimelineStorageOptions, state: AcceptorState): void {
+  static create(options: Pick<TimelineStorageOptions, 'disk' | 'directory'>, state: AcceptorState): void {
     failpoint('safekeeper.create.before');
     options.disk.makeDirectory(options.directory);
     failpoint('safekeeper.create-directory.after');
@@ -62,7 +65,7 @@ export class TimelineStorage {
     failpoint('safekeeper.create.after');
   }
 
-  static exists(options: TimelineStorageOptions): boolean {
+  static exists(options: Pick<TimelineStorageOptions, 'disk' | 'directory'>): boolean {
     return options.disk.exists(`${options.directory}/${controlFileName}`);
   }
 
@@ -78,7 +81,7 @@ export class TimelineStorage {
     const path = `${options.directory}/${controlFileName}`;
     // Its last replacement may have been cut short after the rename: what we read must not be undone by a power cut.
     options.disk.syncDirectory(options.directory);
-    this.state = decodeControlFile(options.disk.readFile(path), path);
+    this.state = decodeControlFile(options.disk.readFile(path), path, options);
     this.wal = new WalStore({...options, startLsn: this.state.localStartLsn});
     this.flushLsn = this.wal.recover(this.state.commitLsn, this.state.history, boundary);
     // All of it had been archived; a crash came before the last file was removed.

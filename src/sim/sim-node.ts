@@ -79,7 +79,7 @@ export class SimNode implements NodeEnd {
 
   create(timeline: NewTimeline): void {
     this.disk.makeDirectory(directory);
-    TimelineStorage.create({disk: this.disk, directory, segmentSize}, initialState(timeline));
+    TimelineStorage.create({disk: this.disk, directory}, initialState(timeline));
     this.status = 'down';
     this.start();
   }
@@ -93,7 +93,7 @@ export class SimNode implements NodeEnd {
     this.disk.opening = true;
     try {
       storage = TimelineStorage.open(
-        {disk: this.disk, directory, segmentSize},
+        {disk: this.disk, directory, tenantId, timelineId, segmentSize},
         torn ? new SimRecordBoundary(false) : boundary,
       );
     } catch (error) {
@@ -390,7 +390,11 @@ export class SimNode implements NodeEnd {
     const {incarnation} = this;
     const donorLife = donor.incarnation;
     const before = donor.snapshot();
-    const copy = new TimelineCopy({disk: this.disk, directory, segmentSize}, before, new SimRecordBoundary());
+    const copy = new TimelineCopy(
+      {disk: this.disk, directory, tenantId, timelineId, segmentSize},
+      before,
+      new SimRecordBoundary(),
+    );
     const stage = this.#stage;
     const step = (): void => {
       try {

@@ -80,7 +80,7 @@ function damageOne(specimen: Specimen, random: SeededRandom): Damage {
         break;
       case 2: {
         const other = names[random.uint32() % names.length]!;
-        if (other === object || specimen.noSwaps === true) continue;
+        if (other === object) continue;
         bytes = Buffer.from(specimen.objects.get(other)!);
         objects.set(other, whole);
         damaged.push(other);
