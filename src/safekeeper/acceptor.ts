@@ -87,6 +87,8 @@ export type AcceptorOutput =
   | {readonly kind: 'write'; readonly lsn: Lsn; readonly bytes: Buffer}
   /** fsync everything written so far, then step `flushed` with the epoch. At most one is under way. */
   | {readonly kind: 'flush'; readonly epoch: number}
+  /** flushLsn has advanced: noted on the disk before anybody is told (flush-mark.ts), durable or not. */
+  | {readonly kind: 'mark'; readonly lsn: Lsn}
   /** Drop all WAL from here on; durable before the next output is carried out. */
   | {readonly kind: 'truncate'; readonly lsn: Lsn}
   /** Durable before the next output is carried out. */
@@ -644,10 +646,12 @@ export class Acceptor {
     this.#flushing = undefined;
     if (epoch === this.#epoch || this.#has('stale-flush-counts')) {
       const late = this.#has('flush-covers-later-writes');
+      const before = this.#flushLsn;
       this.#syncedLsn = late ? this.#writeLsn : flushing.writeLsn;
       this.#flushLsn = this.#has('ack-partial-record')
         ? flushing.writeLsn
         : (Math.max(this.#flushLsn, late ? this.#recordEndLsn : flushing.recordEndLsn) as Lsn);
+      if (this.#flushLsn > before) out.push({kind: 'mark', lsn: this.#flushLsn});
       this.#advanceCommit(out);
       if (this.#appender !== undefined) this.#respond(this.#appender, out);
       this.checkInvariants();

@@ -7,6 +7,8 @@ import type {Lsn} from '#postgres/lsn.ts';
 import {segmentFileName, walSegmentSizeDefault as segmentSize} from '#postgres/wal/segment.ts';
 import {systemDisk} from '#runtime/disk.ts';
 import type {AcceptorState} from '#safekeeper/acceptor.ts';
+import {flushMarkName} from '#safekeeper/flush-mark.ts';
+import {makeNoopWal} from '#safekeeper/noop-wal.testing.ts';
 import {WalRecordBoundary} from '#safekeeper/record-boundary.ts';
 import {TimelineStorage, initialState} from '#safekeeper/timeline-storage.ts';
 import {WalLostError} from '#safekeeper/wal-store.ts';
@@ -79,4 +81,45 @@ test('a control file of another timeline is not taken for its own, and touches n
   put(directory, 5, wal);
   assert.throws(() => open(directory), /is that of tenant 1+ timeline 3+/);
   assert.deepEqual(readFileSync(join(directory, segmentFileName(1, 5))), wal);
+});
+
+test('rot of WAL that was acknowledged and is not known to be committed is told from a torn tail', (t) => {
+  const directory = folder(t, {});
+  const {bytes, ends} = makeNoopWal(startLsn, [100, 200, 300]);
+  const storage = open(directory);
+  storage.apply({kind: 'write', lsn: startLsn, bytes});
+  for (const file of storage.beginSync()) file.syncNow();
+  storage.endSync();
+  const [first, second, third] = ends as [number, number, number] as [Lsn, Lsn, Lsn];
+  storage.apply({kind: 'mark', lsn: second});
+  storage.close();
+  const path = join(directory, segmentFileName(1, 5));
+  const flip = (lsn: Lsn): void => {
+    const wal = readFileSync(path);
+    wal[(lsn % segmentSize) - 40]! ^= 1;
+    writeFileSync(path, wal);
+  };
+  flip(second);
+  const before = readFileSync(path);
+  assert.throws(
+    () => open(directory),
+    (e) => e instanceof WalLostError && /must be replaced/.test(e.message),
+  );
+  assert.deepEqual(readFileSync(path), before, 'what is left can be looked at');
+  flip(second);
+  // Behind the mark nothing was promised.
+  flip(third);
+  const torn = open(directory);
+  assert.equal(torn.flushLsn, second);
+  // A truncation lowers the mark, an advance raises it again.
+  torn.apply({kind: 'truncate', lsn: first});
+  torn.close();
+  assert.equal(open(directory).flushLsn, first);
+  // A damaged mark says nothing.
+  const mark = readFileSync(join(directory, flushMarkName));
+  mark[9]! ^= 1;
+  writeFileSync(join(directory, flushMarkName), mark);
+  const unmarked = open(directory);
+  assert.equal(unmarked.flushLsn, first);
+  unmarked.close();
 });

@@ -4,6 +4,7 @@ import {assert} from '#runtime/assert.ts';
 import type {Disk, DiskFile} from '#runtime/disk.ts';
 import {failpoint} from '#runtime/failpoint.ts';
 import type {AcceptorOutput, AcceptorState} from '#safekeeper/acceptor.ts';
+import {FlushMark, readFlushMark} from '#safekeeper/flush-mark.ts';
 import type {DiskReserve} from '#safekeeper/disk-reserve.ts';
 import {controlFileName, decodeControlFile, encodeControlFile} from '#safekeeper/control-file.ts';
 import type {RecordBoundary} from '#safekeeper/record-boundary.ts';
@@ -53,6 +54,7 @@ export class TimelineStorage {
   readonly #disk: Disk;
   readonly #directory: string;
   readonly #reserve: DiskReserve | undefined;
+  readonly #mark: FlushMark;
 
   /** Makes a timeline durable. Its parent directory exists. */
   static create(options: Pick<TimelineStorageOptions, 'disk' | 'directory'>, state: AcceptorState): void {
@@ -83,14 +85,18 @@ export class TimelineStorage {
     options.disk.syncDirectory(options.directory);
     this.state = decodeControlFile(options.disk.readFile(path), path, options);
     this.wal = new WalStore({...options, startLsn: this.state.localStartLsn});
-    this.flushLsn = this.wal.recover(this.state.commitLsn, this.state.history, boundary);
+    const markLsn = readFlushMark(options);
+    this.flushLsn = this.wal.recover(this.state.commitLsn, this.state.history, boundary, markLsn);
+    this.#mark = new FlushMark(options, markLsn);
+    // Votes will promise it.
+    if (this.flushLsn > this.state.commitLsn) this.#mark.raise(this.flushLsn);
     // All of it had been archived; a crash came before the last file was removed.
     const {localStartLsn, startLsn} = this.state;
     if (localStartLsn > startLsn && localStartLsn === this.flushLsn) this.wal.drop(this.flushLsn, true);
   }
 
   /** Durable as far as AcceptorOutput demands it when this returns. Throws the disk's error. */
-  apply(output: Extract<AcceptorOutput, {kind: 'write' | 'truncate' | 'save'}>): void {
+  apply(output: Extract<AcceptorOutput, {kind: 'write' | 'mark' | 'truncate' | 'save'}>): void {
     switch (output.kind) {
       case 'write':
         this.#reserve?.check();
@@ -98,8 +104,15 @@ export class TimelineStorage {
         this.wal.write(output.lsn, output.bytes);
         failpoint('safekeeper.write.after');
         break;
+      case 'mark':
+        failpoint('safekeeper.mark.before');
+        this.#mark.raise(output.lsn);
+        failpoint('safekeeper.mark.after');
+        break;
       case 'truncate':
         failpoint('safekeeper.truncate.before');
+        this.#mark.lower(output.lsn);
+        failpoint('safekeeper.mark-lower.after');
         this.wal.truncate(output.lsn);
         failpoint('safekeeper.truncate.after');
         break;
@@ -136,6 +149,7 @@ export class TimelineStorage {
   }
 
   close(): void {
+    this.#mark.close();
     this.wal.close();
   }
 }

@@ -365,6 +365,13 @@ export class Timeline {
         } catch (error) {
           return this.#failUnsaved(error);
         }
+      case 'mark':
+        try {
+          this.#options.storage.apply(output);
+          return true;
+        } catch (error) {
+          return this.#fail(error);
+        }
       case 'flush':
         this.#flush(output.epoch);
         return true;

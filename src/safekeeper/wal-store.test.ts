@@ -4,67 +4,15 @@ import {tmpdir} from 'node:os';
 import {join} from 'node:path';
 import {type TestContext, test} from 'node:test';
 import type {Lsn} from '#postgres/lsn.ts';
-import {pageFirstIsContrecord, segmentFileName, walPageSize, writeWalPageHeader} from '#postgres/wal/segment.ts';
-import {crc32c} from '#runtime/crc.ts';
+import {segmentFileName} from '#postgres/wal/segment.ts';
 import {systemDisk} from '#runtime/disk.ts';
+import {makeNoopWal} from '#safekeeper/noop-wal.testing.ts';
 import {WalRecordBoundary, feedAcrossTerms} from '#safekeeper/record-boundary.ts';
 import {WalLostError, WalStore} from '#safekeeper/wal-store.ts';
 
 const segmentSize = 16 * 1024 * 1024;
 const startLsn = 0x1_0100_2028 as Lsn;
 const history = [{term: 0, lsn: startLsn}];
-
-/** WAL of XLOG NOOP records with these payload lengths, from `at` on, with page headers; and where each record ends. */
-function makeWal(at: number, payloads: readonly number[]): {bytes: Buffer; ends: number[]; rawEnds: number[]} {
-  const parts: Buffer[] = [];
-  const ends: number[] = [];
-  const rawEnds: number[] = [];
-  let lsn = at;
-  let previous = at - 64;
-  const put = (bytes: Buffer, remaining: (left: number) => number): void => {
-    for (let done = 0; done < bytes.length;) {
-      if (lsn % walPageSize === 0) {
-        const header = Buffer.alloc(40);
-        const left = remaining(bytes.length - done);
-        const size = writeWalPageHeader(header, 0, {
-          pageLsn: lsn as Lsn,
-          timeline: 1,
-          systemId: 7n,
-          remainingLength: left,
-          info: left > 0 ? pageFirstIsContrecord : 0,
-        });
-        parts.push(header.subarray(0, size));
-        lsn += size;
-      }
-      const count = Math.min(bytes.length - done, walPageSize - (lsn % walPageSize));
-      parts.push(bytes.subarray(done, done + count));
-      lsn += count;
-      done += count;
-    }
-  };
-  payloads.forEach((length, i) => {
-    const main = Buffer.alloc(length, i + 1);
-    const record = Buffer.alloc(24 + 5 + length);
-    record.writeUInt32LE(record.length, 0);
-    record.writeUInt32LE(previous % 2 ** 32, 8);
-    record.writeUInt32LE(Math.floor(previous / 2 ** 32), 12);
-    record[16] = 0x20; // NOOP
-    record[24] = 254;
-    record.writeUInt32LE(length, 25);
-    main.copy(record, 29);
-    record.writeUInt32LE(crc32c(record.subarray(0, 20), crc32c(record.subarray(24))), 20);
-    // A record that would start at a page boundary starts after the page's header.
-    if (lsn % walPageSize === 0) put(Buffer.alloc(0), () => 0);
-    const begins = lsn % walPageSize === 0 ? lsn + (lsn % segmentSize === 0 ? 40 : 24) : lsn;
-    put(record, (left) => (left === record.length ? 0 : left));
-    previous = begins;
-    rawEnds.push(lsn);
-    const padding = -lsn & 7;
-    if (padding > 0) put(Buffer.alloc(padding), () => 0);
-    ends.push(lsn);
-  });
-  return {bytes: Buffer.concat(parts), ends, rawEnds};
-}
 
 function folder(t: TestContext): string {
   const dir = mkdtempSync(join(tmpdir(), 'pagoda-wal-'));
@@ -80,7 +28,7 @@ function recovered(dir: string, commitLsn: Lsn = startLsn): {store: WalStore; en
 test('the end of WAL is found again, over page and segment boundaries', (t) => {
   const dir = folder(t);
   const near = 0x1_02ff_e000 - startLsn - 5000;
-  const {bytes, ends} = makeWal(startLsn, [10, near, 9000, 1, 40_000, 3]);
+  const {bytes, ends} = makeNoopWal(startLsn, [10, near, 9000, 1, 40_000, 3]);
   const {store} = recovered(dir);
   for (let at = 0; at < bytes.length; at += 100_001)
     store.write((startLsn + at) as Lsn, bytes.subarray(at, at + 100_001));
@@ -99,7 +47,7 @@ test('the end of WAL is found again, over page and segment boundaries', (t) => {
 
 test('a tail torn at any byte of the last three records ends at a record, and nothing of it comes back (F8)', (t) => {
   const dir = folder(t);
-  const {bytes, ends, rawEnds} = makeWal(startLsn, [100, 8000, 30, 500, 77]);
+  const {bytes, ends, rawEnds} = makeNoopWal(startLsn, [100, 8000, 30, 500, 77]);
   const path = join(dir, segmentFileName(1, Math.floor(startLsn / segmentSize)));
   const offset = startLsn % segmentSize;
   const from = ends[1]! - startLsn;
@@ -121,7 +69,7 @@ test('a tail torn at any byte of the last three records ends at a record, and no
 
 test('truncate leaves nothing behind, also not in later segments', (t) => {
   const dir = folder(t);
-  const {bytes, ends} = makeWal(startLsn, [10, 20_000_000, 5, 17_000_000, 6]);
+  const {bytes, ends} = makeNoopWal(startLsn, [10, 20_000_000, 5, 17_000_000, 6]);
   const {store} = recovered(dir);
   store.write(startLsn, bytes);
   store.truncate(ends[0]! as Lsn);
@@ -134,7 +82,7 @@ test('truncate leaves nothing behind, also not in later segments', (t) => {
 
 test('missing committed WAL is an error that says what to do', (t) => {
   const dir = folder(t);
-  const {bytes, ends} = makeWal(startLsn, [10, 20]);
+  const {bytes, ends} = makeNoopWal(startLsn, [10, 20]);
   const {store} = recovered(dir);
   store.write(startLsn, bytes);
   store.close();
@@ -146,9 +94,9 @@ test('missing committed WAL is an error that says what to do', (t) => {
 });
 
 test('xl_prev need not chain where a term starts', () => {
-  const first = makeWal(startLsn, [10, 20]);
+  const first = makeNoopWal(startLsn, [10, 20]);
   const border = first.ends[1]! as Lsn;
-  const second = makeWal(border, [30]);
+  const second = makeNoopWal(border, [30]);
   const all = Buffer.concat([first.bytes, second.bytes]);
   const boundary = new WalRecordBoundary();
   boundary.reset(startLsn);

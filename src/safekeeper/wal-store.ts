@@ -61,9 +61,10 @@ export class WalStore {
   /**
    * Finds the end of WAL after a start: the last whole record from `commitLsn` on. Everything behind it is made zeros.
    * All of it is durable when this returns: what a killed process left in the page cache would be gone after a power cut.
-   * Throws WalLostError when committed WAL is missing.
+   * Throws WalLostError when committed WAL is missing, or WAL below `markLsn` is, up to where this node had promised to have it
+   * (flush-mark.ts); nothing is changed then.
    */
-  recover(commitLsn: Lsn, history: TermHistory, boundary: RecordBoundary): Lsn {
+  recover(commitLsn: Lsn, history: TermHistory, boundary: RecordBoundary, markLsn?: Lsn): Lsn {
     if (commitLsn > this.#startLsn) {
       const last = this.#number((commitLsn - 1) as Lsn);
       const size = this.#disk.stat(this.#path(last))?.size ?? 0;
@@ -72,9 +73,9 @@ export class WalStore {
           `committed WAL up to ${formatLsn(commitLsn)} should be in ${this.#path(last)}, which has ${size} bytes; this safekeeper has lost WAL and must be replaced, do not start it again`,
         );
     }
-    this.#removeBelow(this.#startLsn);
     boundary.reset(commitLsn);
     let at = commitLsn;
+    let reason = 'it ends there';
     try {
       for (;;) {
         const bytes = this.read(at, scanChunkBytes);
@@ -82,10 +83,16 @@ export class WalStore {
         feedAcrossTerms(boundary, history, at, bytes);
         at = (at + bytes.length) as Lsn;
       }
-    } catch {
-      // What does not decode was never acknowledged: a torn tail.
+    } catch (error) {
+      reason = (error as Error).message;
     }
-    const endLsn = boundary.endLsn;
+    const {endLsn} = boundary;
+    if (markLsn !== undefined && endLsn < markLsn)
+      throw new WalLostError(
+        `WAL in ${this.#directory} that was durable up to ${formatLsn(markLsn)} cannot be read behind ${formatLsn(endLsn)} (${reason}): its disk is damaged; this safekeeper has lost WAL that it acknowledged and must be replaced, do not start it again`,
+      );
+    // What does not decode behind that was never acknowledged: a torn tail.
+    this.#removeBelow(this.#startLsn);
     this.#cut(endLsn);
     for (const n of this.#segmentsOnDisk()) if (n >= this.#number(commitLsn)) this.#segment(n, false)!.file.syncNow();
     return endLsn;

@@ -80,6 +80,7 @@ export function drawFaults(random: Random): Faults {
       send: aim(0.0005, 0.01),
       refuse: aim(0.001, 0.05),
       commit: aim(0.0005, 0.005),
+      mark: aim(0.0005, 0.005),
     },
     breakMs: sometimes(0.7, 100, 2000),
     lateDelivery: sometimes(0.7, 0.1, 0.9),

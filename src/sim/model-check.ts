@@ -484,6 +484,7 @@ export class ModelCheck {
             refused.push(output.connection);
             break;
           case 'save':
+          case 'mark':
             break;
         }
       }

@@ -77,6 +77,8 @@ const storage: readonly StorageMutation[] = [
   'truncate-forgotten',
   'truncate-unsynced',
   'tail-not-cut',
+  'flush-mark-ignored',
+  'flush-mark-not-lowered',
   'torn-tail-accepted',
   'page-cache-believed',
   'disk-full-ignored',

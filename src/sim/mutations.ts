@@ -29,6 +29,10 @@ export type StorageMutation =
   | 'truncate-unsynced'
   /** What follows the end of WAL is left on the disk at a restart. */
   | 'tail-not-cut'
+  /** Where WAL should end is not looked up at a restart. */
+  | 'flush-mark-ignored'
+  /** A truncation leaves the mark where it was. */
+  | 'flush-mark-not-lowered'
   /** Records are believed without their checksum at a restart. */
   | 'torn-tail-accepted'
   /** What a killed process left in the page cache is believed durable. */

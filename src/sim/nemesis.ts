@@ -98,7 +98,8 @@ export class Nemesis {
     const node = this.#expendable();
     if (node === undefined) return;
     stage.mark(marks.fault, node.id, 2);
-    node.rot(stage.random.float() < 0.4);
+    const chance = stage.random.float();
+    node.rot(chance < 0.3 ? 'control-file' : chance < 0.6 ? 'wal' : 'tail');
   }
 
   #expendable(): SimNode | undefined {

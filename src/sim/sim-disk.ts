@@ -5,6 +5,7 @@
  */
 import type {Disk, DiskFile, DiskStat, OpenMode} from '#runtime/disk.ts';
 import type {Random} from '#runtime/random.ts';
+import {flushMarkName} from '#safekeeper/flush-mark.ts';
 import type {StorageMutation} from '#sim/mutations.ts';
 
 interface Write {
@@ -203,6 +204,7 @@ export class SimDisk implements Disk {
   }
 
   exists(path: string): boolean {
+    if (this.opening && this.#mutations.has('flush-mark-ignored') && path.endsWith(`/${flushMarkName}`)) return false;
     return this.#files.has(path) || this.#directories.has(path);
   }
 

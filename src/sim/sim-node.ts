@@ -6,6 +6,7 @@ import {type Lsn, formatLsn} from '#postgres/lsn.ts';
 import {segmentFileName} from '#postgres/wal/segment.ts';
 import {Acceptor, type AcceptorInput, type AcceptorOutput} from '#safekeeper/acceptor.ts';
 import {ControlFileError} from '#safekeeper/control-file.ts';
+import {readFlushMark} from '#safekeeper/flush-mark.ts';
 import {type PeerSnapshot, pulledState} from '#safekeeper/pulled-state.ts';
 import {TimelineCopy, TimelineCopyError} from '#safekeeper/timeline-copy.ts';
 import {type NewTimeline, TimelineStorage, initialState} from '#safekeeper/timeline-storage.ts';
@@ -61,6 +62,8 @@ export class SimNode implements NodeEnd {
   rottenLsn = 0 as Lsn;
   /** They were, once: what it sent then may still be on its way when its disk is replaced. */
   wasRotten = false;
+  /** … above what its control file knows to be committed. */
+  #tailIsRotten = false;
   #peerConnections = 0;
 
   constructor(id: number, world: NodeWorld) {
@@ -145,7 +148,8 @@ export class SimNode implements NodeEnd {
     this.#stop();
     this.status = 'down';
     // A killed process leaves the page cache behind; a later power cut may still take it.
-    if (stage.random.float() < stage.faults.powerCut) this.disk.crash();
+    // It may take the mark, without which rot of the tail is not found.
+    if (stage.random.float() < stage.faults.powerCut && !this.#tailIsRotten) this.disk.crash();
     const aimed = why !== 'random';
     stage.after(aimed ? 1 + stage.random.float() * 50 : 10 + stage.random.float() * 1500, () => this.start());
     if (aimed && !stage.healed && stage.random.float() < 0.5)
@@ -161,6 +165,7 @@ export class SimNode implements NodeEnd {
     this.#stop();
     this.disk.wipe();
     this.rottenLsn = 0 as Lsn;
+    this.#tailIsRotten = false;
     // Who has never been a member has promised nothing, and may copy again.
     this.status = this.#memberGeneration > 0 ? 'lost' : 'absent';
     stage.checker.forgotten(this.id, this.#memberGeneration);
@@ -238,13 +243,22 @@ export class SimNode implements NodeEnd {
           this.step({kind: 'write-failed', message: 'disk full'});
           return false;
         }
+      case 'mark':
+        this.#mayFail();
+        try {
+          storage.apply(output);
+          return true;
+        } catch (error) {
+          return this.#ioFailed(error);
+        }
       case 'truncate':
         stage.mark(marks.truncate, this.id, output.lsn);
         stage.note(() => `n${this.id} truncates at ${formatLsn(output.lsn)}`);
         stage.checker.truncates(this.id, output.lsn, acceptor.term, before.history, before.flushLsn);
         if (this.#bugs.has('truncate-forgotten')) return true;
         try {
-          storage.apply(output);
+          if (this.#bugs.has('flush-mark-not-lowered')) storage.wal.truncate(output.lsn);
+          else storage.apply(output);
           return true;
         } catch (error) {
           return this.#ioFailed(error);
@@ -481,6 +495,7 @@ export class SimNode implements NodeEnd {
     this.#stop();
     this.disk.wipe();
     this.rottenLsn = 0 as Lsn;
+    this.#tailIsRotten = false;
     this.status = 'absent';
     this.#stage.checker.forgotten(this.id, membership.generation);
     return true;
@@ -579,24 +594,31 @@ export class SimNode implements NodeEnd {
     return parts.length === 1 ? parts[0]! : Buffer.concat(parts);
   }
 
-  /** A bit of committed WAL below what the control file knows to be committed, or of the control file, flips. */
-  rot(controlFile: boolean): void {
+  /**
+   * A bit flips: of the control file, of WAL that it knows to be committed, or of committed WAL behind that (`tail`), which
+   * this node has acknowledged.
+   */
+  rot(where: 'control-file' | 'wal' | 'tail'): void {
     const {acceptor} = this;
     if (acceptor === undefined || this.rottenLsn > 0) return;
     const {random} = this.#stage;
-    if (controlFile) {
+    if (where === 'control-file') {
       if (this.disk.rot(`${directory}/safekeeper.control`, Math.floor(random.float() * 100)))
         this.rottenLsn = acceptor.commitLsn;
       this.wasRotten = this.rottenLsn > 0;
       return;
     }
     const {localStartLsn, commitLsn} = acceptor.state;
-    if (commitLsn <= localStartLsn) return;
-    const at = (localStartLsn + Math.floor(random.float() * (commitLsn - localStartLsn))) as Lsn;
+    const startLsn = where === 'tail' ? commitLsn : localStartLsn;
+    const promised = readFlushMark({disk: this.disk, directory, tenantId, timelineId}) ?? 0;
+    const endLsn = where === 'tail' ? (Math.min(promised, this.#stage.checker.committedLsn) as Lsn) : commitLsn;
+    if (endLsn <= startLsn) return;
+    const at = (startLsn + Math.floor(random.float() * (endLsn - startLsn))) as Lsn;
     if (this.disk.rot(segmentPath(at), at % segmentSize)) {
-      this.#stage.note(() => `n${this.id} rots at ${formatLsn(at)}`);
-      this.rottenLsn = commitLsn;
+      this.#stage.note(() => `n${this.id} rots at ${formatLsn(at)} (${where})`);
+      this.rottenLsn = endLsn;
       this.wasRotten = true;
+      this.#tailIsRotten = where === 'tail';
     }
   }
 }

@@ -35,7 +35,7 @@ export async function fsckTimeline(
 type Say = (line: string) => void;
 
 async function checkFolder(folder: FolderSource, good: Say, bad: Say): Promise<Lsn> {
-  const {name, state, startLsn} = folder;
+  const {name, state, markLsn, startLsn} = folder;
   const committed = state?.commitLsn;
   if (state !== undefined)
     good(
@@ -54,6 +54,10 @@ async function checkFolder(folder: FolderSource, good: Say, bad: Say): Promise<L
     if (committed !== undefined && endLsn < committed)
       bad(
         `${name}: committed WAL up to ${formatLsn(committed)}, readable only up to ${formatLsn(endLsn)}: ${failure?.reason ?? 'a segment is missing'}. Replace this safekeeper`,
+      );
+    else if (markLsn !== undefined && endLsn < markLsn)
+      bad(
+        `${name}: acknowledged WAL up to ${formatLsn(markLsn)}, readable only up to ${formatLsn(endLsn)}: ${failure?.reason ?? 'a segment is missing'}. Replace this safekeeper`,
       );
     else
       good(

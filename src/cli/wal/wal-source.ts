@@ -5,6 +5,7 @@ import {type Disk, type DiskFile, joinPath} from '#runtime/disk.ts';
 import type {WalArchive} from '#objectstore/wal-archive.ts';
 import type {AcceptorState} from '#safekeeper/acceptor.ts';
 import {controlFileName, decodeControlFile} from '#safekeeper/control-file.ts';
+import {readFlushMark} from '#safekeeper/flush-mark.ts';
 import {chain, firstRecordStart} from '#safekeeper/restore.ts';
 
 export interface WalSource {
@@ -26,6 +27,8 @@ export class FolderSource implements WalSource {
   readonly endLsn: Lsn;
   /** When the folder is a safekeeper's. */
   readonly state: AcceptorState | undefined;
+  /** The safekeeper had WAL up to here, by its flush mark. */
+  readonly markLsn: Lsn | undefined;
   readonly #disk: Disk;
   readonly #open = new Map<number, DiskFile>();
 
@@ -45,6 +48,7 @@ export class FolderSource implements WalSource {
     this.#disk = disk;
     this.name = folder;
     this.state = state;
+    this.markLsn = state === undefined ? undefined : readFlushMark({...state, disk, directory: folder});
     const [first] = segments;
     this.startLsn = state?.localStartLsn ?? ((first! * walSegmentSizeDefault) as Lsn);
     // A gap ends it: recycled files of Postgres carry names of the future.
