@@ -82,7 +82,7 @@ export async function runMatrix(options: MatrixOptions): Promise<{ok: boolean}> 
       admin: (sql) => atCompute(cell, endpointId, sql),
       hasFired: () => existsSync(`${armed}.fired`),
     };
-    const loops = ledger.start(clientConfig(cell.databaseUrl), 3);
+    const loops = ledger.start({config: clientConfig(cell.databaseUrl), thinkMs: 0}, 3);
     for (const [i, step] of walked.entries()) {
       const before = problems.length;
       const started = performance.now();

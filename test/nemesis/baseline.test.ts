@@ -22,7 +22,7 @@ async function run(isolation: Isolation): Promise<{commits: number; anomalies: A
   const lists = new ListAppend(commits, new SeededRandom(3), isolation);
   await cluster.query(lists.schema);
   const config = {host: '127.0.0.1', port: cluster.port, user: cluster.superuser, database: 'postgres'};
-  const loops = lists.start(config, 8);
+  const loops = lists.start({config, thinkMs: 15}, 8);
   await sleep(6000);
   await Promise.all(loops.map((loop) => loop.stop()));
   return {

@@ -4,6 +4,8 @@
  *
  *   --minutes M      how long faults go on (default 1)
  *   --seed S         what is done to whom, in which order and for how long (default 1)
+ *   --think MS       what each of the twelve writing clients rests between two transactions (default 40: the whole cell then takes about
+ *                    one core, and gaps tell of Pagoda, not of the machine)
  *   --only TEXT      only kinds of faults whose name contains it
  *   --strict-gaps    a commit gap above the goal fails the run (a quiet machine)
  *   --dir DIR        where it lives (default: below /tmp, removed afterwards unless it fails)
@@ -12,7 +14,7 @@
 import {mkdtempSync, rmSync} from 'node:fs';
 import {tmpdir} from 'node:os';
 import {join} from 'node:path';
-import {runNemesis} from './run.ts';
+import {runNemesis, thinkMsDefault} from './run.ts';
 
 const options = new Map<string, string>();
 const flags = new Set(['--strict-gaps', '--shared-net', '--verbose']);
@@ -20,7 +22,7 @@ const args = process.argv.slice(2);
 for (let i = 0; i < args.length; i++) {
   const name = args[i]!;
   if (flags.has(name)) options.set(name, '');
-  else if (['--minutes', '--seed', '--only', '--dir'].includes(name) && args[i + 1] !== undefined)
+  else if (['--minutes', '--seed', '--think', '--only', '--dir'].includes(name) && args[i + 1] !== undefined)
     options.set(name, args[++i]!);
   else throw new Error(`unknown option ${name}; see the head of test/nemesis/main.ts`);
 }
@@ -32,6 +34,7 @@ const result = await runNemesis({
   minutes: Number(options.get('--minutes') ?? 1),
   seed: Number(options.get('--seed') ?? 1),
   isolated: process.getuid?.() === 0 && !options.has('--shared-net'),
+  thinkMs: Number(options.get('--think') ?? thinkMsDefault),
   strictGaps: options.has('--strict-gaps'),
   ...(only === undefined ? {} : {only}),
   log: (line) => console.log(line),

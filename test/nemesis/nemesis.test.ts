@@ -4,7 +4,7 @@ import {mkdtempSync, rmSync} from 'node:fs';
 import {tmpdir} from 'node:os';
 import {join} from 'node:path';
 import {test} from 'node:test';
-import {runNemesis} from './run.ts';
+import {runNemesis, thinkMsDefault} from './run.ts';
 
 test('a minute of faults on every link and every role: nothing lost, nothing doubled, no anomaly', async () => {
   const dir = mkdtempSync(join(tmpdir(), 'pagoda-nemesis-'));
@@ -13,6 +13,7 @@ test('a minute of faults on every link and every role: nothing lost, nothing dou
     minutes: 1,
     seed: 1,
     isolated: process.getuid?.() === 0,
+    thinkMs: thinkMsDefault,
     strictGaps: false,
     log: (line) => console.log(line),
   });

@@ -22,10 +22,13 @@ export interface NemesisOptions {
   readonly seed: number;
   readonly isolated: boolean;
   readonly strictGaps: boolean;
+  /** What each client rests between two transactions, on average. */
+  readonly thinkMs: number;
   readonly only?: string;
   readonly log: (line: string) => void;
 }
 
+export const thinkMsDefault = 40;
 /** Fewer commits than this in a second, on average, and the run proves nothing. */
 const commitsPerSecondMin = 20;
 /** After a heal the first commit must come within this, or the run has failed. */
@@ -53,12 +56,12 @@ export async function runNemesis(options: NemesisOptions): Promise<{ok: boolean}
     const lists = [new ListAppend(commits, random, 'serializable'), new ListAppend(commits, random, 'repeatable read')];
     await cell.query([Ledger.schema, Bank.schema, ...lists.map((l) => l.schema)].join(';'));
     const world = {cell, endpointId: await cell.endpointId(), ledger, problems};
-    const config = clientConfig(cell.databaseUrl);
+    const clients = {config: clientConfig(cell.databaseUrl), thinkMs: options.thinkMs};
     commits.lastMs = performance.now();
     const loops = [
-      ...ledger.start(config, 4),
-      ...bank.start(config, 2),
-      ...lists.flatMap((l, i) => l.start(config, i === 0 ? 4 : 2)),
+      ...ledger.start(clients, 4),
+      ...bank.start(clients, 2),
+      ...lists.flatMap((l, i) => l.start(clients, i === 0 ? 4 : 2)),
     ];
     say(
       `the cell serves (${options.isolated ? 'own network and file systems' : 'one network'}), ${loops.length} clients, seed ${seed}`,

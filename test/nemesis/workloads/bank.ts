@@ -1,10 +1,19 @@
 /** Transfers between accounts: the sum stays, and no account goes below zero. */
 import type pg from 'pg';
 import type {SeededRandom} from '#runtime/random.ts';
-import {BrokenSession, type Commits, type Loop, type Outcome, runClient, transact} from './client.ts';
+import {
+  BrokenSession,
+  type ClientOptions,
+  type Commits,
+  type Loop,
+  type Outcome,
+  runClient,
+  transact,
+} from './client.ts';
 
 const accounts = 40;
 const initial = 1000;
+const readPauseMs = 200;
 
 export class Bank {
   readonly anomalies: string[] = [];
@@ -20,12 +29,12 @@ export class Bank {
   static readonly schema = `create table bank (id int primary key, balance int not null check (balance >= 0));
     insert into bank select n, ${initial} from generate_series(1, ${accounts}) as n`;
 
-  start(config: pg.ClientConfig, clients: number): Loop[] {
+  start(options: ClientOptions, clients: number): Loop[] {
     return [
       ...Array.from({length: clients}, (_, i) =>
-        runClient(config, (client) => this.#transfer(client, i % 2 === 0 ? 'serializable' : 'repeatable read')),
+        runClient(options, (client) => this.#transfer(client, i % 2 === 0 ? 'serializable' : 'repeatable read')),
       ),
-      runClient(config, (client) => this.#read(client)),
+      runClient({...options, thinkMs: readPauseMs}, (client) => this.#read(client)),
     ];
   }
 
@@ -61,6 +70,5 @@ export class Bank {
     const sum = rows[0]!;
     if (sum.sum !== accounts * initial || sum.n !== accounts)
       this.anomalies.push(`${sum.n} accounts hold ${sum.sum} instead of ${accounts * initial}`);
-    await new Promise((resolve) => setTimeout(resolve, 200));
   }
 }

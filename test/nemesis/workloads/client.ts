@@ -80,8 +80,15 @@ export interface Loop {
   stop(): Promise<void>;
 }
 
+/** Where clients go, and how long each thinks between two turns, on average. */
+export interface ClientOptions {
+  readonly config: pg.ClientConfig;
+  readonly thinkMs: number;
+}
+
 /** One client: `turn` again and again on a session that is made anew whenever it breaks. */
-export function runClient(config: pg.ClientConfig, turn: (client: pg.Client) => Promise<void>): Loop {
+export function runClient(options: ClientOptions, turn: (client: pg.Client) => Promise<void>): Loop {
+  const {config, thinkMs} = options;
   let running = true;
   let current: pg.Client | undefined;
   const done = (async () => {
@@ -91,7 +98,11 @@ export function runClient(config: pg.ClientConfig, turn: (client: pg.Client) => 
       try {
         await client.connect();
         current = client;
-        while (running) await turn(client);
+        while (running) {
+          await turn(client);
+          // Uneven, or all clients would go in step after each fault.
+          if (thinkMs > 0) await sleep(thinkMs * (0.5 + Math.random()));
+        }
       } catch {
         // whatever it was: a new session; `turn` has written down what became of its work
         await sleep(20);

@@ -4,7 +4,7 @@
  */
 import {createHash} from 'node:crypto';
 import type pg from 'pg';
-import {BrokenSession, type Commits, type Loop, type Outcome, commit, runClient} from './client.ts';
+import {BrokenSession, type ClientOptions, type Commits, type Loop, type Outcome, commit, runClient} from './client.ts';
 
 export interface LedgerVerdict {
   rows: number;
@@ -36,8 +36,8 @@ export class Ledger {
   /** No unique index: a doubled row must be able to appear. */
   static readonly schema = 'create table ledger (id int, part int, payload text); create index on ledger (id)';
 
-  start(config: pg.ClientConfig, clients: number): Loop[] {
-    return Array.from({length: clients}, () => runClient(config, (client) => this.turn(client)));
+  start(options: ClientOptions, clients: number): Loop[] {
+    return Array.from({length: clients}, () => runClient(options, (client) => this.turn(client)));
   }
 
   /** One entry, on any session. */

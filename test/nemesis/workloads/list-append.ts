@@ -2,12 +2,18 @@
 import type pg from 'pg';
 import type {SeededRandom} from '#runtime/random.ts';
 import {type Operation, type Transaction} from '../cycle-checker.ts';
-import {BrokenSession, type Commits, type Loop, type Outcome, runClient, transact} from './client.ts';
+import {
+  BrokenSession,
+  type ClientOptions,
+  type Commits,
+  type Loop,
+  type Outcome,
+  runClient,
+  transact,
+} from './client.ts';
 
 const activeKeys = 8;
 const elementsPerKey = 24;
-/** Between two transactions of a client: an hour's history must fit in memory. */
-const pauseMs = 15;
 
 export type Isolation = 'serializable' | 'repeatable read' | 'read committed';
 
@@ -31,8 +37,8 @@ export class ListAppend {
     return `create table ${this.#table} (key int primary key, elements int[] not null)`;
   }
 
-  start(config: pg.ClientConfig, clients: number): Loop[] {
-    return Array.from({length: clients}, () => runClient(config, (client) => this.#turn(client)));
+  start(options: ClientOptions, clients: number): Loop[] {
+    return Array.from({length: clients}, () => runClient(options, (client) => this.#turn(client)));
   }
 
   async final(query: (sql: string) => Promise<Record<string, unknown>[]>): Promise<Map<number, number[]>> {
@@ -75,7 +81,6 @@ export class ListAppend {
         operations.some((op) => op.kind === 'append'),
       );
     }
-    await new Promise((resolve) => setTimeout(resolve, pauseMs));
   }
 
   /** A few keys at a time; a key retires when about `elementsPerKey` elements were meant for it. */
