@@ -10,6 +10,7 @@ import {join} from 'node:path';
 import {setTimeout as sleep} from 'node:timers/promises';
 import {promisify} from 'node:util';
 import pg from 'pg';
+import {processesOf, signalAll} from './processes.ts';
 
 const root = join(import.meta.dirname, '..');
 const main = join(root, 'src/cli/main.ts');
@@ -121,13 +122,7 @@ export class Pagoda {
 
   /** kill -9 of every process, in one go. */
   killEverything(): void {
-    for (const pid of this.processes()) {
-      try {
-        process.kill(pid, 'SIGKILL');
-      } catch {
-        // gone by itself
-      }
-    }
+    signalAll(this.processes(), 'SIGKILL');
     this.#supervisor = undefined;
   }
 
@@ -140,41 +135,13 @@ export class Pagoda {
     const pids = this.processes().toSorted((a, b) => Number(safekeepers.has(b)) - Number(safekeepers.has(a)));
     await sleep(100);
     await new Promise(setImmediate); // after the answers that had arrived were read, and the next statements sent
-    for (const pid of pids) {
-      try {
-        process.kill(pid, 'SIGKILL');
-      } catch {
-        // gone by itself
-      }
-    }
+    signalAll(pids, 'SIGKILL');
     this.killEverything(); // what was started in between
   }
 
   /** Pids of all processes of this installation: those that name its directory, and all their descendants. */
   processes(): number[] {
-    const all = readdirSync('/proc')
-      .filter((n) => /^\d+$/.test(n))
-      .map((n) => {
-        try {
-          const args = readFileSync(`/proc/${n}/cmdline`, 'utf8').split('\0');
-          const stat = readFileSync(`/proc/${n}/stat`, 'utf8');
-          return {pid: Number(n), args, parent: Number(stat.slice(stat.lastIndexOf(')') + 2).split(' ')[1])};
-        } catch {
-          return undefined;
-        }
-      })
-      .filter((p) => p !== undefined);
-    const ours = new Set(
-      all
-        .filter((p) => p.pid !== process.pid && p.args.some((a) => a === this.dir || a.startsWith(`${this.dir}/`)))
-        .map((p) => p.pid),
-    );
-    for (let grew = true; grew;) {
-      grew = false;
-      for (const p of all) if (!ours.has(p.pid) && ours.has(p.parent)) grew = ours.add(p.pid).size > 0;
-    }
-    ours.delete(process.pid);
-    return [...ours];
+    return processesOf(this.dir).map((p) => p.pid);
   }
 
   pidOf(role: string): number {
@@ -183,18 +150,8 @@ export class Pagoda {
   }
 
   /** One call of API v2. Throws with method, path and answer when the status is not 2xx. */
-  async api<T = Record<string, unknown>>(method: string, path: string, body?: unknown): Promise<T> {
-    const response = await fetch(this.status.apiUrl + path, {
-      method,
-      headers: {
-        authorization: `Bearer ${this.status.apiKey}`,
-        ...(body === undefined ? {} : {'content-type': 'application/json'}),
-      },
-      ...(body === undefined ? {} : {body: JSON.stringify(body)}),
-    });
-    const text = await response.text();
-    if (!response.ok) throw new Error(`${method} ${path}: ${response.status} ${text}`);
-    return (text === '' ? {} : JSON.parse(text)) as T;
+  api<T = Record<string, unknown>>(method: string, path: string, body?: unknown): Promise<T> {
+    return callApi<T>(this.status, method, path, body);
   }
 
   /** Makes a branch with a read-write endpoint and waits until the operations are over. `parent` as in the API's body. */
@@ -232,22 +189,12 @@ export class Pagoda {
   }
 
   /** A session through the front door. */
-  async connect(uri = this.status.databaseUrl): Promise<pg.Client> {
-    const client = new pg.Client(clientConfig(uri));
-    client.on('error', () => {});
-    await client.connect();
-    return client;
+  connect(uri = this.status.databaseUrl): Promise<pg.Client> {
+    return connect(uri);
   }
 
-  async query(sql: string, uri?: string): Promise<Record<string, unknown>[]> {
-    const client = await this.connect(uri);
-    try {
-      const result: unknown = await client.query(sql);
-      const last = (Array.isArray(result) ? result.at(-1) : result) as pg.QueryResult<Record<string, unknown>>;
-      return last.rows;
-    } finally {
-      await client.end();
-    }
+  query(sql: string, uri = this.status.databaseUrl): Promise<Record<string, unknown>[]> {
+    return queryOnce(uri, sql);
   }
 
   /** A superuser session on the compute's own socket. */
@@ -332,6 +279,46 @@ export class Pagoda {
     this.killEverything();
     await sleep(50);
     if (!this.#keep) rmSync(this.dir, {recursive: true, force: true, maxRetries: 10, retryDelay: 100});
+  }
+}
+
+/** One call of API v2. Throws with method, path and answer when the status is not 2xx. */
+export async function callApi<T>(
+  api: {readonly apiUrl: string; readonly apiKey: string},
+  method: string,
+  path: string,
+  body?: unknown,
+): Promise<T> {
+  const response = await fetch(api.apiUrl + path, {
+    method,
+    headers: {
+      authorization: `Bearer ${api.apiKey}`,
+      ...(body === undefined ? {} : {'content-type': 'application/json'}),
+    },
+    ...(body === undefined ? {} : {body: JSON.stringify(body)}),
+  });
+  const text = await response.text();
+  if (!response.ok) throw new Error(`${method} ${path}: ${response.status} ${text}`);
+  return (text === '' ? {} : JSON.parse(text)) as T;
+}
+
+/** A session through the front door. */
+export async function connect(uri: string): Promise<pg.Client> {
+  const client = new pg.Client(clientConfig(uri));
+  client.on('error', () => {});
+  await client.connect();
+  return client;
+}
+
+/** What the last statement answers, in a session of its own. */
+export async function queryOnce(uri: string, sql: string): Promise<Record<string, unknown>[]> {
+  const client = await connect(uri);
+  try {
+    const result: unknown = await client.query(sql);
+    const last = (Array.isArray(result) ? result.at(-1) : result) as pg.QueryResult<Record<string, unknown>>;
+    return last.rows;
+  } finally {
+    await client.end();
   }
 }
 

@@ -3,14 +3,11 @@
  * but composed here so that every link between two roles goes through a fault link, each safekeeper and the pageserver
  * has a network namespace of its own (as root; else all are on loopback), and each safekeeper a file system of its own.
  */
-import {type ChildProcess, execFile, execFileSync, spawn} from 'node:child_process';
-import {existsSync, mkdirSync, openSync, closeSync, readFileSync, readdirSync, rmSync, writeFileSync} from 'node:fs';
-import {statfs} from 'node:fs/promises';
+import {type ChildProcess, spawn} from 'node:child_process';
+import {existsSync, mkdirSync, openSync, closeSync, readFileSync, readdirSync, writeFileSync} from 'node:fs';
 import {join} from 'node:path';
 import {createInterface} from 'node:readline';
 import {setTimeout as sleep} from 'node:timers/promises';
-import {promisify} from 'node:util';
-import pg from 'pg';
 import {Layout, internalPorts} from '#cli/layout.ts';
 import {findProject, makeFirstProject, startProject} from '#cli/first-project.ts';
 import {type RoleConfig, roleConfigs} from '#cli/role-configs.ts';
@@ -18,10 +15,16 @@ import {setUp} from '#cli/setup.ts';
 import {systemClock} from '#runtime/clock.ts';
 import {systemDisk} from '#runtime/disk.ts';
 import {changeMode, changeOwner} from '#runtime/permissions.ts';
+import {requestJson} from '#runtime/http.ts';
+import type {ObjectStoreConfig} from '#objectstore/open.ts';
 import {SeededRandom} from '#runtime/random.ts';
 import {TokenIssuer, generateKeys} from '#wire/auth.ts';
-import {clientConfig, freeBlock} from '../pagoda.ts';
+import {FaultProxy} from '../objectstore/fault-proxy.ts';
+import {Rgw} from '../objectstore/rgw.ts';
+import {callApi, freeBlock, queryOnce} from '../pagoda.ts';
+import {processes, processesOf, signalAll} from '../processes.ts';
 import {FaultLink} from './fault-link.ts';
+import {Isolation} from './isolation.ts';
 
 const root = join(import.meta.dirname, '../..');
 const main = join(root, 'src/cli/main.ts');
@@ -29,6 +32,7 @@ const restartMs = 250;
 const readyMsMax = 60_000;
 
 export const safekeeperNames = ['safekeeper-1', 'safekeeper-2', 'safekeeper-3'] as const;
+export const spareName = 'safekeeper-4';
 
 export interface CellOptions {
   readonly dir: string;
@@ -41,7 +45,9 @@ export interface CellOptions {
   /** Added to the configurations of the role. */
   readonly safekeeperConfig?: Readonly<Record<string, unknown>>;
   readonly pageserverConfig?: Readonly<Record<string, unknown>>;
-  /** A fourth safekeeper that the control plane does not know: `safekeeper-4`. */
+  /** The object store is Ceph RGW behind a proxy that makes faults (`objectStore`); else a folder. */
+  readonly s3?: boolean;
+  /** A fourth safekeeper that the control plane does not know yet: `safekeeper-4`. */
   readonly spareSafekeeper?: boolean;
   readonly log: (line: string) => void;
 }
@@ -53,24 +59,17 @@ interface Role extends RoleConfig {
   held: boolean;
 }
 
-interface Namespace {
-  readonly name: string;
-  readonly ip: string;
-  /** The bridge's end of its cable. */
-  readonly cable: string;
-}
-
 export class Cell {
   readonly dir: string;
   readonly layout: Layout;
   readonly links = new Map<string, FaultLink>();
-  readonly isIsolated: boolean;
   readonly #options: CellOptions;
   readonly #base: number;
   readonly #roles = new Map<string, Role>();
-  readonly #namespaces = new Map<string, Namespace>();
-  readonly #mounts: string[] = [];
-  #bridge: string | undefined;
+  /** Set when the cell was started with `s3`. */
+  objectStore: FaultProxy | undefined;
+  #rgw: Rgw | undefined;
+  #isolation: Isolation | undefined;
   #databaseUrl = '';
   #projectId = '';
   #rivals = 0;
@@ -84,7 +83,7 @@ export class Cell {
       await cell.#start();
     } catch (error) {
       const tails = cell.logTails();
-      cell.#clean();
+      await cell.close();
       throw new Error(`the cell does not start: ${(error as Error).message}\n${tails}`, {cause: error});
     }
     return cell;
@@ -93,7 +92,6 @@ export class Cell {
   private constructor(options: CellOptions, base: number) {
     this.#options = options;
     this.dir = options.dir;
-    this.isIsolated = options.isolated;
     this.#base = base;
     this.layout = new Layout(options.dir);
   }
@@ -107,6 +105,11 @@ export class Cell {
   /** Base URL of an HTTP link. */
   urlOf(link: string): string {
     return `http://${this.#gateway}:${this.links.get(link)!.port}`;
+  }
+  /** Where the other roles find a safekeeper: its fault links. */
+  addressOf(safekeeper: string): {host: string; port: number; httpPort: number} {
+    const port = (link: string): number => this.links.get(link)!.port;
+    return {host: this.#gateway, port: port(safekeeper), httpPort: port(`${safekeeper}-http`)};
   }
   get roleNames(): string[] {
     return [...this.#roles.keys()];
@@ -214,63 +217,13 @@ export class Cell {
     return {host: join(dataDir, 'run'), port, stop: () => void child.kill('SIGKILL')};
   }
 
-  /** The cable of a namespace is pulled; `sends-lost`: its peers' words still arrive. */
-  partition(name: string, how: 'both' | 'sends-lost'): void {
-    const ns = this.#namespace(name);
-    if (how === 'both') ip('link', 'set', ns.cable, 'down');
-    else ip('netns', 'exec', ns.name, 'ip', 'route', 'replace', 'blackhole', `${this.#gateway}/32`);
+  api<T = Record<string, unknown>>(method: string, path: string, body?: unknown): Promise<T> {
+    const apiKey = readFileSync(this.layout.apiKeyFile, 'utf8').trim();
+    return callApi<T>({apiUrl: `http://127.0.0.1:${this.#base + 1}/api/v2`, apiKey}, method, path, body);
   }
 
-  heal(name: string): void {
-    const ns = this.#namespace(name);
-    ip('link', 'set', ns.cable, 'up');
-    quietly(() => ip('netns', 'exec', ns.name, 'ip', 'route', 'del', 'blackhole', `${this.#gateway}/32`));
-  }
-
-  /** Leaves no byte free on a safekeeper's file system. Not synchronous: the links live in this process. */
-  async fillDisk(name: string): Promise<void> {
-    const path = join(this.layout.node(name), 'ballast');
-    const {bavail, bsize} = await statfs(this.layout.node(name));
-    // fallocate takes all or nothing: halve until nothing fits any more.
-    let size = 0;
-    for (let part = bavail * bsize; part >= bsize; part = Math.floor(part / 2))
-      if (await fits(path, size + part)) size += part;
-  }
-
-  emptyDisk(name: string): void {
-    rmSync(join(this.layout.node(name), 'ballast'), {force: true});
-  }
-
-  async api<T = Record<string, unknown>>(method: string, path: string, body?: unknown): Promise<T> {
-    const response = await fetch(`http://127.0.0.1:${this.#base + 1}/api/v2${path}`, {
-      method,
-      headers: {
-        authorization: `Bearer ${readFileSync(this.layout.apiKeyFile, 'utf8').trim()}`,
-        ...(body === undefined ? {} : {'content-type': 'application/json'}),
-      },
-      ...(body === undefined ? {} : {body: JSON.stringify(body)}),
-    });
-    const text = await response.text();
-    if (!response.ok) throw new Error(`${method} ${path}: ${response.status} ${text}`);
-    return (text === '' ? {} : JSON.parse(text)) as T;
-  }
-
-  async connect(uri = this.#databaseUrl, connectMs = 60_000): Promise<pg.Client> {
-    const client = new pg.Client({...clientConfig(uri), connectionTimeoutMillis: connectMs});
-    client.on('error', () => {});
-    await client.connect();
-    return client;
-  }
-
-  async query(sql: string, uri?: string): Promise<Record<string, unknown>[]> {
-    const client = await this.connect(uri);
-    try {
-      const result: unknown = await client.query(sql);
-      const last = (Array.isArray(result) ? result.at(-1) : result) as pg.QueryResult<Record<string, unknown>>;
-      return last.rows;
-    } finally {
-      await client.end();
-    }
+  query(sql: string): Promise<Record<string, unknown>[]> {
+    return queryOnce(this.#databaseUrl, sql);
   }
 
   /** Tries again until it succeeds: for questions after a fault. */
@@ -314,21 +267,41 @@ export class Cell {
     this.#stopping = true;
     await this.#killAll();
     for (const link of this.links.values()) await link.close();
+    await this.objectStore?.stop();
+    await this.#rgw?.stop();
     this.#clean();
     process.removeListener('exit', this.#atExit);
   }
 
-  /** A token of the control plane's for a safekeeper or a pageserver. */
-  async token(audience: 'safekeeper' | 'pageserver'): Promise<string> {
+  /** What an operator's command asks the control plane. */
+  async operate<T>(method: 'GET' | 'PUT' | 'POST', path: string, body?: unknown): Promise<T> {
+    const url = `${this.urlOf('control')}/internal/v1${path}`;
+    const token = await this.token('control');
+    const request = {method, url, token, timeoutMs: 10_000, ...(body === undefined ? {} : {body})};
+    const {status, json} = await requestJson(request);
+    if (status >= 300) throw new Error(`${method} ${path}: ${status} ${JSON.stringify(json)}`);
+    return json as T;
+  }
+
+  /** Folders whose processes are its own; the second is the object store's. */
+  get folders(): readonly string[] {
+    return [this.dir, ...(this.#rgw === undefined ? [] : [this.#rgw.dir])];
+  }
+
+  /** Namespaces and file systems; only with `isolated`. */
+  get isolation(): Isolation {
+    if (this.#isolation === undefined) throw new Error('this cell has one network and one file system');
+    return this.#isolation;
+  }
+
+  /** A token of the control plane's for another role, or for itself. */
+  async token(audience: 'safekeeper' | 'pageserver' | 'control'): Promise<string> {
     const issuer = await TokenIssuer.load(this.layout.keys, 'control', systemClock);
     return issuer.sign({aud: audience, scope: 'node'});
   }
 
   get #gateway(): string {
-    return this.isIsolated ? `10.77.${this.#subnet}.1` : '127.0.0.1';
-  }
-  get #subnet(): number {
-    return Math.floor((this.#base - 20_000) / 40) % 250;
+    return this.#isolation?.gateway ?? '127.0.0.1';
   }
   get #diskBytes(): number {
     return this.#options.safekeeperDiskBytes ?? 4 * 1024 * 1024 * 1024;
@@ -348,6 +321,7 @@ export class Cell {
         mode: 0o600,
       });
     const installation = await setUp(systemDisk, this.#options.log);
+    if (this.#options.isolated) this.#isolate();
     const ports = {proxy: this.#base, api: this.#base + 1, internal: this.#base + 10};
     const roles = roleConfigs({
       layout,
@@ -355,14 +329,13 @@ export class Cell {
       installation,
       listen: '127.0.0.1',
       withProxy: true,
-      objectStore: {kind: 'folder', root: layout.objects},
+      objectStore: await this.#openObjectStore(),
     });
-    if (this.isIsolated) this.#isolate();
     if (this.#options.spareSafekeeper) {
       const model = roles.find((r) => r.name === 'safekeeper-1')!;
       const [port, httpPort] = [this.#base + 38, this.#base + 39];
-      const config = {...(model.config as object), nodeId: 4, port, httpPort, dataDir: layout.node('safekeeper-4')};
-      roles.push({...model, name: 'safekeeper-4', config});
+      const config = {...(model.config as object), nodeId: 4, port, httpPort, dataDir: layout.node(spareName)};
+      roles.push({...model, name: spareName, config});
     }
     for (const role of await this.#throughLinks(roles, internalPorts(ports.internal))) {
       writeFileSync(layout.configFile(role.name), JSON.stringify(role.config, undefined, 2), {mode: 0o600});
@@ -375,6 +348,22 @@ export class Cell {
     if (project === undefined) throw new Error('there is no first project');
     this.#databaseUrl = project.connectionUri;
     this.#projectId = project.projectId;
+  }
+
+  #isolate(): void {
+    const isolation = new Isolation(this.#base);
+    this.#isolation = isolation;
+    const safekeepers = [...safekeeperNames, ...(this.#options.spareSafekeeper ? [spareName] : [])];
+    for (const name of [...safekeepers, 'pageserver']) isolation.addNode(name);
+    for (const name of safekeepers)
+      isolation.addDisk(name, join(this.dir, `${name}.ext4`), this.layout.node(name), this.#diskBytes);
+  }
+
+  async #openObjectStore(): Promise<ObjectStoreConfig> {
+    if (!this.#options.s3) return {kind: 'folder', root: this.layout.objects};
+    this.#rgw = await Rgw.start();
+    this.objectStore = await FaultProxy.start(this.#rgw.endpoint, this.#gateway);
+    return await this.#rgw.bucket(this.objectStore.endpoint);
   }
 
   async #startRoles(): Promise<void> {
@@ -434,41 +423,7 @@ export class Cell {
   }
 
   #hostOf(role: string): string {
-    return this.#namespaces.get(role)?.ip ?? '127.0.0.1';
-  }
-
-  #namespace(name: string): Namespace {
-    const ns = this.#namespaces.get(name);
-    if (ns === undefined) throw new Error(`${name} has no network namespace`);
-    return ns;
-  }
-
-  /** One namespace per storage node on a bridge of ours, one file system per safekeeper. */
-  #isolate(): void {
-    const bridge = `pgb${this.#base}`;
-    this.#bridge = bridge;
-    ip('link', 'add', bridge, 'type', 'bridge');
-    ip('addr', 'add', `${this.#gateway}/24`, 'dev', bridge);
-    ip('link', 'set', bridge, 'up');
-    for (const [i, role] of [...safekeeperNames, 'pageserver'].entries()) {
-      const ns = {name: `pg${this.#base}-${i}`, ip: `10.77.${this.#subnet}.${10 + i}`, cable: `pgv${this.#base}.${i}`};
-      this.#namespaces.set(role, ns);
-      ip('netns', 'add', ns.name);
-      ip('link', 'add', ns.cable, 'type', 'veth', 'peer', 'name', 'eth0', 'netns', ns.name);
-      ip('link', 'set', ns.cable, 'master', bridge, 'up');
-      ip('-n', ns.name, 'addr', 'add', `${ns.ip}/24`, 'dev', 'eth0');
-      ip('-n', ns.name, 'link', 'set', 'eth0', 'up');
-      ip('-n', ns.name, 'link', 'set', 'lo', 'up');
-    }
-    for (const name of safekeeperNames) {
-      const image = join(this.dir, `${name}.ext4`);
-      const target = this.layout.node(name);
-      execFileSync('truncate', ['-s', String(this.#diskBytes), image]);
-      execFileSync('mkfs.ext4', ['-q', '-m', '0', '-F', image], {stdio: 'ignore'});
-      mkdirSync(target, {recursive: true});
-      execFileSync('mount', ['-o', 'loop', image, target]);
-      this.#mounts.push(target);
-    }
+    return this.#isolation?.addressOf(role) ?? '127.0.0.1';
   }
 
   async #spawn(role: Role): Promise<void> {
@@ -481,8 +436,7 @@ export class Cell {
       '--config',
       this.layout.configFile(role.name),
     ];
-    const ns = this.#namespaces.get(role.name);
-    const full = ns === undefined ? command : ['ip', 'netns', 'exec', ns.name, ...command];
+    const full = this.#isolation?.command(role.name, command) ?? command;
     const child = spawn(full[0]!, full.slice(1), {
       stdio: ['ignore', 'pipe', log],
       cwd: root,
@@ -535,9 +489,12 @@ export class Cell {
       ),
     );
     for (let round = 0; round < 100; round++) {
-      const left = ownProcesses(this.dir);
+      const left = processesOf(this.dir);
       if (left.length === 0) break;
-      for (const pid of left) quietly(() => process.kill(pid, 'SIGKILL'));
+      signalAll(
+        left.map((p) => p.pid),
+        'SIGKILL',
+      );
       await sleep(50);
     }
     await Promise.race([gone, sleep(10_000)]);
@@ -547,73 +504,15 @@ export class Cell {
   #clean(): void {
     this.#stopping = true;
     for (let round = 0; round < 20; round++) {
-      const left = ownProcesses(this.dir);
+      const left = processesOf(this.dir);
       if (left.length === 0) break;
-      for (const pid of left) quietly(() => process.kill(pid, 'SIGKILL'));
+      signalAll(
+        left.map((p) => p.pid),
+        'SIGKILL',
+      );
       Atomics.wait(new Int32Array(new SharedArrayBuffer(4)), 0, 0, 50);
     }
-    for (const target of this.#mounts.splice(0))
-      quietly(() => execFileSync('umount', ['-l', target], {stdio: 'ignore'}));
-    for (const ns of this.#namespaces.values()) quietly(() => ip('netns', 'del', ns.name));
-    this.#namespaces.clear();
-    if (this.#bridge !== undefined) quietly(() => ip('link', 'del', this.#bridge!));
-    this.#bridge = undefined;
+    this.#isolation?.remove();
+    this.#isolation = undefined;
   }
-}
-
-function ip(...args: string[]): void {
-  execFileSync('ip', args, {stdio: ['ignore', 'ignore', 'pipe']});
-}
-
-function quietly(fn: () => unknown): boolean {
-  try {
-    fn();
-    return true;
-  } catch {
-    return false;
-  }
-}
-
-async function fits(path: string, size: number): Promise<boolean> {
-  try {
-    await promisify(execFile)('fallocate', ['-l', String(size), path]);
-    return true;
-  } catch {
-    return false;
-  }
-}
-
-interface Process {
-  readonly pid: number;
-  readonly parent: number;
-  readonly args: readonly string[];
-}
-
-function processes(): Process[] {
-  return readdirSync('/proc')
-    .filter((n) => /^\d+$/.test(n))
-    .flatMap((n) => {
-      try {
-        const args = readFileSync(`/proc/${n}/cmdline`, 'utf8').split('\0');
-        const stat = readFileSync(`/proc/${n}/stat`, 'utf8');
-        const fields = stat.slice(stat.lastIndexOf(')') + 2).split(' ');
-        return fields[0] === 'Z' ? [] : [{pid: Number(n), args, parent: Number(fields[1])}];
-      } catch {
-        return [];
-      }
-    });
-}
-
-/** Those that name the directory, and all their descendants. */
-function ownProcesses(dir: string): number[] {
-  const all = processes();
-  const ours = new Set(
-    all.filter((p) => p.pid !== process.pid && p.args.some((a) => a.startsWith(`${dir}/`))).map((p) => p.pid),
-  );
-  for (let grew = true; grew;) {
-    grew = false;
-    for (const p of all) if (!ours.has(p.pid) && ours.has(p.parent)) grew = ours.add(p.pid).size > 0;
-  }
-  ours.delete(process.pid);
-  return [...ours];
 }

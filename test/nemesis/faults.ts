@@ -2,19 +2,25 @@
 import {SeededRandom} from '#runtime/random.ts';
 import {setTimeout as sleep} from 'node:timers/promises';
 import pg from 'pg';
-import {type Cell, safekeeperNames} from './cell.ts';
+import {signalAll} from '../processes.ts';
+import {type Fault, faults as storeFaults} from '../objectstore/fault-proxy.ts';
+import type {Cell} from './cell.ts';
+import {replaceSafekeeper} from './replace-safekeeper.ts';
 import type {Ledger} from './workloads/ledger.ts';
 
 /** Kinds are grouped for the counts that a valid run must reach. */
-export type FaultClass = 'safekeeper' | 'compute' | 'pageserver' | 'network' | 'other';
+export const faultClasses = ['safekeeper', 'compute', 'pageserver', 'network', 'object store'] as const;
+export type FaultClass = (typeof faultClasses)[number] | 'other';
+
+export type Need = 'isolated' | 's3';
 
 export interface FaultKind {
   readonly name: string;
   readonly class: FaultClass;
   /** How long it lasts, in milliseconds; a kill has no length of its own. */
   readonly hold: readonly [number, number];
-  /** Needs namespaces and file systems. */
-  readonly isolated?: boolean;
+  /** What the cell must have: namespaces and file systems; S3 with a fault proxy. */
+  readonly needs?: Need;
   /** A commit must not wait longer than this for it (the goals of the issue); undefined = as long as it lasts. */
   readonly gapMsMax?: number;
   /** What kind of its name this one is, for the log. */
@@ -31,45 +37,43 @@ export interface World {
   readonly endpointId: string;
   readonly ledger: Ledger;
   readonly problems: string[];
+  /** Of the branch, by name; the others are faulted when they have become members. */
+  safekeepers: readonly string[];
+  /** The one that is no member. */
+  spare: string;
 }
 
 const safekeeperGapMs = 1000;
 const computeGapMs = 5000;
 
 const oneOf = <T>(random: SeededRandom, list: readonly T[]): T => list[random.uint32() % list.length]!;
-const safekeeper = (random: SeededRandom): string => oneOf(random, safekeeperNames);
+const safekeeper = (random: SeededRandom, {safekeepers}: World): string => oneOf(random, safekeepers);
 const nothing = (): void => {};
 
-function signal(pids: readonly (number | undefined)[], name: 'SIGKILL' | 'SIGSTOP' | 'SIGCONT'): void {
-  for (const pid of pids)
-    try {
-      if (pid !== undefined) process.kill(pid, name);
-    } catch {
-      // gone by itself
-    }
-}
+type Target = (random: SeededRandom, world: World) => string;
 
-function kill(name: string, of: FaultClass, role: (random: SeededRandom) => string, gapMsMax?: number): FaultKind {
+function kill(name: string, of: FaultClass, role: Target, gapMsMax?: number): FaultKind {
   return {
     name: `${name} killed`,
     class: of,
     hold: [0, 500],
     ...(gapMsMax === undefined ? {} : {gapMsMax}),
-    inject({cell}, random) {
-      cell.kill(role(random));
+    inject(world, random) {
+      world.cell.kill(role(random, world));
       return nothing;
     },
   };
 }
 
-function pause(name: string, of: FaultClass, role: (random: SeededRandom) => string, gapMsMax?: number): FaultKind {
+function pause(name: string, of: FaultClass, role: Target, gapMsMax?: number): FaultKind {
   return {
     name: `${name} paused`,
     class: of,
     hold: [500, 6000],
     ...(gapMsMax === undefined ? {} : {gapMsMax}),
-    inject({cell}, random) {
-      const target = role(random);
+    inject(world, random) {
+      const {cell} = world;
+      const target = role(random, world);
       cell.signal(target, 'SIGSTOP');
       return () => cell.signal(target, 'SIGCONT');
     },
@@ -83,7 +87,7 @@ function computeKilled(name: string, pick: (c: ReturnType<Cell['compute']>) => (
     hold: [0, 500],
     gapMsMax: computeGapMs,
     inject({cell, endpointId}) {
-      signal(pick(cell.compute(endpointId)), 'SIGKILL');
+      signalAll(pick(cell.compute(endpointId)), 'SIGKILL');
       return nothing;
     },
   };
@@ -91,7 +95,7 @@ function computeKilled(name: string, pick: (c: ReturnType<Cell['compute']>) => (
 
 const link = (
   name: string,
-  which: (random: SeededRandom) => readonly string[],
+  which: (random: SeededRandom, world: World) => readonly string[],
   fault: Parameters<import('./fault-link.ts').FaultLink['set']>[0],
   options: {readonly gapMsMax?: number; readonly hold?: readonly [number, number]; readonly reset?: boolean} = {},
 ): FaultKind => ({
@@ -99,8 +103,8 @@ const link = (
   class: 'network',
   hold: options.hold ?? [500, 5000],
   ...(options.gapMsMax === undefined ? {} : {gapMsMax: options.gapMsMax}),
-  inject({cell}, random) {
-    const links = which(random).map((l) => cell.links.get(l)!);
+  inject(world, random) {
+    const links = which(random, world).map((l) => world.cell.links.get(l)!);
     for (const l of links) l.set(fault);
     return () => {
       for (const l of links)
@@ -110,7 +114,21 @@ const link = (
   },
 });
 
-const oneWalLink = (random: SeededRandom): string[] => [safekeeper(random)];
+/** One in `oneIn` requests meets one of the kinds. Commits need no object store. */
+const objectStore = (name: string, oneIn: number, kinds: readonly Fault[]): FaultKind => ({
+  name,
+  class: 'object store',
+  hold: [1000, 6000],
+  needs: 's3',
+  gapMsMax: safekeeperGapMs,
+  inject({cell}, random) {
+    cell.objectStore!.random(random.uint32(), oneIn, kinds);
+    return () => cell.objectStore!.heal();
+  },
+});
+
+const oneWalLink = (random: SeededRandom, world: World): string[] => [safekeeper(random, world)];
+const allWalLinks = (_: SeededRandom, {safekeepers}: World): readonly string[] => safekeepers;
 const storageLinks = (): string[] => ['pages', 'pageserver-http'];
 
 export const faultKinds: readonly FaultKind[] = [
@@ -120,9 +138,10 @@ export const faultKinds: readonly FaultKind[] = [
     name: 'two safekeepers killed',
     class: 'safekeeper',
     hold: [0, 500],
-    inject({cell}, random) {
-      const spared = safekeeper(random);
-      for (const name of safekeeperNames) if (name !== spared) cell.kill(name);
+    inject(world, random) {
+      const {cell, safekeepers} = world;
+      const spared = safekeeper(random, world);
+      for (const name of safekeepers) if (name !== spared) cell.kill(name);
       return nothing;
     },
   },
@@ -131,8 +150,9 @@ export const faultKinds: readonly FaultKind[] = [
     class: 'safekeeper',
     hold: [3000, 8000],
     gapMsMax: safekeeperGapMs,
-    async inject({cell}, random) {
-      const name = safekeeper(random);
+    async inject(world, random) {
+      const {cell} = world;
+      const name = safekeeper(random, world);
       await cell.hold(name);
       return () => cell.release(name);
     },
@@ -141,40 +161,43 @@ export const faultKinds: readonly FaultKind[] = [
     name: 'safekeeper cut off',
     class: 'network',
     hold: [1000, 8000],
-    isolated: true,
+    needs: 'isolated',
     gapMsMax: safekeeperGapMs,
-    inject({cell}, random) {
-      const name = safekeeper(random);
-      cell.partition(name, 'both');
-      return () => cell.heal(name);
+    inject(world, random) {
+      const {cell} = world;
+      const name = safekeeper(random, world);
+      cell.isolation.partition(name, 'both');
+      return () => cell.isolation.heal(name);
     },
   },
   {
     name: 'safekeeper hears but is not heard',
     class: 'network',
     hold: [1000, 8000],
-    isolated: true,
+    needs: 'isolated',
     gapMsMax: safekeeperGapMs,
-    inject({cell}, random) {
-      const name = safekeeper(random);
-      cell.partition(name, 'sends-lost');
-      return () => cell.heal(name);
+    inject(world, random) {
+      const {cell} = world;
+      const name = safekeeper(random, world);
+      cell.isolation.partition(name, 'sends-lost');
+      return () => cell.isolation.heal(name);
     },
   },
   {
     name: 'safekeeper disk full',
     class: 'safekeeper',
     hold: [1000, 5000],
-    isolated: true,
+    needs: 'isolated',
     gapMsMax: safekeeperGapMs,
-    async inject({cell}, random) {
-      const name = safekeeper(random);
-      await cell.fillDisk(name);
-      return () => cell.emptyDisk(name);
+    async inject(world, random) {
+      const {cell} = world;
+      const name = safekeeper(random, world);
+      await cell.isolation.fillDisk(name);
+      return () => cell.isolation.emptyDisk(name);
     },
   },
   link('link to a safekeeper slow', oneWalLink, {delayMs: 100, jitterMs: 200}, {gapMsMax: safekeeperGapMs}),
-  link('links to all safekeepers slow', () => safekeeperNames, {delayMs: 20, jitterMs: 60}),
+  link('links to all safekeepers slow', allWalLinks, {delayMs: 20, jitterMs: 60}),
   link('answers of a safekeeper lost', oneWalLink, {hold: 'down'}, {gapMsMax: safekeeperGapMs, reset: true}),
   link('words to a safekeeper lost', oneWalLink, {hold: 'up'}, {gapMsMax: safekeeperGapMs, reset: true}),
   link(
@@ -184,15 +207,37 @@ export const faultKinds: readonly FaultKind[] = [
     {gapMsMax: safekeeperGapMs},
   ),
   link('bits flipped to and from a safekeeper', oneWalLink, {corruptOneIn: 20}, {gapMsMax: safekeeperGapMs}),
-  link('bits flipped to and from all safekeepers', () => safekeeperNames, {corruptOneIn: 40}, {hold: [500, 3000]}),
-  link('answers of all safekeepers lost', () => safekeeperNames, {hold: 'down'}, {hold: [300, 1500], reset: true}),
+  link('bits flipped to and from all safekeepers', allWalLinks, {corruptOneIn: 40}, {hold: [500, 3000]}),
+  link('answers of all safekeepers lost', allWalLinks, {hold: 'down'}, {hold: [300, 1500], reset: true}),
   {
     name: 'connections to safekeepers reset',
     class: 'network',
     hold: [0, 300],
-    inject({cell}) {
-      for (const name of safekeeperNames) cell.links.get(name)!.reset();
+    inject({cell, safekeepers}) {
+      for (const name of safekeepers) cell.links.get(name)!.reset();
       return nothing;
+    },
+  },
+  {
+    name: 'safekeeper replaced',
+    class: 'safekeeper',
+    hold: [0, 500],
+    gapMsMax: safekeeperGapMs,
+    inject: (world, random) => () => replaceSafekeeper(world, safekeeper(random, world)),
+  },
+  {
+    name: 'safekeeper dead and replaced',
+    class: 'safekeeper',
+    hold: [500, 3000],
+    gapMsMax: safekeeperGapMs,
+    async inject(world, random) {
+      const name = safekeeper(random, world);
+      await world.cell.hold(name);
+      return async () => {
+        await replaceSafekeeper(world, name);
+        // It does not know what has been decided without it.
+        await world.cell.release(name);
+      };
     },
   },
   computeKilled('compute killed', (c) => [c.agent, c.proposer, c.postgres, ...c.backends]),
@@ -206,8 +251,8 @@ export const faultKinds: readonly FaultKind[] = [
     inject({cell, endpointId}) {
       const c = cell.compute(endpointId);
       const pids = [c.agent, c.proposer, c.postgres, ...c.backends];
-      signal(pids, 'SIGSTOP');
-      return () => signal(pids, 'SIGCONT');
+      signalAll(pids, 'SIGSTOP');
+      return () => signalAll(pids, 'SIGCONT');
     },
   },
   {
@@ -216,8 +261,8 @@ export const faultKinds: readonly FaultKind[] = [
     hold: [500, 6000],
     inject({cell, endpointId}) {
       const {proposer} = cell.compute(endpointId);
-      signal([proposer], 'SIGSTOP');
-      return () => signal([proposer], 'SIGCONT');
+      signalAll([proposer], 'SIGSTOP');
+      return () => signalAll([proposer], 'SIGCONT');
     },
   },
   {
@@ -228,7 +273,7 @@ export const faultKinds: readonly FaultKind[] = [
       const links = storageLinks().map((l) => cell.links.get(l)!);
       for (const l of links) l.set({corruptOneIn: 10});
       const c = cell.compute(endpointId);
-      signal([c.agent, c.proposer, c.postgres, ...c.backends], 'SIGKILL');
+      signalAll([c.agent, c.proposer, c.postgres, ...c.backends], 'SIGKILL');
       return () => {
         for (const l of links) l.heal();
       };
@@ -239,11 +284,12 @@ export const faultKinds: readonly FaultKind[] = [
     class: 'compute',
     hold: [3000, 8000],
     gapMsMax: computeGapMs,
-    inject({cell, endpointId}, random) {
-      const l = cell.links.get(safekeeper(random))!;
+    inject(world, random) {
+      const {cell, endpointId} = world;
+      const l = cell.links.get(safekeeper(random, world))!;
       l.set({hold: 'both'});
       const c = cell.compute(endpointId);
-      signal([c.agent, c.proposer, c.postgres, ...c.backends], 'SIGKILL');
+      signalAll([c.agent, c.proposer, c.postgres, ...c.backends], 'SIGKILL');
       return () => l.heal();
     },
   },
@@ -262,7 +308,7 @@ export const faultKinds: readonly FaultKind[] = [
     inject({cell, endpointId}) {
       cell.kill('pageserver');
       const c = cell.compute(endpointId);
-      signal([c.agent, c.proposer, c.postgres, ...c.backends], 'SIGKILL');
+      signalAll([c.agent, c.proposer, c.postgres, ...c.backends], 'SIGKILL');
       return nothing;
     },
   },
@@ -270,14 +316,32 @@ export const faultKinds: readonly FaultKind[] = [
     name: 'pageserver cut off',
     class: 'network',
     hold: [1000, 6000],
-    isolated: true,
+    needs: 'isolated',
     inject({cell}) {
-      cell.partition('pageserver', 'both');
-      return () => cell.heal('pageserver');
+      cell.isolation.partition('pageserver', 'both');
+      return () => cell.isolation.heal('pageserver');
     },
   },
   link('bits flipped to and from storage', storageLinks, {corruptOneIn: 20}),
   link('answers of storage lost', storageLinks, {hold: 'down'}, {reset: true}),
+  objectStore('object store answers 503', 1, ['503']),
+  objectStore('object store cannot be reached', 1, ['refuse']),
+  objectStore('object store does its work and loses answers', 1, ['lost', '500-done']),
+  objectStore('object store slow', 1, ['slow']),
+  objectStore('object store errs in every way', 3, storeFaults),
+  {
+    name: 'pageserver and compute killed while the object store errs',
+    class: 'object store',
+    hold: [2000, 6000],
+    needs: 's3',
+    inject({cell, endpointId}, random) {
+      cell.objectStore!.random(random.uint32(), 3, storeFaults);
+      cell.kill('pageserver');
+      const c = cell.compute(endpointId);
+      signalAll([c.agent, c.proposer, c.postgres, ...c.backends], 'SIGKILL');
+      return () => cell.objectStore!.heal();
+    },
+  },
   kill('control plane', 'other', () => 'control'),
   pause('control plane', 'other', () => 'control'),
   kill('broker', 'other', () => 'broker'),
@@ -292,7 +356,7 @@ export const faultKinds: readonly FaultKind[] = [
     inject({cell, endpointId}) {
       const c = cell.compute(endpointId);
       for (const name of cell.roleNames) cell.kill(name);
-      signal([c.agent, c.proposer, c.postgres, ...c.backends], 'SIGKILL');
+      signalAll([c.agent, c.proposer, c.postgres, ...c.backends], 'SIGKILL');
       return nothing;
     },
   },
@@ -363,17 +427,16 @@ function together(a: FaultKind, b: FaultKind): FaultKind {
  * Endless: rounds in which each kind comes once, in an order of the seed; kinds of the classes that must be seen come early.
  * From the second round on every fourth fault is two at once.
  */
-export function* schedule(seed: number, isIsolated: boolean): Generator<PlannedFault> {
+export function* schedule(seed: number, has: ReadonlySet<Need>): Generator<PlannedFault> {
   const random = new SeededRandom(seed);
-  const kinds = faultKinds.filter((k) => isIsolated || !k.isolated);
+  const kinds = faultKinds.filter((k) => k.needs === undefined || has.has(k.needs));
   for (let round = 0; ; round++) {
     const order = kinds
       .map((kind) => ({kind, at: random.float()}))
       .toSorted((a, b) => a.at - b.at)
       .map(({kind}) => kind);
     if (round === 0) {
-      const classes: readonly FaultClass[] = ['safekeeper', 'compute', 'pageserver', 'network'];
-      const first = classes.map((c) => order.find((k) => k.class === c)!);
+      const first = faultClasses.flatMap((c) => order.find((k) => k.class === c) ?? []);
       order.splice(0, order.length, ...first, ...order.filter((k) => !first.includes(k)));
     }
     for (const single of order) {

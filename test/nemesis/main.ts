@@ -10,6 +10,7 @@
  *   --strict-gaps    a commit gap above the goal fails the run (a quiet machine)
  *   --dir DIR        where it lives (default: below /tmp, removed afterwards unless it fails)
  *   --shared-net     no namespaces and file systems of their own, also as root
+ *   --folder         the object store is a folder: no faults of it (else Ceph RGW, installed when it is missing)
  */
 import {mkdtempSync, rmSync} from 'node:fs';
 import {tmpdir} from 'node:os';
@@ -17,7 +18,7 @@ import {join} from 'node:path';
 import {runNemesis, thinkMsDefault} from './run.ts';
 
 const options = new Map<string, string>();
-const flags = new Set(['--strict-gaps', '--shared-net', '--verbose']);
+const flags = new Set(['--strict-gaps', '--shared-net', '--folder']);
 const args = process.argv.slice(2);
 for (let i = 0; i < args.length; i++) {
   const name = args[i]!;
@@ -35,6 +36,7 @@ const result = await runNemesis({
   seed: Number(options.get('--seed') ?? 1),
   isolated: process.getuid?.() === 0 && !options.has('--shared-net'),
   thinkMs: Number(options.get('--think') ?? thinkMsDefault),
+  s3: !options.has('--folder'),
   strictGaps: options.has('--strict-gaps'),
   ...(only === undefined ? {} : {only}),
   log: (line) => console.log(line),

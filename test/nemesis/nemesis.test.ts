@@ -13,6 +13,7 @@ test('a minute of faults on every link and every role: nothing lost, nothing dou
     minutes: 1,
     seed: 1,
     isolated: process.getuid?.() === 0,
+    s3: true,
     thinkMs: thinkMsDefault,
     strictGaps: false,
     log: (line) => console.log(line),

@@ -7,11 +7,14 @@ import {promisify} from 'node:util';
 import {SeededRandom} from '#runtime/random.ts';
 import {clientConfig} from '../pagoda.ts';
 import {postgresBinDir} from '../postgres-cluster.ts';
-import {Cell} from './cell.ts';
+import {Cell, safekeeperNames, spareName} from './cell.ts';
+import {CpuMeter} from './cpu-meter.ts';
 import {checkListAppend, forbiddenAt} from './cycle-checker.ts';
-import {type FaultClass, type FaultKind, schedule} from './faults.ts';
-import {compareSafekeepers} from './safekeeper-content.ts';
+import {type FaultKind, type Need, type World, faultClasses, schedule} from './faults.ts';
+import {addSpare} from './replace-safekeeper.ts';
+import {compareSafekeepers, timelinesOnDisk} from './safekeeper-content.ts';
 import {Bank} from './workloads/bank.ts';
+import {Branches} from './workloads/branches.ts';
 import {Commits} from './workloads/client.ts';
 import {Ledger, type LedgerVerdict} from './workloads/ledger.ts';
 import {ListAppend} from './workloads/list-append.ts';
@@ -21,6 +24,8 @@ export interface NemesisOptions {
   readonly minutes: number;
   readonly seed: number;
   readonly isolated: boolean;
+  /** The object store is a real S3 server behind a proxy that makes faults. */
+  readonly s3: boolean;
   readonly strictGaps: boolean;
   /** What each client rests between two transactions, on average. */
   readonly thinkMs: number;
@@ -47,7 +52,19 @@ export async function runNemesis(options: NemesisOptions): Promise<{ok: boolean}
   const started = performance.now();
   const say = (text: string): void =>
     log(`${((performance.now() - started) / 1000).toFixed(1).padStart(7)} s  ${text}`);
-  const cell = await Cell.start({dir: options.dir, seed, isolated: options.isolated, log: say});
+  const cell = await Cell.start({
+    dir: options.dir,
+    seed,
+    isolated: options.isolated,
+    s3: options.s3,
+    spareSafekeeper: true,
+    // Layers come and go while the object store errs, not five minutes later.
+    pageserverConfig: {
+      limits: {layerBytes: 1024 * 1024, layerAgeMs: 5000, gcPeriodMs: 10_000, compaction: {l0Threshold: 4}},
+    },
+    log: say,
+  });
+  const cpu = new CpuMeter(cell);
   const problems: string[] = [];
   try {
     const commits = new Commits();
@@ -55,13 +72,24 @@ export async function runNemesis(options: NemesisOptions): Promise<{ok: boolean}
     const bank = new Bank(commits, random);
     const lists = [new ListAppend(commits, random, 'serializable'), new ListAppend(commits, random, 'repeatable read')];
     await cell.query([Ledger.schema, Bank.schema, ...lists.map((l) => l.schema)].join(';'));
-    const world = {cell, endpointId: await cell.endpointId(), ledger, problems};
+    await addSpare(cell, spareName);
+    const mainTimeline = timelinesOnDisk(cell)[0]!.timeline; // before the first branch is made
+    const branches = new Branches(cell, {ledger, lists}, random);
+    const world: World = {
+      cell,
+      endpointId: await cell.endpointId(),
+      ledger,
+      problems,
+      safekeepers: safekeeperNames,
+      spare: spareName,
+    };
     const clients = {config: clientConfig(cell.databaseUrl), thinkMs: options.thinkMs};
     commits.lastMs = performance.now();
     const loops = [
       ...ledger.start(clients, 4),
       ...bank.start(clients, 2),
       ...lists.flatMap((l, i) => l.start(clients, i === 0 ? 4 : 2)),
+      branches.start(clients),
     ];
     say(
       `the cell serves (${options.isolated ? 'own network and file systems' : 'one network'}), ${loops.length} clients, seed ${seed}`,
@@ -69,9 +97,14 @@ export async function runNemesis(options: NemesisOptions): Promise<{ok: boolean}
     await sleep(2000);
 
     const happened: Happened[] = [];
+    const has = new Set<Need>([
+      ...(options.isolated ? ['isolated' as const] : []),
+      ...(options.s3 ? ['s3' as const] : []),
+    ]);
+    cpu.start();
     const beganMs = performance.now();
     const endMs = beganMs + options.minutes * 60_000;
-    for (const fault of schedule(seed, options.isolated)) {
+    for (const fault of schedule(seed, has)) {
       if (performance.now() >= endMs) break;
       if (options.only !== undefined && !fault.kind.name.includes(options.only)) continue;
       const entry: Happened = {kind: fault.kind, fromMs: performance.now(), toMs: 0};
@@ -101,12 +134,19 @@ export async function runNemesis(options: NemesisOptions): Promise<{ok: boolean}
       await sleep(fault.restMs);
     }
     const minutes = (performance.now() - beganMs) / 60_000;
+    const load = cpu.stop();
     await Promise.all(loops.map((loop) => loop.stop()));
     await cell.settled();
     say(`faults are over; verifying`);
 
-    const verdict = await verify(cell, {ledger, bank, lists}, problems, say);
-    if (options.isolated || problems.length === 0) await compareSafekeepers(cell, problems, say);
+    const verdict = await verify(cell, {ledger, bank, lists, branches}, problems, say);
+    await compareSafekeepers(
+      cell,
+      problems,
+      say,
+      world.safekeepers,
+      timelinesOnDisk(cell, world.safekeepers).filter((t) => t.timeline === mainTimeline),
+    );
     // Only what storage holds: local disks of compute and pageserver are lost.
     await cell.stopAll();
     for (const folder of ['computes', 'pageserver']) rmSync(join(options.dir, folder), {recursive: true, force: true});
@@ -116,10 +156,17 @@ export async function runNemesis(options: NemesisOptions): Promise<{ok: boolean}
 
     say('');
     report(happened, commits, options.strictGaps, problems, log);
-    judgeWorth(commits.count, minutes, happened, options.only !== undefined, problems);
+    judgeWorth(
+      {commits: commits.count, minutes, happened, branches, cell, has, isPartial: options.only !== undefined},
+      problems,
+    );
     for (const p of problems) log(`PROBLEM  ${p}`);
     log(
       `seed ${seed}, ${minutes.toFixed(1)} min: ${happened.length} faults, ${commits.unknown} unknown, ${commits.aborted} aborted, ${bank.reads} sums read, ${lists.map((l) => l.history.length).join('+')} list transactions, ${[...cell.links.values()].reduce((n, l) => n + l.corrupted, 0)} bits flipped`,
+    );
+    const made = [...(cell.objectStore?.done ?? [])].map(([kind, n]) => `${n} ${kind}`).join(', ');
+    log(
+      `${branches.checked} branches checked, ${branches.ofThePast} of them of an older point; object store: ${cell.objectStore?.requests ?? 0} requests, ${made || 'no faults'}; processors: ${load}`,
     );
     log(
       `${commits.count} commits, ${verdict.lost + again.lost.length} lost, ${verdict.doubled + again.doubled.length} doubled, ${verdict.anomalies} anomalies`,
@@ -140,7 +187,12 @@ async function verifyLedger(cell: Cell, ledger: Ledger, problems: string[]): Pro
 
 async function verify(
   cell: Cell,
-  work: {readonly ledger: Ledger; readonly bank: Bank; readonly lists: readonly ListAppend[]},
+  work: {
+    readonly ledger: Ledger;
+    readonly bank: Bank;
+    readonly lists: readonly ListAppend[];
+    readonly branches: Branches;
+  },
   problems: string[],
   say: (line: string) => void,
 ): Promise<{lost: number; doubled: number; anomalies: number}> {
@@ -148,20 +200,24 @@ async function verify(
   say(`ledger: ${ledger.acknowledged} acknowledged entries, ${ledger.rows} rows`);
   let anomalies = ledger.wrong.length + work.bank.anomalies.length;
   for (const text of work.bank.anomalies.slice(0, 5)) problems.push(`bank: ${text}`);
-  const [sum] = await cell.queryInTheEnd('select sum(balance)::int as sum, count(*)::int as n from bank');
-  if (Number(sum!['sum']) !== 1000 * Number(sum!['n'])) {
+  const money = await Bank.problem((sql) => cell.queryInTheEnd(sql));
+  if (money !== undefined) {
     anomalies++;
-    problems.push(`bank: ${String(sum!['sum'])} in ${String(sum!['n'])} accounts at the end`);
+    problems.push(`bank: ${money} at the end`);
   }
   for (const [i, list] of work.lists.entries()) {
     const level = i === 0 ? 'serializable' : 'repeatable read';
-    const found = checkListAppend(list.history, await list.final((sql) => cell.queryInTheEnd(sql))).filter((a) =>
-      forbiddenAt[level](a.kind),
-    );
+    const final = await list.lists((sql) => cell.queryInTheEnd(sql));
+    work.branches.compareLists(list, final);
+    const found = checkListAppend(list.history, final).filter((a) => forbiddenAt[level](a.kind));
     say(`list-append at ${level}: ${list.history.length} transactions, ${found.length} anomalies`);
     anomalies += found.length;
     for (const a of found.slice(0, 5)) problems.push(`list-append at ${level}: ${a.kind}: ${a.text}`);
   }
+  const {branches} = work;
+  say(`branches: ${branches.checked} checked, ${branches.anomalies.length} anomalies`);
+  anomalies += branches.anomalies.length;
+  for (const text of [...branches.anomalies.slice(0, 5), ...branches.problems.slice(0, 5)]) problems.push(text);
   try {
     await amcheck(cell, await cell.endpointId());
     say('pg_amcheck: clean');
@@ -213,21 +269,32 @@ function report(
   }
 }
 
-function judgeWorth(
-  commits: number,
-  minutes: number,
-  happened: readonly Happened[],
-  isPartial: boolean,
-  problems: string[],
-): void {
-  if (commits / (minutes * 60) < commitsPerSecondMin)
-    problems.push(
-      `void: ${(commits / (minutes * 60)).toFixed(1)} commits a second, at least ${commitsPerSecondMin} are needed`,
-    );
+interface Run {
+  readonly commits: number;
+  readonly minutes: number;
+  readonly happened: readonly Happened[];
+  readonly branches: Branches;
+  readonly cell: Cell;
+  readonly has: ReadonlySet<Need>;
+  /** Only some kinds of faults were asked for. */
+  readonly isPartial: boolean;
+}
+
+/** A run that did too little of something proves nothing about it. */
+function judgeWorth({commits, minutes, happened, branches, cell, has, isPartial}: Run, problems: string[]): void {
+  const perSecond = commits / (minutes * 60);
+  if (perSecond < commitsPerSecondMin)
+    problems.push(`void: ${perSecond.toFixed(1)} commits a second, at least ${commitsPerSecondMin} are needed`);
   if (isPartial) return;
   const least = minutes >= 4.5 ? 3 : 1;
-  for (const wanted of ['safekeeper', 'compute', 'pageserver', 'network'] satisfies FaultClass[]) {
-    const count = happened.filter((h) => h.kind.class === wanted).length;
-    if (count < least) problems.push(`void: ${count} faults of class ${wanted}, at least ${least} are needed`);
-  }
+  const need = (what: string, count: number, enough = least): void => {
+    if (count < enough) problems.push(`void: ${count} ${what}, at least ${enough} are needed`);
+  };
+  for (const wanted of faultClasses)
+    if (wanted !== 'object store' || has.has('s3'))
+      need(`faults of class ${wanted}`, happened.filter((h) => h.kind.class === wanted).length);
+  need('branches checked', branches.checked);
+  if (has.has('s3')) need('requests to the object store that went wrong', sum(cell.objectStore!.done.values()));
 }
+
+const sum = (numbers: Iterable<number>): number => [...numbers].reduce((a, b) => a + b, 0);

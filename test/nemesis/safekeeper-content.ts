@@ -15,10 +15,15 @@ interface Status {
 }
 
 /** Status of one timeline on each safekeeper. */
-export async function safekeeperStatus(cell: Cell, tenant: string, timeline: string): Promise<(Status | undefined)[]> {
+export async function safekeeperStatus(
+  cell: Cell,
+  tenant: string,
+  timeline: string,
+  names: readonly string[] = safekeeperNames,
+): Promise<(Status | undefined)[]> {
   const token = await cell.token('safekeeper');
   return Promise.all(
-    safekeeperNames.map(async (name) => {
+    names.map(async (name) => {
       const url = `${cell.urlOf(`${name}-http`)}/v1/tenant/${tenant}/timeline/${timeline}`;
       try {
         const {status, json} = await requestJson({method: 'GET', url, token, timeoutMs: 5000});
@@ -30,10 +35,15 @@ export async function safekeeperStatus(cell: Cell, tenant: string, timeline: str
   );
 }
 
+export interface Timeline {
+  readonly tenant: string;
+  readonly timeline: string;
+}
+
 /** Timelines that any safekeeper has on its disk. */
-export function timelinesOnDisk(cell: Cell): {tenant: string; timeline: string}[] {
-  const found = new Map<string, {tenant: string; timeline: string}>();
-  for (const name of safekeeperNames) {
+export function timelinesOnDisk(cell: Cell, names: readonly string[] = safekeeperNames): Timeline[] {
+  const found = new Map<string, Timeline>();
+  for (const name of names) {
     const base = cell.layout.node(name);
     for (const tenant of list(base))
       for (const timeline of list(join(base, tenant)))
@@ -43,13 +53,19 @@ export function timelinesOnDisk(cell: Cell): {tenant: string; timeline: string}[
 }
 
 /** Waits until all three have the same commit LSN (they catch up with a running compute), then compares the bytes below it. */
-export async function compareSafekeepers(cell: Cell, problems: string[], say: (line: string) => void): Promise<void> {
+export async function compareSafekeepers(
+  cell: Cell,
+  problems: string[],
+  say: (line: string) => void,
+  names: readonly string[] = safekeeperNames,
+  timelines: readonly Timeline[] = timelinesOnDisk(cell, names),
+): Promise<void> {
   let bytes = 0;
-  for (const {tenant, timeline} of timelinesOnDisk(cell)) {
+  for (const {tenant, timeline} of timelines) {
     const deadline = performance.now() + 60_000;
     let statuses: (Status | undefined)[];
     for (;;) {
-      statuses = await safekeeperStatus(cell, tenant, timeline);
+      statuses = await safekeeperStatus(cell, tenant, timeline, names);
       const commits = statuses.map((s) => (s === undefined ? -1 : parseLsn(s.commitLsn)));
       if (Math.min(...commits) >= 0 && Math.max(...commits) - Math.min(...commits) < 1024 * 1024) break;
       if (performance.now() > deadline) {
@@ -64,25 +80,27 @@ export async function compareSafekeepers(cell: Cell, problems: string[], say: (l
     if (known.length < 2) continue;
     const startLsn = Math.max(...known.map((s) => parseLsn(s.startLsn)));
     const endLsn = Math.min(...known.map((s) => parseLsn(s.commitLsn)));
-    bytes += compareFiles(cell, tenant, timeline, startLsn, endLsn, problems);
+    bytes += compareFiles(cell, names, tenant, timeline, startLsn, endLsn, problems);
   }
+  if (bytes === 0) problems.push('no byte of the safekeepers was compared');
   say(`safekeepers hold the same bytes: ${bytes} compared`);
 }
 
 function compareFiles(
   cell: Cell,
+  names: readonly string[],
   tenant: string,
   timeline: string,
   startLsn: number,
   endLsn: number,
   problems: string[],
 ): number {
-  const directories = safekeeperNames.map((name) => join(cell.layout.node(name), tenant, timeline));
-  const names = new Set(
+  const directories = names.map((name) => join(cell.layout.node(name), tenant, timeline));
+  const files = new Set(
     directories.flatMap(list).filter((f) => parseSegmentFileName(f, walSegmentSizeDefault) !== undefined),
   );
   let compared = 0;
-  for (const name of names) {
+  for (const name of files) {
     const first = parseSegmentFileName(name, walSegmentSizeDefault)!.segment * walSegmentSizeDefault;
     const from = Math.max(startLsn - first, 0);
     const to = Math.min(endLsn - first, walSegmentSizeDefault);

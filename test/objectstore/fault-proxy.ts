@@ -34,21 +34,23 @@ export class FaultProxy {
   /** Requests seen, and faults done, by kind. */
   requests = 0;
   readonly done = new Map<Fault, number>();
+  readonly #hanging = new Set<ServerResponse>();
   readonly #server: Server;
   readonly #target: URL;
 
   private constructor(server: Server, target: string) {
     this.#server = server;
     this.#target = new URL(target);
-    this.endpoint = `http://127.0.0.1:${(server.address() as AddressInfo).port}`;
+    const {address, port} = server.address() as AddressInfo;
+    this.endpoint = `http://${address}:${port}`;
   }
 
-  static async start(target: string): Promise<FaultProxy> {
+  static async start(target: string, host = '127.0.0.1'): Promise<FaultProxy> {
     let proxy: FaultProxy | undefined;
     const server = createServer((req, res) => {
       proxy?.handle(req, res).catch(() => res.destroy());
     });
-    await new Promise<void>((resolve) => server.listen(0, '127.0.0.1', () => resolve()));
+    await new Promise<void>((resolve) => server.listen(0, host, () => resolve()));
     proxy = new FaultProxy(server, target);
     return proxy;
   }
@@ -65,6 +67,13 @@ export class FaultProxy {
       return state;
     };
     this.decide = () => (next() % oneIn === 0 ? kinds[next() % kinds.length] : undefined);
+  }
+
+  /** No more faults; who was left hanging hears at last that it was in vain. */
+  heal(): void {
+    this.decide = () => undefined;
+    for (const res of this.#hanging) res.destroy();
+    this.#hanging.clear();
   }
 
   async handle(req: IncomingMessage, res: ServerResponse): Promise<void> {
@@ -99,6 +108,7 @@ export class FaultProxy {
         res.destroy();
         return;
       case 'hang':
+        this.#hanging.add(res);
         return;
       case '500-done':
         res.writeHead(500, {'content-type': 'application/xml'});

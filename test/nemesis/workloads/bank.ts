@@ -14,6 +14,7 @@ import {
 const accounts = 40;
 const initial = 1000;
 const readPauseMs = 200;
+const sumOfAll = 'select sum(balance)::int as sum, count(*)::int as n from bank';
 
 export class Bank {
   readonly anomalies: string[] = [];
@@ -36,6 +37,15 @@ export class Bank {
       ),
       runClient({...options, thinkMs: readPauseMs}, (client) => this.#read(client)),
     ];
+  }
+
+  /** What is wrong with the money of a database at rest. */
+  static async problem(query: (sql: string) => Promise<Record<string, unknown>[]>): Promise<string | undefined> {
+    const [row] = await query(sumOfAll);
+    const {sum, n} = row as {sum: number; n: number};
+    return sum === accounts * initial && n === accounts
+      ? undefined
+      : `${n} accounts hold ${sum} instead of ${accounts * initial}`;
   }
 
   async #transfer(client: pg.Client, level: string): Promise<void> {
@@ -63,12 +73,8 @@ export class Bank {
   }
 
   async #read(client: pg.Client): Promise<void> {
-    const {rows} = await client.query<{sum: number; n: number}>(
-      'select sum(balance)::int as sum, count(*)::int as n from bank',
-    );
+    const problem = await Bank.problem(async (sql) => (await client.query<Record<string, unknown>>(sql)).rows);
     this.reads++;
-    const sum = rows[0]!;
-    if (sum.sum !== accounts * initial || sum.n !== accounts)
-      this.anomalies.push(`${sum.n} accounts hold ${sum.sum} instead of ${accounts * initial}`);
+    if (problem !== undefined) this.anomalies.push(problem);
   }
 }

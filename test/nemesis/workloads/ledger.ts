@@ -4,6 +4,7 @@
  */
 import {createHash} from 'node:crypto';
 import type pg from 'pg';
+import type {SeededRandom} from '#runtime/random.ts';
 import {BrokenSession, type ClientOptions, type Commits, type Loop, type Outcome, commit, runClient} from './client.ts';
 
 export interface LedgerVerdict {
@@ -21,6 +22,17 @@ interface Row {
   readonly payload: string;
 }
 
+/** What the books said about some of the ids at a moment of the run. */
+export interface LedgerPoint {
+  readonly windows: readonly {readonly from: number; readonly known: readonly Outcome[]}[];
+  /** Entries from here on began later. */
+  readonly next: number;
+}
+
+type Query = (sql: string) => Promise<Record<string, unknown>[]>;
+
+/** The newest entries of a point, and as many again of any age. */
+const windowIds = 1500;
 /** So many ids are asked for at once: an hour's ledger is too much for one answer. */
 const idsAtOnce = 50_000;
 
@@ -37,11 +49,11 @@ export class Ledger {
   static readonly schema = 'create table ledger (id int, part int, payload text); create index on ledger (id)';
 
   start(options: ClientOptions, clients: number): Loop[] {
-    return Array.from({length: clients}, () => runClient(options, (client) => this.turn(client)));
+    return Array.from({length: clients}, () => runClient(options, async (client) => void (await this.turn(client))));
   }
 
   /** One entry, on any session. */
-  async turn(client: pg.Client): Promise<void> {
+  async turn(client: pg.Client): Promise<Outcome> {
     const id = this.#outcomes.push('unknown') - 1;
     const rows = rowsOf(id);
     try {
@@ -52,6 +64,7 @@ export class Ledger {
         );
         return result.rowCount === rows;
       });
+      return this.#outcomes[id];
     } catch (error) {
       if (error instanceof BrokenSession) this.#outcomes[id] = error.outcome;
       throw error;
@@ -60,15 +73,49 @@ export class Ledger {
     }
   }
 
+  /** The id of the entry that begins next. */
+  get next(): number {
+    return this.#outcomes.length;
+  }
+
+  snapshot(random: SeededRandom): LedgerPoint {
+    const from = Math.max(1, this.next - windowIds);
+    const old = 1 + (random.uint32() % from);
+    return {
+      windows: [old, from].map((first) => ({from: first, known: this.#outcomes.slice(first, first + windowIds)})),
+      next: this.next,
+    };
+  }
+
+  /** What a database that is as it was at the point has against the books. */
+  async compareAt({windows, next}: LedgerPoint, query: Query): Promise<string[]> {
+    const verdict: LedgerVerdict = {rows: 0, acknowledged: 0, lost: [], doubled: [], wrong: []};
+    for (const {from, known} of windows) {
+      const to = Math.min(from + known.length + 1000, next);
+      const rows = await query(`select id, part, payload from ledger where id >= ${from} and id < ${to}`);
+      // Not yet acknowledged then: it may be there, unless it was refused later.
+      const outcomeOf = (id: number): Outcome =>
+        known[id - from] === 'committed' || this.#outcomes[id] === 'aborted' ? this.#outcomes[id]! : 'unknown';
+      judge(rows as unknown as Row[], outcomeOf, from, to, verdict);
+    }
+    const later = await query(`select id from ledger where id >= ${next} limit 10`);
+    return [
+      ...verdict.lost.map((id) => `${id} is lost`),
+      ...verdict.doubled.map((id) => `${id} is doubled`),
+      ...verdict.wrong.map((id) => `${id} is torn or was never committed`),
+      ...later.map(({id}) => `${String(id)} began later`),
+    ];
+  }
+
   /** What the table has against the books as they are now; clients may go on writing. */
-  async compare(query: (sql: string) => Promise<Record<string, unknown>[]>): Promise<LedgerVerdict> {
+  async compare(query: Query): Promise<LedgerVerdict> {
     const known = [...this.#outcomes];
     const verdict: LedgerVerdict = {rows: 0, acknowledged: 0, lost: [], doubled: [], wrong: []};
     for (let from = 1; from < known.length; from += idsAtOnce) {
       const to = Math.min(from + idsAtOnce, known.length);
       const rows = await query(`select id, part, payload from ledger where id >= ${from} and id < ${to}`);
       verdict.rows += rows.length;
-      judge(rows as unknown as Row[], known, from, to, verdict);
+      judge(rows as unknown as Row[], (id) => known[id]!, from, to, verdict);
     }
     const strangers = await query(
       `select id from ledger where id < 1 or id >= ${this.#outcomes.length + 10_000} limit 10`,
@@ -80,7 +127,7 @@ export class Ledger {
 
 function judge(
   rows: readonly Row[],
-  known: readonly Outcome[],
+  outcomeOf: (id: number) => Outcome,
   from: number,
   to: number,
   verdict: LedgerVerdict,
@@ -93,7 +140,7 @@ function judge(
     else list.push(row);
   }
   for (let id = from; id < to; id++) {
-    const outcome = known[id]!;
+    const outcome = outcomeOf(id);
     const list = there.get(id) ?? [];
     const expected = rowsOf(id);
     if (outcome === 'committed') verdict.acknowledged++;

@@ -41,8 +41,16 @@ export class ListAppend {
     return Array.from({length: clients}, () => runClient(options, (client) => this.#turn(client)));
   }
 
-  async final(query: (sql: string) => Promise<Record<string, unknown>[]>): Promise<Map<number, number[]>> {
-    const rows = (await query(`select key, elements from ${this.#table}`)) as {key: number; elements: number[]}[];
+  /** All lists, or the newest of them. */
+  async lists(
+    query: (sql: string) => Promise<Record<string, unknown>[]>,
+    newest?: number,
+  ): Promise<Map<number, number[]>> {
+    const some = newest === undefined ? '' : `order by key desc limit ${newest}`;
+    const rows = (await query(`select key, elements from ${this.#table} ${some}`)) as {
+      key: number;
+      elements: number[];
+    }[];
     return new Map(rows.map((row) => [row.key, row.elements]));
   }
 
