@@ -50,6 +50,8 @@ const tickMs = 1000;
 const silenceMsMax = 5000;
 /** Another safekeeper has more, and the present one has sent nothing for so long. */
 const stallMsMax = 2000;
+/** Somebody waits for WAL that exists, and none has come for so long: perhaps another safekeeper answers. */
+const hurryMs = 400;
 /** Caught up and published for so long: let the connection go. A new word of the broker brings it back. */
 const idleMs = 60_000;
 /** The same for a connection that never had any WAL for us. */
@@ -68,6 +70,7 @@ export class TimelineIngest {
   #record: WalRecord | undefined;
   #stopped = false;
   #timer: Timer | undefined;
+  #hurryTimer: Timer | undefined;
 
   #stream: WalStreamClient | undefined;
   #streaming: Candidate | undefined;
@@ -89,9 +92,10 @@ export class TimelineIngest {
 
   constructor(options: IngestOptions) {
     this.#options = options;
-    options.timeline.onWanted = () => {
+    options.timeline.onWanted = (lsn) => {
       this.#wanted = true;
       this.#wake();
+      this.#hurry(lsn, this.#candidates.size);
     };
     options.timeline.onRelease = () => {
       if (this.#stream !== undefined || this.#connecting || this.#pumping) return false;
@@ -130,6 +134,7 @@ export class TimelineIngest {
   stop(): void {
     this.#stopped = true;
     this.#timer?.cancel();
+    this.#hurryTimer?.cancel();
     this.#options.timeline.onWanted = () => {};
     this.#options.timeline.onRelease = () => false;
     this.#close();
@@ -187,6 +192,25 @@ export class TimelineIngest {
     this.#wanted = true;
     this.#arm();
     void this.#connect();
+  }
+
+  /**
+   * A compute that starts waits for what its proposer has just committed, and a safekeeper that was cut off from us looks like
+   * one that has nothing new. Each is given a short while.
+   */
+  #hurry(lsn: Lsn, tries: number): void {
+    if (this.#stopped || this.#hurryTimer !== undefined || tries === 0) return;
+    const {clock, timeline} = this.#options;
+    const sinceMs = clock.monotonicMs();
+    this.#hurryTimer = clock.setTimer(hurryMs, () => {
+      this.#hurryTimer = undefined;
+      if (timeline.lastRecordLsn >= lsn) return;
+      if (this.#stream !== undefined && this.#walAtMs < sinceMs && this.#queueBytes === 0 && !this.#pumping) {
+        this.#fail('it does not send what is waited for');
+        this.#wake();
+      }
+      this.#hurry(lsn, tries - 1);
+    });
   }
 
   #choose(): Candidate | undefined {

@@ -79,7 +79,7 @@ export class Timeline implements TimelineReader {
   /** As of the last collection, when it found that there is nothing more to do before one of these changes. */
   #collected: {readonly lastRecordLsn: Lsn; readonly retention: Retention; readonly held: number} | undefined;
   /** Somebody waits for WAL: set by the driver of ingest. */
-  onWanted: () => void = () => {};
+  onWanted: (lsn: Lsn) => void = () => {};
   /** The driver of ingest forgets what it has in memory; false: it is at work. */
   onRelease: () => boolean = () => false;
 
@@ -247,7 +247,7 @@ export class Timeline implements TimelineReader {
     if (this.ancestor !== undefined && s.ancestor !== undefined)
       await this.ancestor.waitForLsn(s.ancestor.lsn, timeoutMs);
     if (lsn <= s.lastRecordLsn) return;
-    this.onWanted();
+    this.onWanted(lsn);
     await this.#waiters.wait(lsn, timeoutMs);
   }
 

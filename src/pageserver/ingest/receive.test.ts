@@ -1,4 +1,4 @@
-/** A record that cannot be interpreted stops ingest of its timeline, where everybody sees it, and of no other. */
+/** Ingest of a timeline stops at what it cannot read, and of no other; it does not wait for a safekeeper that says nothing. */
 import {after, test} from 'node:test';
 import assert from 'node:assert/strict';
 import {mkdirSync, mkdtempSync, rmSync, writeFileSync} from 'node:fs';
@@ -19,7 +19,9 @@ import {alwaysValid} from '#pageserver/generation-validator.ts';
 import {CheckpointState} from '#pageserver/ingest/checkpoint-state.ts';
 import {runPageserver} from '#pageserver/server.ts';
 import {importLsn, tagOf, testContext, testIds} from '#pageserver/timeline/model.testing.ts';
+import {TimelineIngest} from '#pageserver/ingest/receive.ts';
 import {Tenant} from '#pageserver/timeline/tenant.ts';
+import type {Timeline} from '#pageserver/timeline/timeline.ts';
 import {WalFilesSafekeeper} from '#pageserver/wal-source.testing.ts';
 
 const {tenantId} = testIds;
@@ -48,25 +50,32 @@ function writeWal(name: string, commits: number, badAt: number): {walDir: string
   return {walDir, endLsn: writer.position, badLsn};
 }
 
+/** One page at importLsn. */
+async function importPage(tenant: Tenant, timelineId: string): Promise<Timeline> {
+  const tag = tagOf(0, 0);
+  const checkpoint = new CheckpointState(new ControlFile(Buffer.alloc(controlFileDataSize))).encode();
+  const timeline = await tenant.createEmpty(timelineId, 15);
+  await timeline.import(async (writer) => {
+    const {spcNode, dbNode, relNode, fork} = tag;
+    writer.createDatabase(spcNode, dbNode, true, importLsn);
+    writer.createRelation(spcNode, dbNode, relNode, fork, importLsn);
+    writer.setRelationSize(spcNode, dbNode, relNode, fork, 1, importLsn);
+    writer.relationPageImage(spcNode, dbNode, relNode, fork, 0, importLsn, Buffer.alloc(8192, 1));
+    writer.putCheckpointState(checkpoint, importLsn);
+    return {lsn: importLsn, systemId: String(systemId)};
+  });
+  return timeline;
+}
+
 test('a bad record is seen in the timeline and in the metrics; pages before it are served, and other timelines go on', async () => {
   const store = new MemoryObjectStore();
   const keysDir = join(dir, 'keys');
   await generateKeys(keysDir);
   const issuer = await TokenIssuer.load(keysDir, 'control', systemClock);
   const tag = tagOf(0, 0);
-  const checkpoint = new CheckpointState(new ControlFile(Buffer.alloc(controlFileDataSize))).encode();
   const tenant = await Tenant.attach(testContext(store), alwaysValid, tenantId, 1);
   for (const timelineId of [broken, healthy]) {
-    const timeline = await tenant.createEmpty(timelineId, 15);
-    await timeline.import(async (writer) => {
-      const {spcNode, dbNode, relNode, fork} = tag;
-      writer.createDatabase(spcNode, dbNode, true, importLsn);
-      writer.createRelation(spcNode, dbNode, relNode, fork, importLsn);
-      writer.setRelationSize(spcNode, dbNode, relNode, fork, 1, importLsn);
-      writer.relationPageImage(spcNode, dbNode, relNode, fork, 0, importLsn, Buffer.alloc(8192, 1));
-      writer.putCheckpointState(checkpoint, importLsn);
-      return {lsn: importLsn, systemId: String(systemId)};
-    });
+    const timeline = await importPage(tenant, timelineId);
     await timeline.checkpoint();
     timeline.stop();
   }
@@ -124,5 +133,36 @@ test('a bad record is seen in the timeline and in the metrics; pages before it a
   } finally {
     await Promise.all(safekeepers.map((safekeeper) => safekeeper.stop()));
     await server.stop();
+  }
+});
+
+test('WAL that a reader waits for is asked of another safekeeper when the present one says nothing', async () => {
+  const tenant = await Tenant.attach(testContext(new MemoryObjectStore()), alwaysValid, tenantId, 1);
+  const timeline = await importPage(tenant, healthy);
+  const {walDir, endLsn} = writeWal('mute', 100, -1);
+  const [mute, good] = [
+    await WalFilesSafekeeper.start({walDir, commitLsn: () => importLsn}),
+    await WalFilesSafekeeper.start({walDir, commitLsn: () => endLsn}),
+  ];
+  const ingest = new TimelineIngest({
+    timeline,
+    token: () => Promise.resolve('none'),
+    clock: systemClock,
+    log: silentLog,
+    metrics: testContext(new MemoryObjectStore()).metrics,
+    firstWords: {free: 10},
+  });
+  try {
+    ingest.setSafekeepers([mute, good].map(({port}, i) => ({nodeId: i + 1, host: '127.0.0.1', port})));
+    while (mute.connections === 0) await systemClock.sleep(5);
+    assert.equal(good.connections, 0, 'the first was asked first');
+    const started = systemClock.monotonicMs();
+    await timeline.waitForLsn(endLsn);
+    const ms = systemClock.monotonicMs() - started;
+    assert.ok(ms < 2000, `waited for ${Math.round(ms)} ms`);
+  } finally {
+    ingest.stop();
+    timeline.stop();
+    await Promise.all([mute.stop(), good.stop()]);
   }
 });
