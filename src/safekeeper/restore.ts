@@ -122,10 +122,11 @@ async function lastRecordEnd(archive: WalArchive, manifest: WalManifest, pieces:
 
 /**
  * Where the first record starts in WAL that begins at `lsn`, the start of a segment: behind what its first page says is left
- * of the record before (XLogPageHeaderData.xlp_rem_len, access/xlog_internal.h). Undefined: not in these bytes.
+ * of the record before (XLogPageHeaderData.xlp_rem_len, access/xlog_internal.h). Undefined: not in these bytes. With `length`,
+ * `bytes` need be no more than the page's header.
  */
-export function firstRecordStart(bytes: Buffer, lsn: Lsn): Lsn | undefined {
-  if (bytes.length < walPageHeaderSize(lsn)) return undefined;
+export function firstRecordStart(bytes: Buffer, lsn: Lsn, length = bytes.length): Lsn | undefined {
+  if (bytes.length < shortPageHeaderSize || length < walPageHeaderSize(lsn)) return undefined;
   if ((bytes.readUInt16LE(2) & pageFirstIsContrecord) === 0) return lsn;
   let left = bytes.readUInt32LE(16);
   let at = walPageHeaderSize(lsn);
@@ -137,5 +138,5 @@ export function firstRecordStart(bytes: Buffer, lsn: Lsn): Lsn | undefined {
   }
   at += left;
   at += -at & 7;
-  return at < bytes.length ? ((lsn + at) as Lsn) : undefined;
+  return at < length ? ((lsn + at) as Lsn) : undefined;
 }

@@ -2,6 +2,7 @@
 import {type Lsn, formatLsn} from '#postgres/lsn.ts';
 import type {Clock} from '#runtime/clock.ts';
 import {crc32c} from '#runtime/crc.ts';
+import {shortPageHeaderSize, walSegmentSizeDefault} from '#postgres/wal/segment.ts';
 import {failpoint} from '#runtime/failpoint.ts';
 import type {Log} from '#runtime/log.ts';
 import {type WalArchive, WalArchiveError, walFooterBytes} from '#objectstore/wal-archive.ts';
@@ -15,7 +16,10 @@ import {
   type ArchivePeer,
 } from '#safekeeper/archiver.ts';
 import type {SafekeeperMetrics} from '#safekeeper/metrics.ts';
+import {WalRecordBoundary, feedAcrossTerms} from '#safekeeper/record-boundary.ts';
+import {firstRecordStart} from '#safekeeper/restore.ts';
 import type {TimelineStorage} from '#safekeeper/timeline-storage.ts';
+import {WalLostError} from '#safekeeper/wal-store.ts';
 
 const readBytes = 1024 * 1024;
 /** After a failure nothing is tried for so long. */
@@ -77,6 +81,8 @@ export class TimelineArchive {
   #notBeforeMs = 0;
   #error: string | undefined;
   #manifestTerm = -1;
+  /** The last place before a segment's start where a record is known to start. */
+  #recordStart: {readonly segmentLsn: Lsn; readonly lsn: Lsn} | undefined;
 
   constructor(options: TimelineArchiveOptions) {
     this.#options = options;
@@ -183,7 +189,7 @@ export class TimelineArchive {
           this.#error = error instanceof Error ? error.message : String(error);
           this.#notBeforeMs = clock.monotonicMs() + retryMs;
           metrics.archiveFailures.inc();
-          const say = error instanceof WalArchiveError ? 'error' : 'warn';
+          const say = error instanceof WalArchiveError || error instanceof WalLostError ? 'error' : 'warn';
           log[say]('WAL is not archived; it stays on the disk', {upTo: formatLsn(piece.endLsn), error: this.#error});
           this.#step({kind: 'not-found', piece});
         },
@@ -208,9 +214,7 @@ export class TimelineArchive {
       failpoint('safekeeper.archive-manifest.after');
       this.#manifestTerm = term;
     }
-    const object = Buffer.allocUnsafeSlow(piece.endLsn - piece.startLsn + walFooterBytes);
-    let at = 0;
-    for await (const part of this.#read(piece)) at += part.copy(object, at);
+    const object = await this.#readChecked(piece);
     failpoint('safekeeper.archive-put.before');
     await archive.put(piece, object);
     failpoint('safekeeper.archive-put.after');
@@ -223,18 +227,67 @@ export class TimelineArchive {
     let crc: number | undefined;
     if (piece.startLsn >= acceptor.state.localStartLsn) {
       crc = 0;
-      for await (const part of this.#read(piece)) crc = crc32c(part, crc);
+      for await (const part of this.#read(piece.startLsn, piece.endLsn)) crc = crc32c(part, crc);
     }
     return await archive.verify(piece, crc);
   }
 
-  /** The bytes of a piece: from the disk, and what is no longer there from an object that has it. */
-  async *#read(piece: ArchivePiece): AsyncGenerator<Buffer> {
+  /**
+   * The bytes of a piece, and room for the footer. Every record of which a byte lies in it decodes, also one that begins before
+   * or ends behind: rot of this disk must not become the archive's. Throws WalLostError.
+   */
+  async #readChecked(piece: ArchivePiece): Promise<Buffer> {
+    const {acceptor} = this.#options;
+    const {history} = acceptor.state;
+    const object = Buffer.allocUnsafeSlow(piece.endLsn - piece.startLsn + walFooterBytes);
+    const boundary = new WalRecordBoundary();
+    let at = await this.#recordStartBefore(piece.startLsn);
+    boundary.reset(at);
+    const feed = (part: Buffer): void => {
+      try {
+        feedAcrossTerms(boundary, history, at, part);
+      } catch (error) {
+        throw damaged((error as Error).message);
+      }
+      at = (at + part.length) as Lsn;
+    };
+    for await (const part of this.#read(at, piece.startLsn)) feed(part);
+    for await (const part of this.#read(piece.startLsn, piece.endLsn)) {
+      part.copy(object, at - piece.startLsn);
+      feed(part);
+    }
+    const lastEndLsn = boundary.endLsn;
+    for (let chunk = 64 * 1024; boundary.endLsn < piece.endLsn; chunk *= 2) {
+      if (at >= acceptor.commitLsn)
+        throw damaged(`the record behind ${formatLsn(boundary.endLsn)} is longer than what is committed`);
+      for await (const part of this.#read(at, Math.min(at + chunk, acceptor.commitLsn) as Lsn)) feed(part);
+    }
+    this.#recordStart = {segmentLsn: piece.endLsn, lsn: lastEndLsn};
+    return object;
+  }
+
+  /** Where a record starts, at `lsn` or before: the start of the timeline, or found on the first page of a segment. */
+  async #recordStartBefore(lsn: Lsn): Promise<Lsn> {
+    if (this.#recordStart?.segmentLsn === lsn) return this.#recordStart.lsn;
+    const {startLsn} = this.#options.acceptor.state;
+    // Timelines begin where a record does.
+    for (let at = lsn; at > startLsn;) {
+      let head: Buffer = Buffer.alloc(0);
+      for await (const part of this.#read(at, (at + shortPageHeaderSize) as Lsn)) head = Buffer.concat([head, part]);
+      const found = firstRecordStart(head, at, walSegmentSizeDefault);
+      if (found !== undefined && found <= lsn) return found;
+      at = (at - walSegmentSizeDefault) as Lsn;
+    }
+    return startLsn;
+  }
+
+  /** WAL from the disk, and what is no longer there from an object that has it. */
+  async *#read(startLsn: Lsn, endLsn: Lsn): AsyncGenerator<Buffer> {
     const {archive, acceptor, storage, clock} = this.#options;
     const {localStartLsn} = acceptor.state;
-    for (let at = piece.startLsn; at < piece.endLsn;) {
+    for (let at = startLsn; at < endLsn;) {
       const local = at >= localStartLsn;
-      const wanted = Math.min(readBytes, (local ? piece.endLsn : Math.min(localStartLsn, piece.endLsn)) - at);
+      const wanted = Math.min(readBytes, (local ? endLsn : Math.min(localStartLsn, endLsn)) - at);
       const bytes = local ? storage.wal.read(at, wanted) : await archive.read(at, wanted);
       if (this.#closed) throw new Error('the timeline is closed');
       if (bytes.length === 0)
@@ -244,4 +297,10 @@ export class TimelineArchive {
       await clock.sleep(0); // appends come first
     }
   }
+}
+
+function damaged(reason: string): WalLostError {
+  return new WalLostError(
+    `committed WAL on this disk does not decode (${reason}); it is not archived from here. Replace this safekeeper`,
+  );
 }

@@ -103,7 +103,12 @@ const archiver: readonly ArchiverMutation[] = [
   'archive-uncommitted',
 ];
 
-const archive: readonly ArchiveShellMutation[] = ['archive-overwrites', 'archive-unverified', 'parts-forgotten-early'];
+const archive: readonly ArchiveShellMutation[] = [
+  'archive-overwrites',
+  'archive-undecoded',
+  'archive-unverified',
+  'parts-forgotten-early',
+];
 
 export const mutants: readonly Mutant[] = [
   ...acceptor.map((names) => ({name: `acceptor ${names.join(' + ')}`, mutations: {acceptor: new Set(names)}})),

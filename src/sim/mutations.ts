@@ -63,6 +63,8 @@ export type ControlMutation =
 export type ArchiveShellMutation =
   /** An object that exists is written again. */
   | 'archive-overwrites'
+  /** WAL goes to the archive as it lies on the disk, rot and all. */
+  | 'archive-undecoded'
   /** A put without an answer counts as done. */
   | 'archive-unverified'
   /** Parts are deleted before the longer object is there. */

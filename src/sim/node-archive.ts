@@ -8,9 +8,11 @@ import {
   type ArchiverInput,
   type ArchiverOutput,
 } from '#safekeeper/archiver.ts';
+import {feedAcrossTerms} from '#safekeeper/record-boundary.ts';
 import type {TimelineStorage} from '#safekeeper/timeline-storage.ts';
 import {Violation} from '#sim/checker.ts';
 import type {SimStore} from '#sim/sim-store.ts';
+import {SimRecordBoundary} from '#sim/sim-wal.ts';
 import {type Stage, segmentSize, timelineId} from '#sim/stage.ts';
 
 /** The node, as its archiver sees it. */
@@ -122,8 +124,7 @@ export class NodeArchive {
   #put(piece: ArchivePiece): void {
     const bytes = this.#bytes(piece);
     this.#working = true;
-    // What does not decode is not archived; here: a node that knows of its rot.
-    if (bytes === undefined || this.#node.rottenLsn > 0) {
+    if (bytes === undefined || !this.#decodes(piece)) {
       this.#end(piece, false, true);
       return;
     }
@@ -155,8 +156,23 @@ export class NodeArchive {
     });
   }
 
+  /** All records that have a byte in it. There are no pages here to find the first one by: from the timeline's start. */
+  #decodes(piece: ArchivePiece): boolean {
+    if (this.#stage.mutations.archive?.has('archive-undecoded')) return true;
+    const {startLsn, history} = this.#node.acceptor!.state;
+    const boundary = new SimRecordBoundary();
+    boundary.reset(startLsn);
+    const {commitLsn} = this.#node.acceptor!;
+    const bytes = this.#bytes({startLsn, endLsn: commitLsn});
+    try {
+      return bytes !== undefined && feedAcrossTerms(boundary, history, startLsn, bytes) >= piece.endLsn;
+    } catch {
+      return boundary.endLsn >= piece.endLsn;
+    }
+  }
+
   /** Undefined when a byte of it cannot be had. */
-  #bytes(piece: ArchivePiece): Buffer | undefined {
+  #bytes(piece: Pick<ArchivePiece, 'startLsn' | 'endLsn'>): Buffer | undefined {
     const parts: Buffer[] = [];
     for (let at: number = piece.startLsn; at < piece.endLsn;) {
       const bytes = this.#node.readWal(at as Lsn, piece.endLsn - at);
