@@ -17,6 +17,8 @@ import type {Timeline, TimelineInfo} from './timeline/timeline.ts';
 const idPattern = /^[0-9a-f]{32}$/;
 /** A basebackup may take so long before GC may overtake it. */
 const basebackupMsMax = 300_000;
+/** A request to detach a timeline answers after so long, finished or not. */
+const detachMsMax = 10_000;
 const statisticsBytesMax = 64 * 1024 * 1024;
 
 /** HTTP status of each code of TimelineError. */
@@ -101,6 +103,10 @@ export function managementRoutes(pageserver: Pageserver, metricsText: () => stri
     node('POST', `${timelinePath}/unarchive`, async (request) => {
       const {tenantId, timelineId} = ids(request);
       return {status: 200, json: infoJson((await pageserver.tenant(tenantId).wake(timelineId)).info())};
+    }),
+    node('POST', `${timelinePath}/detach_ancestor`, async (request) => {
+      const {tenantId, timelineId} = ids(request);
+      return {status: 200, json: {detached: await pageserver.detachAncestor(tenantId, timelineId, detachMsMax)}};
     }),
     node('GET', `${timelinePath}/lsn_by_timestamp`, (request) => lsnByTimestamp(pageserver, request)),
     tenant('GET', `${timelinePath}/basebackup`, (request) => sendBasebackup(pageserver, request)),

@@ -139,6 +139,23 @@ export class Pageserver {
     this.#parts.log.info('timeline archived', {tenant: tenantId, timeline: timelineId});
   }
 
+  /**
+   * Goes on for about `msMax` with making a timeline independent of its ancestor: Tenant.detachStep. True: it is. What is read of
+   * the ancestor is written anew, so this takes long for a large branch; whoever wants it asks again.
+   */
+  async detachAncestor(tenantId: string, timelineId: string, msMax: number): Promise<boolean> {
+    const {clock, log} = this.#parts;
+    const until = clock.monotonicMs() + msMax;
+    let detached = false;
+    do
+      await this.#background.alone(async () => {
+        detached = await this.tenant(tenantId).detachStep(timelineId);
+      });
+    while (!detached && clock.monotonicMs() < until);
+    if (detached) log.info('timeline detached from its ancestor', {tenant: tenantId, timeline: timelineId});
+    return detached;
+  }
+
   async setSafekeepers(timeline: Timeline, safekeepers: readonly SafekeeperNode[]): Promise<void> {
     const known = JSON.stringify(timeline.state.safekeepers);
     timeline.state.safekeepers = safekeepers;

@@ -101,6 +101,26 @@ const checkpoint: Driver = async ({cell, tenant, timeline, hasFired}) => {
   for (let waited = 0; waited < 1000 && !hasFired(); waited += 100) await sleep(100);
 };
 
+/** A branch is cut off from its parent, and goes. */
+const leavingBranch: Driver = async ({cell, tenant, timeline}) => {
+  const token = await cell.token('pageserver');
+  const base = `${cell.urlOf('pageserver-http')}/v1/tenant/${tenant}`;
+  try {
+    const path = `/projects/${cell.projectId}/branches`;
+    const {branch: made} = await cell.api<{branch: {id: string}}>('POST', path, {branch: {}});
+    await operationsOver(cell);
+    const {json} = await requestJson({method: 'GET', url: base, token, timeoutMs: 30_000});
+    for (const {timelineId} of (json as {timelines: {timelineId: string}[]}).timelines) {
+      const url = `${base}/timeline/${timelineId}/detach_ancestor`;
+      if (timelineId !== timeline) await requestJson({method: 'POST', url, token, timeoutMs: 30_000});
+    }
+    await cell.api('DELETE', `${path}/${made.id}`);
+    await operationsOver(cell);
+  } catch {
+    await sleep(200);
+  }
+};
+
 /** A branch without a compute is archived, woken, and goes. */
 const sleepingBranch: Driver = async ({cell, tenant, timeline}) => {
   const token = await cell.token('pageserver');
@@ -216,6 +236,9 @@ export const rows: Readonly<Record<string, Row>> = {
   'pageserver.compaction.install.before': {driver: checkpoint},
   'pageserver.delete.before': {driver: checkpoint},
   'pageserver.gc.before': {driver: checkpoint},
+  'pageserver.detach.step.before': {driver: leavingBranch},
+  'pageserver.detach.index.before': {driver: leavingBranch},
+  'pageserver.detach.index.after': {driver: leavingBranch},
   'pageserver.archive.index.before': {driver: sleepingBranch},
   'pageserver.archive.index.after': {driver: sleepingBranch},
   'pageserver.unarchive.index.before': {driver: sleepingBranch},

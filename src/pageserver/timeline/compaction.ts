@@ -29,12 +29,13 @@ import {
   samePrefix,
   wholeKeySpace,
 } from './key.ts';
-import {heldPoints} from './kept-history.ts';
+import {firstReadable, heldPoints} from './kept-history.ts';
 import type {RangePlan} from './layer-map.ts';
 import {LayerOutput} from './layer-output.ts';
 import {applyValue, read, tryRelInfo, zeroPage} from './read-path.ts';
 import {type RelInfo, blockFloor} from './sizes.ts';
 import type {TimelineState} from './state.ts';
+import {TimelineError} from './timeline-reader.ts';
 import type {Uploader} from './upload.ts';
 import {type Value, flagStartsHistory, valueKind} from './value.ts';
 import {relOf} from './write-path.ts';
@@ -86,6 +87,24 @@ export class Compactor {
       throw error;
     }
     return true;
+  }
+
+  /**
+   * Makes the timeline's own, as images, what it reads of its ancestors: a layer's worth, from the key `from` on. Answers the key to
+   * go on with; undefined: nothing is read of the ancestors any more. What was done is seen in the layers: to begin anew
+   * costs a look. TimelineError 'unavailable' when an ancestor has to put something into layers first.
+   */
+  async takeOver(from: Buffer): Promise<Buffer | undefined> {
+    const state = this.#state;
+    if (!hasAncestorsInLayers(state))
+      throw new TimelineError('unavailable', `${state.name}: its ancestor is being saved; try again`);
+    const at = firstReadable(state);
+    const {segments} = state.layers.plan({start: from, end: wholeKeySpace.end}, at + 1);
+    const lacking = segments.find((segment) => segment.image === undefined);
+    if (lacking === undefined) return undefined;
+    const {next} = await this.#writeImage(lacking, at, state.context.limits.compaction.targetBytes);
+    if (next !== undefined) return next;
+    return lacking.end.equals(wholeKeySpace.end) ? undefined : lacking.end;
   }
 
   /** A page cannot be rebuilt or a layer is damaged: images wait, so that the rest of the process is not kept busy with it. */
@@ -435,9 +454,12 @@ function hasAncestorsInLayers(state: TimelineState): boolean {
   let end = Infinity;
   for (let {ancestor} = state; ancestor !== undefined; {ancestor} = ancestor.state) {
     end = Math.min(end, ancestor.lsn);
-    if (ancestor.state.diskConsistentLsn >= end) continue;
-    ancestor.state.freezeOpen();
-    inLayers = false;
+    const {open, frozen, lastRecordLsn, freezeOpen} = ancestor.state;
+    if (lastRecordLsn < end) inLayers = false; // a restart: it ingests again
+    else if (open !== undefined && open.startLsn <= end) {
+      freezeOpen();
+      inLayers = false;
+    } else if (frozen.some(({layer}) => layer.startLsn <= end)) inLayers = false;
   }
   return inLayers;
 }

@@ -83,6 +83,8 @@ export interface TimelineIndex {
   readonly systemId: string;
   readonly ancestorTimelineId?: string;
   readonly ancestorLsn?: Lsn;
+  /** The timeline it branched from at initialLsn, when it was detached from it since. */
+  readonly detachedFrom?: string;
   /** Everything up to here is in the layers listed (and in the ancestor): ingest goes on from here after a restart. */
   readonly diskConsistentLsn: Lsn;
   /** Where the timeline's own history begins: the import's LSN or the branch point. */
@@ -152,6 +154,7 @@ export function encodeIndex(index: TimelineIndex): Buffer {
     ...(index.ancestorTimelineId === undefined
       ? {}
       : {ancestorTimelineId: index.ancestorTimelineId, ancestorLsn: formatLsn(index.ancestorLsn ?? lsn(0))}),
+    ...(index.detachedFrom === undefined ? {} : {detachedFrom: index.detachedFrom}),
     diskConsistentLsn: formatLsn(index.diskConsistentLsn),
     initialLsn: formatLsn(index.initialLsn),
     logicalSizeBytes: index.logicalSizeBytes,
@@ -264,6 +267,7 @@ function parseBody(
     ...(json['ancestorTimelineId'] === undefined
       ? {}
       : {ancestorTimelineId: text(json, 'ancestorTimelineId'), ancestorLsn: position(json, 'ancestorLsn')}),
+    ...(json['detachedFrom'] === undefined ? {} : {detachedFrom: text(json, 'detachedFrom')}),
     diskConsistentLsn: position(json, 'diskConsistentLsn'),
     initialLsn: position(json, 'initialLsn'),
     logicalSizeBytes: whole(json, 'logicalSizeBytes'),

@@ -22,7 +22,11 @@ function whyNotKept(state: TimelineState, at: Lsn): string | undefined {
     );
   const {ancestor} = state;
   if (ancestor !== undefined) return at < ancestor.lsn ? whyNotKept(ancestor.state, at) : undefined;
-  return at < state.initialLsn ? `${state.describe(at)}: history begins at ${formatLsn(state.initialLsn)}` : undefined;
+  if (at >= state.initialLsn) return undefined;
+  const begins = `${state.describe(at)}: history begins at ${formatLsn(state.initialLsn)}`;
+  return state.detachedFrom === undefined
+    ? begins
+    : `${begins}, where the timeline branched from ${state.detachedFrom}: it was detached from it, and what came before stayed there`;
 }
 
 function isHeld(state: TimelineState, at: Lsn): boolean {
@@ -37,20 +41,34 @@ function isHeld(state: TimelineState, at: Lsn): boolean {
  */
 export function lease(state: TimelineState, at: Lsn, ttlMs: number): number {
   checkKept(state, at);
-  // What lies before the branch point is the ancestor's to keep.
-  let owner = state;
-  while (owner.ancestor !== undefined && at <= owner.ancestor.lsn) owner = owner.ancestor.state;
   const {clock, limits} = state.context;
   const granted = Math.min(Math.max(ttlMs, 0), limits.leaseMsMax);
   const until = clock.monotonicMs() + granted;
-  owner.leases.set(at, Math.max(owner.leases.get(at) ?? 0, until));
+  // What lies before the branch point is the ancestor's to keep; the timeline itself goes on being read there.
+  for (let s: TimelineState | undefined = state; s !== undefined;) {
+    s.leases.set(at, Math.max(s.leases.get(at) ?? 0, until));
+    const {ancestor}: TimelineState = s;
+    s = ancestor !== undefined && at <= ancestor.lsn ? ancestor.state : undefined;
+  }
   return granted;
 }
 
-/** LSNs below the cutoff that must stay readable, ascending, without those that are doubled. Forgets leases that ended. */
+/** The earliest LSN of the timeline's own history that somebody may read, not later than what is in layers. */
+export function firstReadable(state: TimelineState): Lsn {
+  const points = heldPoints(state, state.gcCutoffLsn).filter((at) => at >= state.initialLsn);
+  const first = points[0] ?? Math.max(state.gcCutoffLsn, state.initialLsn);
+  // At the end of history a version may still come for an LSN that was reached already (putStatistics).
+  return Math.max(state.initialLsn, Math.min(first, state.diskConsistentLsn - 1)) as Lsn;
+}
+
+/**
+ * LSNs of the timeline's own history below the cutoff that must stay readable, ascending, without those that are doubled. Forgets
+ * leases that ended.
+ */
 export function heldPoints(state: TimelineState, cutoff: Lsn): Lsn[] {
   const now = state.context.clock.monotonicMs();
   for (const [at, until] of state.leases) if (until <= now) state.leases.delete(at);
   const points = new Set<Lsn>([...state.leases.keys(), ...state.branchPoints.values()]);
-  return [...points].filter((at) => at < cutoff).sort((x, y) => x - y);
+  const first = state.ancestor?.lsn ?? 0;
+  return [...points].filter((at) => at >= first && at < cutoff).sort((x, y) => x - y);
 }

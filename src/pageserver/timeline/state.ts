@@ -105,7 +105,10 @@ export class TimelineState {
   readonly shard: ShardIdentity;
   readonly timelineId: string;
   readonly pgVersion: number;
-  readonly ancestor: {readonly state: TimelineState; readonly lsn: Lsn} | undefined;
+  /** Tenant: undefined from when the timeline is detached. */
+  ancestor: {readonly state: TimelineState; readonly lsn: Lsn} | undefined;
+  /** Tenant: the ancestor it was detached from, at initialLsn. */
+  detachedFrom: string | undefined;
   /** Where the timeline's own history begins; an import sets it. */
   initialLsn: Lsn;
 
@@ -177,6 +180,7 @@ export class TimelineState {
       generation: number;
       lifecycle: TimelineLifecycle;
       ancestor: {readonly state: TimelineState; readonly lsn: Lsn} | undefined;
+      detachedFrom?: string | undefined;
       initialLsn: Lsn;
       diskConsistentLsn: Lsn;
       safekeepers: readonly SafekeeperNode[];
@@ -193,6 +197,7 @@ export class TimelineState {
     this.generation = options.generation;
     this.lifecycle = options.lifecycle;
     this.ancestor = options.ancestor;
+    this.detachedFrom = options.detachedFrom;
     this.initialLsn = options.initialLsn;
     this.safekeepers = options.safekeepers;
     this.retention = options.retention;

@@ -248,6 +248,32 @@ export class Tenant {
     );
   }
 
+  /**
+   * One step of detaching a timeline from its ancestor, so that the ancestor can be deleted; true: it is detached, and an index
+   * that says so is durable. Its history begins at its branch point then. Repeating it goes on, also after a crash. Never beside
+   * a step of compaction or GC.
+   */
+  async detachStep(timelineId: string): Promise<boolean> {
+    const timeline = this.timeline(timelineId);
+    const {state} = timeline;
+    if (state.lifecycle !== 'active' || state.archivedAtMs !== undefined) throw this.#isBeingArchived(timelineId);
+    const branchLsn = state.ancestor?.lsn ?? 0;
+    const held = [...state.leases].find(([at, until]) => at < branchLsn && until > this.#context.clock.monotonicMs());
+    if (held !== undefined)
+      throw new TimelineError(
+        'conflict',
+        `${state.name} cannot be detached: a reader holds ${formatLsn(held[0])}, which is before its branch point; stop the reader (or wait until its lease has ended)`,
+      );
+    await timeline.waitForLsn(state.initialLsn);
+    for (let of = timeline; of.ancestor !== undefined; of = of.ancestor)
+      if (of.ancestor.remoteConsistentLsn < of.state.initialLsn) await of.ancestor.checkpoint();
+    if (!(await timeline.takeOverStep())) return false;
+    await timeline.leaveAncestor();
+    // Only now may the ancestor forget, or go.
+    for (const other of this.#timelines.values()) other.state.branchPoints.delete(timelineId);
+    return true;
+  }
+
   /** A new attachment of the tenant to this same pageserver. */
   setGeneration(generation: number): void {
     if (generation < this.#generation)
@@ -362,7 +388,7 @@ export class Tenant {
       if (children > 0)
         throw new TimelineError(
           'conflict',
-          `${timeline.state.name} has ${children} child timelines; delete them first`,
+          `${timeline.state.name} has ${children} child timelines; delete or detach them first`,
         );
       timeline.state.lifecycle = 'deleting';
       this.onGone(timeline);
@@ -382,7 +408,7 @@ export class Tenant {
     if (children > 0)
       throw new TimelineError(
         'conflict',
-        `tenant ${this.tenantId} timeline ${timelineId} has ${children} child timelines; delete them first`,
+        `tenant ${this.tenantId} timeline ${timelineId} has ${children} child timelines; delete or detach them first`,
       );
     const index = (await loadIndexes(this.#context, this.tenantId, this.#generation, timelineId)).get(timelineId);
     if (this.#archived.get(timelineId) !== archived) return;

@@ -1,5 +1,5 @@
 /** From a time to an LSN: a search in the commit times of a timeline and its ancestors (commit-times.ts). */
-import {type Lsn, invalidLsn} from '#postgres/lsn.ts';
+import type {Lsn} from '#postgres/lsn.ts';
 import {type CommitChunk, decodeCommitChunk} from './commit-times.ts';
 import {type Key, keyKind, rangeOf} from './key.ts';
 import {read, tryBlob, tryScanKeys} from './read-path.ts';
@@ -22,7 +22,8 @@ async function lookUp(state: TimelineState, time: number, until: Lsn): Promise<L
   const range = rangeOf(keyKind.commitTimes);
   const at = state.lastRecordLsn;
   // Chunks name their first commit: the list alone says where to search. The ancestor's are asked for there.
-  const ownStart = state.ancestor?.lsn ?? invalidLsn;
+  // A timeline that was detached from its ancestor has chunks of before it began.
+  const ownStart = state.initialLsn;
   const keys = (await read(state, at, (pass) => tryScanKeys(state, pass, range, at))).filter(
     ({prefix}) => prefix.a * 4294967296 + prefix.b > ownStart,
   );

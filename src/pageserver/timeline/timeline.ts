@@ -20,7 +20,7 @@ import {
   defaultRetention,
 } from './index-object.ts';
 import {checkKept, heldPoints, lease} from './kept-history.ts';
-import {type Key, checkpointStateKey, keyKind, rangeOf, relationMapKey, slruPrefix} from './key.ts';
+import {type Key, checkpointStateKey, keyKind, rangeOf, relationMapKey, slruPrefix, wholeKeySpace} from './key.ts';
 import {buildPage, read, readOn, tryBlob, tryBlobs, tryCollect, tryRelInfo, tryRelPages} from './read-path.ts';
 import {LsnWaiters} from './lsn-waiters.ts';
 import {decodeSize} from './sizes.ts';
@@ -43,6 +43,8 @@ export interface TimelineInfo {
   readonly remoteConsistentLsn: Lsn;
   readonly ancestorTimelineId?: string;
   readonly ancestorLsn?: Lsn;
+  /** The timeline it branched from at initialLsn, when it was detached from it since. */
+  readonly detachedFrom?: string;
   readonly initialLsn: Lsn;
   readonly pgVersion: number;
   readonly systemId: string;
@@ -62,7 +64,7 @@ export interface TimelineInfo {
 export class Timeline implements TimelineReader {
   /** For the files of timeline/ and for tests; others use the methods. */
   readonly state: TimelineState;
-  readonly ancestor: Timeline | undefined;
+  #ancestor: Timeline | undefined;
   readonly #uploader: Uploader;
   readonly #compactor: Compactor;
   #writer: Promise<TimelineWriter> | undefined;
@@ -74,6 +76,8 @@ export class Timeline implements TimelineReader {
   /** Ingest has frozen a layer while compaction is behind: it waits so long before it goes on. */
   #debtMs = 0;
   readonly #attachedMs: number;
+  /** takeOverStep() goes on with this key. */
+  #takenOver: Buffer | undefined;
   /** No commit lies in the restore window. */
   #windowIsEmpty = false;
   /** As of the last collection, when it found that there is nothing more to do before one of these changes. */
@@ -90,7 +94,7 @@ export class Timeline implements TimelineReader {
     loaded: {generation: number; sequence: number; layers: readonly LayerDescription[]; consistentLsn: Lsn},
   ) {
     this.state = state;
-    this.ancestor = ancestor;
+    this.#ancestor = ancestor;
     this.#uploader = new Uploader(state, validator, loaded);
     this.#compactor = new Compactor(state, this.#uploader);
     this.#waiters = new LsnWaiters(state);
@@ -151,6 +155,7 @@ export class Timeline implements TimelineReader {
       generation,
       lifecycle: index.lifecycle,
       ancestor: ancestor && {state: ancestor.state, lsn: index.ancestorLsn ?? invalidLsn},
+      detachedFrom: index.detachedFrom,
       initialLsn: index.initialLsn,
       diskConsistentLsn: index.diskConsistentLsn,
       safekeepers: index.safekeepers,
@@ -175,6 +180,9 @@ export class Timeline implements TimelineReader {
     });
   }
 
+  get ancestor(): Timeline | undefined {
+    return this.#ancestor;
+  }
   get tenantId(): string {
     return this.state.tenantId;
   }
@@ -204,6 +212,7 @@ export class Timeline implements TimelineReader {
       ...(s.ancestor === undefined
         ? {}
         : {ancestorTimelineId: s.ancestor.state.timelineId, ancestorLsn: s.ancestor.lsn}),
+      ...(s.detachedFrom === undefined ? {} : {detachedFrom: s.detachedFrom}),
       initialLsn: s.initialLsn,
       pgVersion: s.pgVersion,
       systemId: s.systemId,
@@ -244,8 +253,8 @@ export class Timeline implements TimelineReader {
     if (s.lifecycle !== 'active')
       throw new TimelineError('unavailable', `${s.name}: the timeline is ${s.lifecycle}, it cannot be read`);
     // After a restart an ancestor may have to ingest again up to where this branch left it.
-    if (this.ancestor !== undefined && s.ancestor !== undefined)
-      await this.ancestor.waitForLsn(s.ancestor.lsn, timeoutMs);
+    if (this.#ancestor !== undefined && s.ancestor !== undefined)
+      await this.#ancestor.waitForLsn(s.ancestor.lsn, timeoutMs);
     if (lsn <= s.lastRecordLsn) return;
     this.onWanted(lsn);
     await this.#waiters.wait(lsn, timeoutMs);
@@ -567,6 +576,38 @@ export class Timeline implements TimelineReader {
     const end = state.diskConsistentLsn - 1;
     this.#windowIsEmpty = found.kind !== 'present' && found.kind !== 'past';
     return Math.max(state.initialLsn, Math.min(byTime, byBytes, end)) as Lsn;
+  }
+
+  // ---- leaving the ancestor
+
+  /**
+   * One step towards reading nothing of the ancestors any more; true: that is so. Never beside a step of compaction or GC.
+   * Interrupted anywhere, the next call goes on: what is done is in the index like any image.
+   */
+  async takeOverStep(): Promise<boolean> {
+    if (this.state.ancestor === undefined) return true;
+    failpoint('pageserver.detach.step.before');
+    const from: Buffer = this.#takenOver ?? wholeKeySpace.start;
+    const next = await this.#compactor.takeOver(from);
+    this.#takenOver = next;
+    return next === undefined;
+  }
+
+  /**
+   * After takeOverStep() said true, in the same turn: the timeline begins at its branch point, with no ancestor. Resolves when an
+   * index that says so is durable and validated; then the ancestor may go.
+   */
+  async leaveAncestor(): Promise<void> {
+    const {state} = this;
+    if (state.ancestor !== undefined) {
+      state.detachedFrom = state.ancestor.state.timelineId;
+      state.ancestor = undefined;
+      this.#ancestor = undefined;
+    }
+    failpoint('pageserver.detach.index.before');
+    await this.saveIndex();
+    failpoint('pageserver.detach.index.after');
+    await this.#uploader.published();
   }
 
   /** compactionStep() would find something to do. */

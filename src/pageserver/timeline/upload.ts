@@ -287,6 +287,7 @@ export class Uploader {
       ...(state.ancestor === undefined
         ? {}
         : {ancestorTimelineId: state.ancestor.state.timelineId, ancestorLsn: state.ancestor.lsn}),
+      ...(state.detachedFrom === undefined ? {} : {detachedFrom: state.detachedFrom}),
       diskConsistentLsn: output.consistentLsn,
       initialLsn: state.initialLsn,
       logicalSizeBytes: Math.max(0, state.durableLogicalSizeBytes),
