@@ -37,7 +37,7 @@ export interface SafekeeperAdminOptions {
   >;
 }
 
-const kinds = ['replace_safekeeper', 'restore_from_archive'];
+const kinds = ['replace_safekeeper', 'exclude_safekeeper', 'restore_from_archive'];
 
 export function safekeeperAdminRoutes(options: SafekeeperAdminOptions): Route[] {
   const route = (

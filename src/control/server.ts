@@ -21,6 +21,7 @@ import {LocalComputeLauncher} from '#control/local-launcher.ts';
 import {makePlans} from '#control/operations/plans.ts';
 import {OperationRunner} from '#control/operations/runner.ts';
 import {type SafekeeperAdminOptions, safekeeperAdminRoutes} from '#control/safekeeper-admin.ts';
+import {SafekeeperFarewells} from '#control/safekeeper-farewells.ts';
 import {noteSafekeeper, readSafekeepers} from '#control/safekeeper-nodes.ts';
 import {schemaDumper} from '#control/schema-dump.ts';
 import {PasswordVault} from '#control/scram.ts';
@@ -122,6 +123,8 @@ export async function runControl(config: ControlConfig): Promise<RunningControl>
   autosuspend.start();
   const autoArchive = new AutoArchive({store, runner, clock, log, config: config.archive});
   autoArchive.start();
+  const farewells = new SafekeeperFarewells({store, runner, storage, clock, log});
+  farewells.start();
   launcher.keepSpare();
   log.info('serving', {api: `${config.apiHost}:${apiPort}`, internal: internal.port});
   return {
@@ -131,6 +134,7 @@ export async function runControl(config: ControlConfig): Promise<RunningControl>
       await expiry.stop();
       await autosuspend.stop();
       await autoArchive.stop();
+      await farewells.stop();
       await api.close();
       await internal.close();
       await runner.stop();

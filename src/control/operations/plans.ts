@@ -14,6 +14,7 @@ import {
   whereIs,
 } from '#control/operations/plan-context.ts';
 import {PermanentError, type Plan, SkippedError, type Step} from '#control/operations/plan.ts';
+import {excludeSafekeeperPlan} from '#control/operations/exclude-safekeeper-plan.ts';
 import {replaceSafekeeperPlan} from '#control/operations/replace-safekeeper-plan.ts';
 import {restoreFromArchivePlan} from '#control/operations/restore-from-archive-plan.ts';
 import {safekeeperEffects} from '#control/operations/safekeeper-effects.ts';
@@ -35,6 +36,7 @@ export function makePlans(context: PlanContext): Plan[] {
     deleteProjectPlan(context),
     applyRetentionPlan(context),
     replaceSafekeeperPlan(context),
+    excludeSafekeeperPlan(context),
     restoreFromArchivePlan(context),
     archiveBranchPlan(context),
   ];

@@ -78,7 +78,7 @@ export function replaceSafekeeperPlan(context: PlanContext): Plan {
         async effect({state}) {
           const {change, tenantId, timelineId} = state as unknown as ReplaceState;
           const plan = new MembershipChange(change);
-          // Who cannot be reached learns it when it asks, or never: no quorum needs it.
+          // A member that cannot be reached learns it from its peers; who is none any more, from safekeeper-farewells.ts.
           for (let round = 0; round < farewellRounds && plan.actions().length > 0; round++) {
             if (round > 0) await context.clock.sleep(1000);
             await doAll(context, plan, {tenantId, timelineId});

@@ -1,9 +1,12 @@
 /** Changing a branch's safekeepers, with storage that only remembers what was asked of it. */
 import assert from 'node:assert/strict';
 import {test} from 'node:test';
+import {systemClock} from '#runtime/clock.ts';
+import {silentLog} from '#runtime/log.ts';
 import type {Lsn} from '#control/lsn.ts';
 import {buildSpec} from '#control/operations/plans.ts';
 import {readSafekeeperSet} from '#control/safekeeper-set.ts';
+import {SafekeeperFarewells} from '#control/safekeeper-farewells.ts';
 import {FakeWorld, call, importLsn, startControl, type TestControl} from '#control/test-world.ts';
 
 async function projectWithBranch(
@@ -58,6 +61,39 @@ test('a dead safekeeper is replaced: the others and the new one have the new gen
   const after = await control.store.selectFrom('branches').selectAll().executeTakeFirstOrThrow();
   assert.deepEqual(readSafekeeperSet(after.safekeepers), {generation: 5, members: [2, 4, 3], newMembers: []});
   assert.equal(world.walTimelines.has(`1/${where.timeline}`), false);
+});
+
+test('who was down when it was replaced loses its files when it is back, unless it is a member again', async (t) => {
+  const world = new FakeWorld();
+  const control = await startControl(world);
+  t.after(() => control.stop());
+  const where = await projectWithBranch(control);
+  const {store, runner} = control;
+  const farewells = new SafekeeperFarewells({store, runner, storage: world, clock: systemClock, log: silentLog});
+  const has = (nodeId: number): boolean => world.walTimelines.has(`${nodeId}/${where.timeline}`);
+  world.broken.add('safekeeper-3');
+  const id = await submit(control, 'replace_safekeeper', where, {remove: [3], add: [4]});
+  await runner.wait([id], 20_000);
+  await farewells.sweep();
+  assert.ok(has(3), 'it is down');
+  world.broken.clear();
+  await farewells.sweep();
+  assert.ok(!has(3), 'it is back');
+  assert.deepEqual((await operation(control, id)).state['unreached'], []);
+  // 4 is down when it leaves, and becomes a member again before anybody looks.
+  world.broken.add('safekeeper-4');
+  await runner.wait([await submit(control, 'replace_safekeeper', where, {remove: [4], add: [3]})], 20_000);
+  world.broken.clear();
+  await runner.wait([await submit(control, 'replace_safekeeper', where, {remove: [1], add: [4]})], 20_000);
+  await farewells.sweep();
+  assert.ok(has(4) && !has(1), 'a member keeps what it has');
+  // The branch is deleted while one that has left is down.
+  world.broken.add('safekeeper-2');
+  await runner.wait([await submit(control, 'replace_safekeeper', where, {remove: [2], add: [1]})], 20_000);
+  world.broken.clear();
+  await store.updateTable('branches').set({deleted_at: 1}).execute();
+  await farewells.sweep();
+  assert.ok(!has(2), 'nothing of a deleted branch is left');
 });
 
 test('without a majority it waits, says for what, and goes on when there is one', async (t) => {

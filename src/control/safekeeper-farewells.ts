@@ -1,0 +1,97 @@
+/**
+ * Looks now and then for safekeepers that were not there when they were replaced, and are there again: what they still have of
+ * a branch is no copy of anything any more, and goes (operations/exclude-safekeeper-plan.ts).
+ */
+import type {Clock, Timer} from '#runtime/clock.ts';
+import type {Log} from '#runtime/log.ts';
+import type {ReplaceState} from '#control/operations/replace-safekeeper-plan.ts';
+import type {OperationRunner} from '#control/operations/runner.ts';
+import type {StorageClients} from '#control/storage-client.ts';
+import type {Store} from '#control/store/schema.ts';
+
+const sweepMs = 60_000;
+const excludeMsMax = 30_000;
+
+export interface SafekeeperFarewellsOptions {
+  readonly store: Store;
+  readonly runner: OperationRunner;
+  readonly storage: StorageClients;
+  readonly clock: Clock;
+  readonly log: Log;
+}
+
+export class SafekeeperFarewells {
+  readonly #options: SafekeeperFarewellsOptions;
+  #timer: Timer | undefined;
+  #sweeping = Promise.resolve();
+  #stopped = false;
+
+  constructor(options: SafekeeperFarewellsOptions) {
+    this.#options = options;
+  }
+
+  start(): void {
+    if (this.#stopped) return;
+    const {clock, log} = this.#options;
+    this.#timer = clock.setTimer(sweepMs, () => {
+      this.#sweeping = this.sweep()
+        .catch((error: unknown) => log.error('replaced safekeepers could not be looked for', {error}))
+        .then(() => this.start());
+    });
+  }
+
+  async stop(): Promise<void> {
+    this.#stopped = true;
+    this.#timer?.cancel();
+    await this.#sweeping;
+  }
+
+  async sweep(): Promise<void> {
+    const {store, runner, storage, log} = this.#options;
+    const rows = await store
+      .selectFrom('operations')
+      .select(['id', 'project_id', 'branch_id', 'state'])
+      .where('kind', '=', 'replace_safekeeper')
+      .where('status', '=', 'finished')
+      .where('state', 'like', '%"unreached":[_%')
+      .where('state', 'not like', '%"unreached":[]%')
+      .orderBy('seq')
+      .execute();
+    /** Asked once each: one that is down holds up nobody. */
+    const silent = new Set<number>();
+    for (const row of rows) {
+      const {change, tenantId, timelineId, unreached} = JSON.parse(row.state) as ReplaceState & {
+        readonly unreached: readonly number[];
+      };
+      // A member that was away learns from its peers what has changed.
+      for (const nodeId of unreached.filter((id) => !change.final.members.some((m) => m.nodeId === id))) {
+        if (this.#stopped) return;
+        if (silent.has(nodeId)) continue;
+        try {
+          await storage.safekeeper(nodeId).status(tenantId, timelineId);
+        } catch {
+          silent.add(nodeId);
+          continue;
+        }
+        const ids = await store.transaction().execute((trx) =>
+          runner.submit(trx, [
+            {
+              projectId: row.project_id,
+              ...(row.branch_id === null ? {} : {branchId: row.branch_id}),
+              action: 'exclude_safekeeper',
+              kind: 'exclude_safekeeper',
+              locks: [`safekeepers:${row.branch_id}`],
+              state: {nodeId, replacedBy: row.id},
+            },
+          ]),
+        );
+        log.info('a replaced safekeeper is back; what it has of the branch goes', {
+          safekeeper: nodeId,
+          branch: row.branch_id,
+        });
+        await runner.kick();
+        await runner.wait(ids, excludeMsMax);
+      }
+    }
+  }
+}
