@@ -47,7 +47,7 @@ export async function ingestByPagoda(recording: Recording): Promise<OwnIngest> {
     for (const {layer} of state.frozen) layerBytes += layer.bytes;
     state.frozen.length = 0;
   };
-  const hooks = {onAdvance: () => {}, onFrozen: letGo};
+  const hooks = {onAdvance: () => {}, onFrozen: letGo, onFarAhead: () => {}};
   const first = await TimelineWriter.load(state, hooks);
   first.beginImport();
   const imported = await importDataDirectory({

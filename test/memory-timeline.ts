@@ -44,6 +44,10 @@ export class MemoryTimeline implements IngestSink, IngestState, BasebackupSource
   slruPageExists(kind: SlruKind, page: number): boolean {
     return this.slrus[kind]!.has(page);
   }
+  ownsBlock(): boolean {
+    return true;
+  }
+  readonly isFirstShard = true;
 
   relationPageRecord(record: WalRecord, b: BlockRef, needsBase: boolean): void {
     const f = this.#fork(b.spcNode, b.dbNode, b.relNode, b.fork);

@@ -301,6 +301,8 @@ function runInterpret(fuzz: FuzzCase): Outcome {
     relationSize: () => size,
     databaseExists: () => fuzz.blockId % 2 === 0,
     slruPageExists: () => fuzz.blockId < 2,
+    ownsBlock: () => fuzz.blockId % 2 === 0,
+    isFirstShard: fuzz.blockId < 2,
   };
   try {
     const interpreter = new Interpreter(sink, state, CheckpointState.decode(fuzz.checkpoint!));

@@ -71,7 +71,7 @@ export function isPlainEnd(record: WalRecord, {checkpoint}: InterpretContext): b
 export function plainTransactionEnd(record: WalRecord, context: InterpretContext): void {
   const {xid, endLsn} = record;
   const committed = (record.info & 0xf0) === opcode.commit;
-  if (xid !== 0) {
+  if (xid !== 0 && context.state.isFirstShard) {
     maskStatus(context, xid, committed ? transactionStatus.committed : transactionStatus.aborted);
     putPatch(context, slruKind.clog, Math.floor(xid / clogXactsPerPage), endLsn);
   }

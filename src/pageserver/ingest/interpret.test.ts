@@ -23,6 +23,8 @@ class Recorder {
     relationSize: (spc, db, rel, fork) => this.sizes.get(`${spc}/${db}/${rel}/${fork}`) ?? -1,
     databaseExists: (spc) => spc === 1663,
     slruPageExists: (kind: SlruKind, page: number) => this.slruPages.has(`${kind}/${page}`),
+    ownsBlock: () => true,
+    isFirstShard: true,
   };
   readonly sink = new Proxy({} as IngestSink, {
     get:

@@ -38,6 +38,9 @@ import {
 } from '#pageserver/ingest/sink.ts';
 import {MapClears} from '#pageserver/ingest/visibility-map.ts';
 
+/** In place of an image that another shard keeps. */
+const foreign = Buffer.alloc(0);
+
 const applied: InterpretOutcome = {kind: 'applied', barrier: false};
 const appliedWithBarrier: InterpretOutcome = {kind: 'applied', barrier: true};
 
@@ -80,6 +83,8 @@ export class Interpreter implements InterpretContext {
   readonly #missing: RelTag[] = [];
   /** Size of each block's fork before the record. */
   readonly #sizes = new Float64Array(blocksMax);
+  /** Whether each block is kept by this shard. */
+  readonly #owned: boolean[] = new Array<boolean>(blocksMax).fill(true);
   readonly #images: (Buffer | undefined)[] = [];
   readonly #mapClears = new MapClears(this);
 
@@ -127,9 +132,10 @@ export class Interpreter implements InterpretContext {
       if (!b.inUse) continue;
       if (b.blockNumber > blockNumberMax) return failure(record, `block ${id} has number ${b.blockNumber}`);
       this.#sizes[id] = this.size(b.spcNode, b.dbNode, b.relNode, b.fork);
+      this.#owned[id] = this.state.ownsBlock(b.relNode, b.fork, b.blockNumber);
     }
-    const isHeap = rmid === rmgr.heap || rmid === rmgr.heap2;
-    if (isHeap) this.#mapClears.find(record);
+    const clearsMap = (rmid === rmgr.heap || rmid === rmgr.heap2) && this.state.isFirstShard;
+    if (clearsMap) this.#mapClears.find(record);
     const imagesOnly =
       rmid === rmgr.xlog && (opcode === opcodeFpi || opcode === opcodeFpiForHint) && !isWholeImage(record);
     // Each of these checks the whole record, and answers 'missing' or its effects as a function; nothing has happened yet.
@@ -151,7 +157,7 @@ export class Interpreter implements InterpretContext {
       const b = record.blocks[id]!;
       if (b.inUse) this.#putBlock(record, b, imagesOnly);
     }
-    if (isHeap) this.#mapClears.apply(endLsn);
+    if (clearsMap) this.#mapClears.apply(endLsn);
     if (plainEnd) plainTransactionEnd(record, this);
     let barrier = false;
     if (typeof effects === 'object' && effects.kind === 'effects') barrier = effects.apply() === 'barrier';
@@ -199,6 +205,10 @@ export class Interpreter implements InterpretContext {
         if (opcode === opcodeFpi) throw new RecordDataError(`block ${id} has no image`);
         continue;
       }
+      if (!this.#owned[id]) {
+        this.#images[id] = foreign;
+        continue;
+      }
       const image = Buffer.allocUnsafe(blockSize);
       restoreImage(record, b, image);
       setRestoredPageLsn(image, record.endLsn);
@@ -212,6 +222,7 @@ export class Interpreter implements InterpretContext {
     const sizeBefore = this.#sizes[b.id]!;
     const beyond = b.blockNumber >= sizeBefore; // also when the fork is missing (-1)
     if (beyond) this.#extend(record, b);
+    if (!this.#owned[b.id]) return;
     if (image === undefined) this.sink.relationPageRecord(record, b, !(beyond || b.willInit || b.applyImage));
     else this.sink.relationPageImage(b.spcNode, b.dbNode, b.relNode, b.fork, b.blockNumber, record.endLsn, image);
   }

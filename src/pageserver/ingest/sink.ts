@@ -30,6 +30,13 @@ export interface IngestState {
   databaseExists(spcNode: number, dbNode: number): boolean;
   /** Whether the page has been written (image, zero or patch) since it was last dropped. Always in memory. */
   slruPageExists(kind: SlruKind, page: number): boolean;
+  /**
+   * Whether the page is kept here at all, or by another shard of the tenant (wire/shard.ts). The sink drops what is said of others'
+   * pages; this is for those who can save themselves the work before. Sizes of relations are everybody's.
+   */
+  ownsBlock(relNode: number, fork: ForkNumber, block: number): boolean;
+  /** This shard keeps SLRU pages, visibility maps and everything else that is no page of a main fork. */
+  readonly isFirstShard: boolean;
 }
 
 export interface IngestSink {

@@ -37,7 +37,9 @@ export interface TimelineReader {
 
   /** Blocks of a fork, or undefined when it does not exist. */
   relSize(rel: RelTag, at: Lsn): Promise<number | undefined>;
-  /** Pages block … block+count-1; fewer where the relation ends. 'not-found', 'beyond-end', 'redo-failed', 'corrupt', 'unavailable'. */
+  /** Whether this shard of the tenant keeps the block (wire/shard.ts). */
+  ownsBlock(rel: RelTag, block: number): boolean;
+  /** Pages block … block+count-1; fewer where the relation ends. 'not-found', 'wrong-shard', 'beyond-end', 'redo-failed', 'corrupt', 'unavailable'. */
   getRelPages(rel: RelTag, block: number, count: number, at: Lsn): Promise<Buffer[]>;
   /** All forks of all relations of a database, by (tablespace, relation, fork); spcNode 0: of every tablespace. */
   listRelations(spcNode: number, dbNode: number, at: Lsn): Promise<RelListEntry[]>;

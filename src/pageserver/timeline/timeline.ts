@@ -6,9 +6,10 @@ import type {Timer} from '#runtime/clock.ts';
 import {failpoint} from '#runtime/failpoint.ts';
 import {ObjectStoreError} from '#objectstore/object-store.ts';
 import {type Lsn, formatLsn, invalidLsn} from '#postgres/lsn.ts';
-import {type RelTag, blockSize} from '#postgres/relation.ts';
+import {type RelTag, blockSize, formatRel} from '#postgres/relation.ts';
 import type {SlruKind} from '#postgres/slru.ts';
 import type {RelListEntry} from '#wire/pages.ts';
+import {formatShardId, shardOfBlock} from '#wire/shard.ts';
 import type {GenerationValidator} from '../generation-validator.ts';
 import {ReadPass} from '../layers/layer-reader.ts';
 import {Compactor} from './compaction.ts';
@@ -78,6 +79,8 @@ export class Timeline implements TimelineReader {
   readonly #attachedMs: number;
   /** takeOverStep() goes on with this key. */
   #takenOver: Buffer | undefined;
+  /** When what was in memory was last frozen. */
+  #frozenMs: number;
   /** No commit lies in the restore window. */
   #windowIsEmpty = false;
   /** As of the last collection, when it found that there is nothing more to do before one of these changes. */
@@ -98,7 +101,7 @@ export class Timeline implements TimelineReader {
     this.#uploader = new Uploader(state, validator, loaded);
     this.#compactor = new Compactor(state, this.#uploader);
     this.#waiters = new LsnWaiters(state);
-    this.#attachedMs = state.context.clock.monotonicMs();
+    this.#attachedMs = this.#frozenMs = state.context.clock.monotonicMs();
     if (ancestor !== undefined && state.ancestor !== undefined)
       ancestor.state.branchPoints.set(state.timelineId, state.ancestor.lsn);
   }
@@ -287,6 +290,7 @@ export class Timeline implements TimelineReader {
   getRelPagesNow(rel: RelTag, block: number, count: number, at: Lsn, into?: Buffer): Buffer[] | Promise<Buffer[]> {
     this.#checkReadable(at);
     const {state} = this;
+    if (state.shard.count > 1) this.#checkOwned(rel, block, count);
     const pass = new ReadPass(state.context.cache);
     const pages = tryRelPages(state, pass, rel, block, count, at, into);
     const {layersPerRead} = state.context.metrics;
@@ -405,6 +409,21 @@ export class Timeline implements TimelineReader {
     return (await read(this.state, at, (pass) => tryBlob(this.state, pass, key, at))) ?? undefined;
   }
 
+  ownsBlock(rel: RelTag, block: number): boolean {
+    return this.state.ownsBlock(rel.relNode, rel.fork, block);
+  }
+
+  /** Fewer blocks than a stripe has: the first and the last tell. */
+  #checkOwned(rel: RelTag, block: number, count: number): void {
+    const foreign = [block, block + count - 1].find((b) => !this.ownsBlock(rel, b));
+    if (foreign === undefined) return;
+    const {tenantId, count: shards} = this.state.shard;
+    throw new TimelineError(
+      'wrong-shard',
+      `${this.state.name}: block ${foreign} of relation ${formatRel(rel)} is kept by shard ${formatShardId({tenantId, number: shardOfBlock(shards, rel, foreign), count: shards})}`,
+    );
+  }
+
   #checkReadable(at: Lsn): void {
     if (this.isReadableAt(at)) return checkKept(this.state, at);
     throw new TimelineError(
@@ -420,6 +439,7 @@ export class Timeline implements TimelineReader {
     this.#writer ??= TimelineWriter.load(this.state, {
       onAdvance: () => this.#waiters.advanced(),
       onFrozen: () => this.#frozen(),
+      onFarAhead: () => this.#freeze(),
     }).then(
       (writer) => {
         this.#startAgeTimer();
@@ -512,15 +532,33 @@ export class Timeline implements TimelineReader {
     // In the middle of a long record (a database being copied) there is no point to stop at.
     while (this.#loadedWriter?.hasUnfinishedWork === true && state.ingestError === undefined)
       await state.context.clock.sleep(20);
-    if (this.#loadedWriter?.hasUnfinishedWork === false) this.#loadedWriter.freeze();
+    this.#freeze();
     await this.#uploader.published();
+    // Behind the last layer there may be WAL that needs none.
+    this.#saveEnd();
+    await this.#uploader.published();
+  }
+
+  /** What is in memory goes on its way to the object store. */
+  #freeze(): void {
+    if (this.#loadedWriter?.hasUnfinishedWork === true || this.state.lifecycle !== 'active') return;
+    this.#frozenMs = this.state.context.clock.monotonicMs();
+    this.#loadedWriter?.freeze();
+    this.#saveEnd();
+  }
+
+  /** Where nothing is in memory, the index alone tells how far ingest is. */
+  #saveEnd(): void {
+    const {open, frozen, lifecycle} = this.state;
+    if (open !== undefined || frozen.length > 0 || lifecycle !== 'active') return;
+    if (this.#loadedWriter?.isEmpty !== false) this.#uploader.nothingInMemory();
   }
 
   /** Before the process ends: saves what is open, so that the next one need not ingest it again. Ingest must have stopped. */
   async save(): Promise<void> {
     const writer = this.#loadedWriter;
     if (writer === undefined || this.state.lifecycle !== 'active' || writer.hasUnfinishedWork) return;
-    writer.freeze();
+    this.#freeze();
     await this.#uploader.durable();
   }
 
@@ -686,14 +724,7 @@ export class Timeline implements TimelineReader {
     const {clock, limits} = this.state.context;
     this.#ageTimer = clock.setTimer(limits.layerAgeMs / 4, () => {
       if (this.#stopped) return;
-      const {open, lifecycle} = this.state;
-      if (
-        open !== undefined &&
-        lifecycle === 'active' &&
-        this.#loadedWriter?.hasUnfinishedWork === false &&
-        clock.monotonicMs() - open.createdMs >= limits.layerAgeMs
-      )
-        this.#loadedWriter.freeze();
+      if (clock.monotonicMs() - (this.state.open?.createdMs ?? this.#frozenMs) >= limits.layerAgeMs) this.#freeze();
       this.#startAgeTimer();
     });
   }

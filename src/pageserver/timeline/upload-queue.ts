@@ -20,6 +20,8 @@ export type UploadInput =
   /** A layer was frozen. Layers come in order; `consistentLsn`: see FrozenLayer. */
   | {readonly kind: 'layer-frozen'; readonly id: number; readonly consistentLsn: Lsn}
   | {readonly kind: 'layer-uploaded'; readonly id: number; readonly description: LayerDescription}
+  /** Nothing is frozen, and WAL up to here has nothing more to keep: a shard's pages are few among those of its tenant. */
+  | {readonly kind: 'advanced'; readonly consistentLsn: Lsn}
   /** Something else in the index changed (lifecycle, system id). */
   | {readonly kind: 'index-changed'}
   /** Compaction or GC, once what it adds is uploaded: the next index has the change; then `objects` go. */
@@ -155,6 +157,12 @@ export class UploadQueue {
         this.#takeUploaded();
         break;
       }
+      case 'advanced':
+        assert(this.#pending.length === 0, 'only what is frozen can be missing below');
+        if (input.consistentLsn <= this.#consistentLsn) break;
+        this.#consistentLsn = input.consistentLsn;
+        this.#dirty = true;
+        break;
       case 'index-changed':
         this.#dirty = true;
         break;

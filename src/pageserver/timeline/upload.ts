@@ -80,6 +80,14 @@ export class Uploader {
     this.#step({kind: 'layer-frozen', id: frozen.id, consistentLsn: frozen.consistentLsn});
   }
 
+  /** No value is in memory: the last record is as durable as the layers are, which the next index says. */
+  nothingInMemory(): void {
+    const state = this.#state;
+    if (this.#stopped || state.lastRecordLsn <= state.diskConsistentLsn) return;
+    state.diskConsistentLsn = state.lastRecordLsn;
+    this.#step({kind: 'advanced', consistentLsn: state.lastRecordLsn});
+  }
+
   /** Compaction or GC: in one turn, readers find everything in the new arrangement, and the next index has it. */
   replaceLayers(change: {
     added: readonly LayerDescription[];

@@ -52,6 +52,15 @@ interface WriterMemory {
   readonly statistics: boolean;
 }
 
+export interface WriterHooks {
+  /** lastRecordLsn grew. */
+  readonly onAdvance: () => void;
+  /** A layer was frozen. */
+  readonly onFrozen: () => void;
+  /** Much WAL has passed since the last freeze, and most of it was not for this shard: safekeepers hold it until it is saved. */
+  readonly onFarAhead: () => void;
+}
+
 /** A prefix and its id in the layer. */
 interface KnownFork {
   readonly prefix: KeyPrefix;
@@ -70,6 +79,7 @@ export class TimelineWriter implements IngestSink, IngestState {
   readonly #state: TimelineState;
   readonly #onAdvance: () => void;
   readonly #onFrozen: () => void;
+  readonly #onFarAhead: () => void;
   readonly #memory: WriterMemory;
   readonly #jobs: Job[] = [];
   #finishing = false;
@@ -79,19 +89,18 @@ export class TimelineWriter implements IngestSink, IngestState {
   #importParts = 0;
   /** What the memory budget knows of the open layer. */
   #accountedBytes = 0;
-  /** Where the newest frozen layer ends. */
+  /** Where the newest frozen layer ends, or the last attempt to freeze one was made. */
   #frozenUntil: number;
+  /** WAL from one freeze to the next, at most. */
+  readonly #walBytesMax: number;
   /** logicalSizeBytes when the last record ended. */
   #sizeAtRecord: number;
   /** Prefixes of pages that were put last, by a hash of relNode and fork. */
   readonly #knownForks: (KnownFork | undefined)[] = new Array<KnownFork | undefined>(knownForksMax).fill(undefined);
 
-  private constructor(
-    state: TimelineState,
-    memory: WriterMemory,
-    hooks: {onAdvance: () => void; onFrozen: () => void},
-  ) {
+  private constructor(state: TimelineState, memory: WriterMemory, hooks: WriterHooks) {
     this.#state = state;
+    this.#walBytesMax = state.context.limits.layerBytes * (state.shard.count + 1);
     this.#memory = memory;
     this.#sizeAtRecord = state.logicalSizeBytes;
     this.#frozenUntil = state.lastRecordLsn + 1;
@@ -102,13 +111,11 @@ export class TimelineWriter implements IngestSink, IngestState {
     this.#statistics = memory.statistics;
     this.#onAdvance = hooks.onAdvance;
     this.#onFrozen = hooks.onFrozen;
+    this.#onFarAhead = hooks.onFarAhead;
   }
 
-  /** Reads what ingest must have in memory, as of the last record. `onAdvance`: lastRecordLsn grew; `onFrozen`: a layer was frozen. */
-  static async load(
-    state: TimelineState,
-    hooks: {onAdvance: () => void; onFrozen: () => void},
-  ): Promise<TimelineWriter> {
+  /** Reads what ingest must have in memory, as of the last record. */
+  static async load(state: TimelineState, hooks: WriterHooks): Promise<TimelineWriter> {
     const at = state.lastRecordLsn;
     const databases = new Set<string>();
     for (const {key} of await read(state, at, (pass) => tryBlobs(state, pass, rangeOf(keyKind.database), at)))
@@ -147,6 +154,14 @@ export class TimelineWriter implements IngestSink, IngestState {
     return this.#memory.slruPages[kind]!.has(page);
   }
 
+  ownsBlock(relNode: number, fork: ForkNumber, block: number): boolean {
+    return this.#state.ownsBlock(relNode, fork, block);
+  }
+
+  get isFirstShard(): boolean {
+    return this.#state.isFirstShard;
+  }
+
   /** Loads sizes that relationSize() did not have. Only between records. */
   async loadRelations(relations: readonly RelTag[]): Promise<void> {
     const state = this.#state;
@@ -169,6 +184,7 @@ export class TimelineWriter implements IngestSink, IngestState {
   // ---- pages
 
   relationPageRecord(record: WalRecord, b: BlockRef, needsBase: boolean): void {
+    if (!this.#state.ownsBlock(b.relNode, b.fork, b.blockNumber)) return;
     const flags = (needsBase ? 0 : flagStartsHistory) | (this.walLogHints ? flagWalLogHints : 0);
     const layer = this.#openLayer(record.endLsn);
     const prefixId = this.#prefixId(layer, b.spcNode, b.dbNode, b.relNode, b.fork);
@@ -185,6 +201,7 @@ export class TimelineWriter implements IngestSink, IngestState {
     image: Buffer,
   ): void {
     assert(image.length === blockSize, 'a page image has 8192 bytes');
+    if (!this.#state.ownsBlock(relNode, fork, block)) return;
     const layer = this.#openLayer(lsn);
     const prefixId = this.#prefixId(layer, spcNode, dbNode, relNode, fork);
     layer.put(prefixId, block, lsn, valueKind.image, flagStartsHistory, image);
@@ -199,6 +216,7 @@ export class TimelineWriter implements IngestSink, IngestState {
     lsn: Lsn,
     patch: Buffer,
   ): void {
+    if (!this.#state.ownsBlock(relNode, fork, block)) return;
     const layer = this.#openLayer(lsn);
     layer.put(this.#prefixId(layer, spcNode, dbNode, relNode, fork), block, lsn, valueKind.patch, 0, patch);
   }
@@ -247,6 +265,7 @@ export class TimelineWriter implements IngestSink, IngestState {
   }
 
   putRelationMap(spcNode: number, dbNode: number, map: Buffer, lsn: Lsn): void {
+    if (!this.#state.isFirstShard) return;
     this.#putBlob(relationMapKey(spcNode, dbNode), lsn, map);
   }
 
@@ -254,16 +273,19 @@ export class TimelineWriter implements IngestSink, IngestState {
 
   slruPageImage(kind: SlruKind, page: number, lsn: Lsn, image: Buffer): void {
     assert(image.length === blockSize, 'a page image has 8192 bytes');
+    if (!this.#state.isFirstShard) return;
     this.#memory.slruPages[kind]!.add(page);
     this.#put(slruPrefix(kind), page, lsn, valueKind.image, flagStartsHistory, image);
   }
 
   slruPagePatch(kind: SlruKind, page: number, lsn: Lsn, patch: Buffer, needsBase: boolean): void {
+    if (!this.#state.isFirstShard) return;
     if (!this.slruPageExists(kind, page)) this.#memory.slruPages[kind]!.add(page);
     this.#put(slruPrefix(kind), page, lsn, valueKind.patch, needsBase ? 0 : flagStartsHistory, patch);
   }
 
   slruPageZero(kind: SlruKind, page: number, lsn: Lsn): void {
+    if (!this.#state.isFirstShard) return;
     this.#memory.slruPages[kind]!.add(page);
     this.#put(slruPrefix(kind), page, lsn, valueKind.zero, flagStartsHistory, empty);
   }
@@ -278,10 +300,12 @@ export class TimelineWriter implements IngestSink, IngestState {
   }
 
   putTwoPhase(xid: number, contents: Buffer | undefined, lsn: Lsn): void {
+    if (!this.#state.isFirstShard) return;
     this.#putOptional(twoPhaseKey(xid), lsn, contents);
   }
 
   putAuxFile(path: string, contents: Buffer | undefined, lsn: Lsn): void {
+    if (!this.#state.isFirstShard) return;
     if (contents === undefined) return this.#putOptional(auxFileKey(path), lsn, undefined);
     if (path === statisticsPath) this.#statistics = true;
     const name = Buffer.from(path, 'utf8');
@@ -349,6 +373,7 @@ export class TimelineWriter implements IngestSink, IngestState {
       if (bytes >= state.context.limits.layerBytes || open.isFull) this.freeze();
       else if (bytes !== this.#accountedBytes) this.#account(bytes);
     }
+    if (lsn - this.#frozenUntil >= this.#walBytesMax) this.#onFarAhead();
     this.#onAdvance();
   }
 
@@ -358,6 +383,7 @@ export class TimelineWriter implements IngestSink, IngestState {
     assert(!this.hasUnfinishedWork && !this.#importing, 'a layer is frozen between records');
     if (this.#memory.commits.count > 0) this.#putCommitChunk(state.lastRecordLsn);
     this.#freezeNow((state.lastRecordLsn + 1) as Lsn, false);
+    this.#frozenUntil = state.lastRecordLsn + 1;
   }
 
   // ---- import
@@ -485,7 +511,9 @@ export class TimelineWriter implements IngestSink, IngestState {
       const target: RelTag = {...source, spcNode: to[0], dbNode: to[1]};
       const info = await read(state, at, (pass) => tryRelInfo(state, pass, source, at));
       this.#setRelation(target, {blocks: info.blocks, floorLsn: lsn, truncations: []}, lsn);
+      // Stripes begin at multiples of copyBlocks.
       for (let block = 0; block < info.blocks; block += copyBlocks) {
+        if (!state.ownsBlock(target.relNode, target.fork, block)) continue;
         const pages = await read(state, at, (pass) => tryRelPages(state, pass, source, block, copyBlocks, at));
         const prefix = relPagePrefix(target);
         pages.forEach((page, i) => {
