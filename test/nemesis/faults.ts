@@ -41,6 +41,8 @@ export interface World {
   safekeepers: readonly string[];
   /** The one that is no member. */
   spare: string;
+  /** A rival that is deposed before it serves proves nothing. */
+  rivalsServed: number;
 }
 
 const safekeeperGapMs = 1000;
@@ -114,6 +116,22 @@ const link = (
   },
 });
 
+/**
+ * TCP tries again after twice the time of its last attempt: after the heal the node stays mute for as long as it was cut off, at most.
+ * That is waited for, or it would be mute together with the victim of the next fault; or its connections are reset.
+ */
+function partition(cell: Cell, node: string, how: 'both' | 'sends-lost', random: SeededRandom): () => Promise<void> {
+  const fromMs = performance.now();
+  const isReset = random.uint32() % 2 === 0;
+  cell.isolation.partition(node, how);
+  return async () => {
+    cell.isolation.heal(node);
+    if (!isReset) await sleep(performance.now() - fromMs);
+    else
+      for (const name of node === 'pageserver' ? storageLinks() : [node, `${node}-http`]) cell.links.get(name)!.reset();
+  };
+}
+
 /** One in `oneIn` requests meets one of the kinds. Commits need no object store. */
 const objectStore = (name: string, oneIn: number, kinds: readonly Fault[]): FaultKind => ({
   name,
@@ -164,10 +182,7 @@ export const faultKinds: readonly FaultKind[] = [
     needs: 'isolated',
     gapMsMax: safekeeperGapMs,
     inject(world, random) {
-      const {cell} = world;
-      const name = safekeeper(random, world);
-      cell.isolation.partition(name, 'both');
-      return () => cell.isolation.heal(name);
+      return partition(world.cell, safekeeper(random, world), 'both', random);
     },
   },
   {
@@ -177,10 +192,7 @@ export const faultKinds: readonly FaultKind[] = [
     needs: 'isolated',
     gapMsMax: safekeeperGapMs,
     inject(world, random) {
-      const {cell} = world;
-      const name = safekeeper(random, world);
-      cell.isolation.partition(name, 'sends-lost');
-      return () => cell.isolation.heal(name);
+      return partition(world.cell, safekeeper(random, world), 'sends-lost', random);
     },
   },
   {
@@ -317,10 +329,7 @@ export const faultKinds: readonly FaultKind[] = [
     class: 'network',
     hold: [1000, 6000],
     needs: 'isolated',
-    inject({cell}) {
-      cell.isolation.partition('pageserver', 'both');
-      return () => cell.isolation.heal('pageserver');
-    },
+    inject: ({cell}, random) => partition(cell, 'pageserver', 'both', random),
   },
   link('bits flipped to and from storage', storageLinks, {corruptOneIn: 20}),
   link('answers of storage lost', storageLinks, {hold: 'down'}, {reset: true}),
@@ -368,7 +377,8 @@ const fencedMsMax = 10_000;
  * Somebody starts a second compute past the control plane. The first must end within ten seconds and never acknowledge again;
  * what the second acknowledges until it is deposed in its turn (by the clients' next connections) must stay.
  */
-async function rivalCompute({cell, endpointId, ledger, problems}: World): Promise<() => void> {
+async function rivalCompute(world: World): Promise<() => void> {
+  const {cell, endpointId, ledger, problems} = world;
   const first = cell.compute(endpointId).postgres;
   let rival;
   try {
@@ -376,6 +386,7 @@ async function rivalCompute({cell, endpointId, ledger, problems}: World): Promis
   } catch {
     return nothing; // deposed before it served: the clients' computes were faster
   }
+  world.rivalsServed++;
   const client = new pg.Client({host: rival.host, port: rival.port, user: 'pagoda_admin', database: 'neondb'});
   client.on('error', () => {});
   const writing = (async () => {

@@ -85,6 +85,7 @@ export class Isolation {
     let size = 0;
     for (let part = bavail * bsize; part >= bsize; part = Math.floor(part / 2))
       if (await fits(join(target, 'ballast'), size + part)) size += part;
+    if ((await statfs(target)).bavail > 16) throw new Error(`${node}: its disk does not become full`);
   }
 
   emptyDisk(node: string): void {

@@ -36,6 +36,7 @@ export interface NemesisOptions {
 export const thinkMsDefault = 40;
 /** Fewer commits than this in a second, on average, and the run proves nothing. */
 const commitsPerSecondMin = 20;
+const listLevels = ['serializable', 'repeatable read'] as const;
 /** After a heal the first commit must come within this, or the run has failed. */
 const recoveryMsMax = 120_000;
 
@@ -70,7 +71,7 @@ export async function runNemesis(options: NemesisOptions): Promise<{ok: boolean}
     const commits = new Commits();
     const ledger = new Ledger(commits);
     const bank = new Bank(commits, random);
-    const lists = [new ListAppend(commits, random, 'serializable'), new ListAppend(commits, random, 'repeatable read')];
+    const lists = listLevels.map((level) => new ListAppend(commits, random, level));
     await cell.query([Ledger.schema, Bank.schema, ...lists.map((l) => l.schema)].join(';'));
     await addSpare(cell, spareName);
     const mainTimeline = timelinesOnDisk(cell)[0]!.timeline; // before the first branch is made
@@ -82,6 +83,7 @@ export async function runNemesis(options: NemesisOptions): Promise<{ok: boolean}
       problems,
       safekeepers: safekeeperNames,
       spare: spareName,
+      rivalsServed: 0,
     };
     const clients = {config: clientConfig(cell.databaseUrl), thinkMs: options.thinkMs};
     commits.lastMs = performance.now();
@@ -139,7 +141,7 @@ export async function runNemesis(options: NemesisOptions): Promise<{ok: boolean}
     await cell.settled();
     say(`faults are over; verifying`);
 
-    const verdict = await verify(cell, {ledger, bank, lists, branches}, problems, say);
+    const verdict = await verify(cell, {ledger, bank, lists}, problems, say);
     await compareSafekeepers(
       cell,
       problems,
@@ -152,24 +154,29 @@ export async function runNemesis(options: NemesisOptions): Promise<{ok: boolean}
     for (const folder of ['computes', 'pageserver']) rmSync(join(options.dir, folder), {recursive: true, force: true});
     await cell.startAll();
     const again = await verifyLedger(cell, ledger, problems);
+    const final = await finalLists(cell, lists);
     say(`after a cold start without local disks: ${again.rows} rows, ${again.lost.length} lost`);
+    await cell.stopAll();
+    if (JSON.stringify(final.map((f) => [...f])) !== JSON.stringify(verdict.lists.map((f) => [...f])))
+      problems.push('lists: not the same after the cold start');
+    const anomalies = verdict.anomalies + again.wrong.length + judgeHistories({lists, branches}, final, problems, say);
 
     say('');
     report(happened, commits, options.strictGaps, problems, log);
     judgeWorth(
-      {commits: commits.count, minutes, happened, branches, cell, has, isPartial: options.only !== undefined},
+      {commits: commits.count, minutes, happened, branches, world, has, isPartial: options.only !== undefined},
       problems,
     );
     for (const p of problems) log(`PROBLEM  ${p}`);
     log(
-      `seed ${seed}, ${minutes.toFixed(1)} min: ${happened.length} faults, ${commits.unknown} unknown, ${commits.aborted} aborted, ${bank.reads} sums read, ${lists.map((l) => l.history.length).join('+')} list transactions, ${[...cell.links.values()].reduce((n, l) => n + l.corrupted, 0)} bits flipped`,
+      `seed ${seed}, ${minutes.toFixed(1)} min: ${happened.length} faults, ${commits.unknown} unknown, ${commits.aborted} aborted, ${bank.reads} sums read, ${lists.map((l) => l.history.length).join('+')} list transactions, ${sum([...cell.links.values()].map((l) => l.corrupted))} bits flipped`,
     );
     const made = [...(cell.objectStore?.done ?? [])].map(([kind, n]) => `${n} ${kind}`).join(', ');
     log(
       `${branches.checked} branches checked, ${branches.ofThePast} of them of an older point; object store: ${cell.objectStore?.requests ?? 0} requests, ${made || 'no faults'}; processors: ${load}`,
     );
     log(
-      `${commits.count} commits, ${verdict.lost + again.lost.length} lost, ${verdict.doubled + again.doubled.length} doubled, ${verdict.anomalies} anomalies`,
+      `${commits.count} commits, ${verdict.lost + again.lost.length} lost, ${verdict.doubled + again.doubled.length} doubled, ${anomalies} anomalies`,
     );
     return {ok: problems.length === 0};
   } finally {
@@ -191,11 +198,10 @@ async function verify(
     readonly ledger: Ledger;
     readonly bank: Bank;
     readonly lists: readonly ListAppend[];
-    readonly branches: Branches;
   },
   problems: string[],
   say: (line: string) => void,
-): Promise<{lost: number; doubled: number; anomalies: number}> {
+): Promise<{lost: number; doubled: number; anomalies: number; lists: Lists[]}> {
   const ledger = await verifyLedger(cell, work.ledger, problems);
   say(`ledger: ${ledger.acknowledged} acknowledged entries, ${ledger.rows} rows`);
   let anomalies = ledger.wrong.length + work.bank.anomalies.length;
@@ -205,26 +211,43 @@ async function verify(
     anomalies++;
     problems.push(`bank: ${money} at the end`);
   }
-  for (const [i, list] of work.lists.entries()) {
-    const level = i === 0 ? 'serializable' : 'repeatable read';
-    const final = await list.lists((sql) => cell.queryInTheEnd(sql));
-    work.branches.compareLists(list, final);
-    const found = checkListAppend(list.history, final).filter((a) => forbiddenAt[level](a.kind));
-    say(`list-append at ${level}: ${list.history.length} transactions, ${found.length} anomalies`);
-    anomalies += found.length;
-    for (const a of found.slice(0, 5)) problems.push(`list-append at ${level}: ${a.kind}: ${a.text}`);
-  }
-  const {branches} = work;
-  say(`branches: ${branches.checked} checked, ${branches.anomalies.length} anomalies`);
-  anomalies += branches.anomalies.length;
-  for (const text of [...branches.anomalies.slice(0, 5), ...branches.problems.slice(0, 5)]) problems.push(text);
+  const lists = await finalLists(cell, work.lists);
   try {
     await amcheck(cell, await cell.endpointId());
     say('pg_amcheck: clean');
   } catch (error) {
     problems.push(`pg_amcheck: ${(error as {stdout?: string}).stdout ?? (error as Error).message}`);
   }
-  return {lost: ledger.lost.length, doubled: ledger.doubled.length, anomalies};
+  return {lost: ledger.lost.length, doubled: ledger.doubled.length, anomalies, lists};
+}
+
+type Lists = ReadonlyMap<number, readonly number[]>;
+
+async function finalLists(cell: Cell, lists: readonly ListAppend[]): Promise<Lists[]> {
+  const all: Lists[] = [];
+  for (const list of lists) all.push(await list.lists((sql) => cell.queryInTheEnd(sql)));
+  return all;
+}
+
+/** An hour's history keeps this process busy for a minute: nothing of the cell may need it any more. */
+function judgeHistories(
+  {lists, branches}: {readonly lists: readonly ListAppend[]; readonly branches: Branches},
+  final: readonly Lists[],
+  problems: string[],
+  say: (line: string) => void,
+): number {
+  let anomalies = 0;
+  for (const [i, list] of lists.entries()) {
+    const level = listLevels[i]!;
+    branches.compareLists(list, final[i]!);
+    const found = checkListAppend(list.history, final[i]!).filter((a) => forbiddenAt[level](a.kind));
+    say(`list-append at ${level}: ${list.history.length} transactions, ${found.length} anomalies`);
+    anomalies += found.length;
+    for (const a of found.slice(0, 5)) problems.push(`list-append at ${level}: ${a.kind}: ${a.text}`);
+  }
+  say(`branches: ${branches.checked} checked, ${branches.anomalies.length} anomalies`);
+  for (const text of [...branches.anomalies.slice(0, 5), ...branches.problems.slice(0, 5)]) problems.push(text);
+  return anomalies + branches.anomalies.length;
 }
 
 /** Not synchronous: the links that its pages come over live in this process. */
@@ -274,17 +297,22 @@ interface Run {
   readonly minutes: number;
   readonly happened: readonly Happened[];
   readonly branches: Branches;
-  readonly cell: Cell;
+  readonly world: World;
   readonly has: ReadonlySet<Need>;
   /** Only some kinds of faults were asked for. */
   readonly isPartial: boolean;
 }
 
 /** A run that did too little of something proves nothing about it. */
-function judgeWorth({commits, minutes, happened, branches, cell, has, isPartial}: Run, problems: string[]): void {
+function judgeWorth({commits, minutes, happened, branches, world, has, isPartial}: Run, problems: string[]): void {
   const perSecond = commits / (minutes * 60);
   if (perSecond < commitsPerSecondMin)
     problems.push(`void: ${perSecond.toFixed(1)} commits a second, at least ${commitsPerSecondMin} are needed`);
+  const {cell} = world;
+  const had = (text: string): boolean => happened.some((h) => (h.kind.detail ?? h.kind.name).includes(text));
+  if (had('rival') && world.rivalsServed === 0) problems.push('void: no rival compute came to serve');
+  if (had('bits flipped') && sum([...cell.links.values()].map((l) => l.corrupted)) === 0)
+    problems.push('void: no bit was flipped');
   if (isPartial) return;
   const least = minutes >= 4.5 ? 3 : 1;
   const need = (what: string, count: number, enough = least): void => {
