@@ -1,7 +1,11 @@
 /** The control plane killed between any two actions, and started again on the same database: everything converges. */
 import {strict as assert} from 'node:assert';
 import {test} from 'node:test';
-import {call, FakeWorld, startControl, type TestControl} from '#control/test-world.ts';
+import type {Lsn} from '#control/lsn.ts';
+import type {OperationState} from '#control/operations/plan.ts';
+import type {PlanContext} from '#control/operations/plan-context.ts';
+import {makePlans} from '#control/operations/plans.ts';
+import {call, FakeWorld, importLsn, startControl, type TestControl} from '#control/test-world.ts';
 
 /** What a person sees through the API, and what is left in storage. */
 async function observe(control: TestControl, world: FakeWorld): Promise<unknown> {
@@ -45,7 +49,7 @@ async function observe(control: TestControl, world: FakeWorld): Promise<unknown>
 
 interface Scenario {
   readonly name: string;
-  prepare?(control: TestControl): Promise<void>;
+  prepare?(control: TestControl, world: FakeWorld): Promise<void>;
   act(control: TestControl): Promise<unknown>;
 }
 
@@ -62,6 +66,20 @@ async function projectOf(control: TestControl): Promise<{id: string; branch: str
     .where('branch_id', '=', branch.id)
     .executeTakeFirstOrThrow();
   return {id: branch.project_id, branch: branch.id, endpoint: endpoint.id};
+}
+
+/** Of the first branch, or of another; waits until it is over. */
+async function submit(control: TestControl, kind: string, state: OperationState, branchId?: string): Promise<void> {
+  const {id, branch: first} = await projectOf(control);
+  const branch = branchId ?? first;
+  const locks = [`branch:${branch}`, `safekeepers:${branch}`];
+  const ids = await control.store
+    .transaction()
+    .execute((trx) =>
+      control.runner.submit(trx, [{projectId: id, branchId: branch, action: 'replace_safekeeper', kind, locks, state}]),
+    );
+  await control.runner.kick();
+  await control.runner.wait(ids, 10_000);
 }
 
 const makeProject = async (control: TestControl): Promise<void> =>
@@ -97,23 +115,39 @@ const scenarios: readonly Scenario[] = [
   {
     name: 'replace a safekeeper that is gone',
     prepare: makeProject,
-    act: async (control) => {
-      const {id, branch} = await projectOf(control);
-      const ids = await control.store.transaction().execute((trx) =>
-        control.runner.submit(trx, [
-          {
-            projectId: id,
-            branchId: branch,
-            action: 'replace_safekeeper',
-            kind: 'replace_safekeeper',
-            locks: [`safekeepers:${branch}`],
-            state: {remove: [3], add: [4]},
-          },
-        ]),
-      );
-      await control.runner.kick();
-      await control.runner.wait(ids, 10_000);
+    act: (control) => submit(control, 'replace_safekeeper', {remove: [3], add: [4]}),
+  },
+  {
+    name: 'all safekeepers lost, the branch restored from the archive',
+    prepare: async (control, world) => {
+      await makeProject(control);
+      world.archived = (importLsn + 0x500) as Lsn;
+      world.walTimelines.clear();
     },
+    act: (control) => submit(control, 'restore_from_archive', {members: [1, 2, 4]}),
+  },
+  {
+    name: 'archive a branch',
+    prepare: async (control) => {
+      await makeProject(control);
+      await call(control, 'POST', `/projects/${(await projectOf(control)).id}/branches`, {branch: {name: 'b'}});
+    },
+    act: async (control) => {
+      const {id} = await control.store
+        .selectFrom('branches')
+        .select('id')
+        .where('name', '=', 'b')
+        .executeTakeFirstOrThrow();
+      await submit(control, 'archive_branch', {}, id);
+    },
+  },
+  {
+    name: 'change how much history is kept',
+    prepare: makeProject,
+    act: async (control) =>
+      call(control, 'PATCH', `/projects/${(await projectOf(control)).id}`, {
+        project: {history_retention_seconds: 3600},
+      }),
   },
   {
     name: 'delete branch',
@@ -189,6 +223,9 @@ const scenarios: readonly Scenario[] = [
   },
 ];
 
+/** Kinds of operations that some scenario was killed in. */
+const killedIn = new Set<string>();
+
 for (const scenario of scenarios)
   test(`${scenario.name}: killed at every point, it ends as if it had not been`, async () => {
     // Once undisturbed: the expected end, and how many points there are to be killed at.
@@ -200,12 +237,19 @@ for (const scenario of scenarios)
         if (counting) points.push(point);
       },
     });
-    await scenario.prepare?.(undisturbed);
+    await scenario.prepare?.(undisturbed, calm);
     counting = true;
     await scenario.act(undisturbed);
     const expected = await observe(undisturbed, calm);
+    const unfinished = await undisturbed.store
+      .selectFrom('operations')
+      .select(['kind', 'status'])
+      .where('status', '!=', 'finished')
+      .execute();
+    assert.deepEqual(unfinished, [], 'the scenario does what it says');
     await undisturbed.stop();
     assert.ok(points.length >= 2, 'the scenario has steps');
+    for (const point of points) killedIn.add(point.split('.')[0]!);
 
     for (let killAt = 0; killAt < points.length; killAt++) {
       const world = new FakeWorld();
@@ -221,7 +265,7 @@ for (const scenario of scenarios)
           return new Promise(() => {}); // it never comes back from here
         },
       });
-      await scenario.prepare?.(doomed);
+      await scenario.prepare?.(doomed, world);
       armed = true;
       void scenario.act(doomed).catch(() => {});
       await killed;
@@ -240,6 +284,14 @@ for (const scenario of scenarios)
       await reborn.stop();
     }
   });
+
+test('every kind of operation has a scenario above', () => {
+  const kinds = makePlans({} as PlanContext).map((plan) => plan.kind);
+  assert.deepEqual(
+    kinds.filter((kind) => !killedIn.has(kind)),
+    [],
+  );
+});
 
 test('storage that is down for a while delays an operation and does not fail it', async () => {
   const world = new FakeWorld();
