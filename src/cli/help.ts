@@ -4,6 +4,7 @@ import {exportHelp} from '#cli/export.ts';
 import {inspectHelp} from '#cli/inspect/command.ts';
 import {psqlHelp} from '#cli/psql.ts';
 import {roleNames} from '#cli/roles.ts';
+import {branchesHelp} from '#cli/branches.ts';
 import {safekeepersHelp} from '#cli/safekeepers.ts';
 
 export const help = `pagoda: serverless Postgres on this machine
@@ -17,7 +18,7 @@ export const help = `pagoda: serverless Postgres on this machine
 ${psqlHelp}${exportHelp}  pagoda reset [--yes]   stop, and delete everything this installation keeps on this machine
 ${doctorHelp}  pagoda wal dump BRANCH|FOLDER [--start LSN] [--end LSN] [--rmgr NAME] [--stats] [--limit N]
                          WAL records of a branch and its ancestors, as pg_waldump prints them
-${inspectHelp}${safekeepersHelp}  pagoda wal fsck BRANCH|FOLDER
+${inspectHelp}${branchesHelp}${safekeepersHelp}  pagoda wal fsck BRANCH|FOLDER
                          reads all WAL there is of a branch, on the safekeepers of this machine and in the archive
   pagoda help
 

@@ -68,6 +68,11 @@ async function main(argv: readonly string[]): Promise<void> {
       const args = parseArguments(rest, {...dataOption, ...walOptions});
       return wal(args, layoutOf(args.options));
     }
+    case 'branches': {
+      const {branches, branchesOptions} = await import('#cli/branches.ts');
+      const args = parseArguments(rest, {...dataOption, ...branchesOptions});
+      return branches(args, layoutOf(args.options));
+    }
     case 'safekeepers': {
       const {safekeepers, safekeepersOptions} = await import('#cli/safekeepers.ts');
       const args = parseArguments(rest, {...dataOption, ...safekeepersOptions});

@@ -15,6 +15,7 @@ import {InitdbBootstrap} from '#control/bootstrap.ts';
 import type {ControlConfig} from '#control/config.ts';
 import {Endpoints} from '#control/endpoints.ts';
 import {ensureFirstUser} from '#control/first-user.ts';
+import {branchAdminRoutes} from '#control/branch-admin.ts';
 import {branchPlaceRoutes} from '#control/branch-places.ts';
 import {authenticateInternal, type InternalOptions, internalRoutes} from '#control/internal.ts';
 import {LocalComputeLauncher} from '#control/local-launcher.ts';
@@ -40,7 +41,12 @@ const suspendTimeoutSecondsDefault = 300;
 
 /** The table of the internal port; test/system/authorization.test.ts has a row for each of them. */
 export function allInternalRoutes(options: InternalOptions & SafekeeperAdminOptions): Route[] {
-  return [...internalRoutes(options), ...safekeeperAdminRoutes(options), ...branchPlaceRoutes(options.store)];
+  return [
+    ...internalRoutes(options),
+    ...safekeeperAdminRoutes(options),
+    ...branchAdminRoutes(options),
+    ...branchPlaceRoutes(options.store),
+  ];
 }
 
 export async function runControl(config: ControlConfig): Promise<RunningControl> {

@@ -55,6 +55,8 @@ export interface PageserverClient {
   archiveTimeline(tenantId: string, timelineId: string, lsn: Lsn): Promise<void>;
   /** With its ancestors. */
   unarchiveTimeline(tenantId: string, timelineId: string): Promise<void>;
+  /** Goes on with making the timeline independent of its ancestor, for some seconds; true: it is. */
+  detachTimeline(tenantId: string, timelineId: string): Promise<boolean>;
   /** History of at least this long stays readable. */
   setRetention(tenantId: string, timelineId: string, windowSeconds: number): Promise<void>;
 }
@@ -331,6 +333,11 @@ class HttpPageserver implements PageserverClient {
 
   async unarchiveTimeline(tenantId: string, timelineId: string): Promise<void> {
     await this.#http.call('POST', `/v1/tenant/${tenantId}/timeline/${timelineId}/unarchive`);
+  }
+
+  async detachTimeline(tenantId: string, timelineId: string): Promise<boolean> {
+    const path = `/v1/tenant/${tenantId}/timeline/${timelineId}/detach_ancestor`;
+    return (await this.#http.call('POST', path, {timeoutMs: 120_000})).json['detached'] === true;
   }
 
   async setSafekeepers(tenantId: string, timelineId: string, safekeepers: readonly SafekeeperNode[]): Promise<void> {

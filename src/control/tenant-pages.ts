@@ -96,6 +96,11 @@ export class TenantPages {
     await this.#each((client, shardId) => client.archiveTimeline(shardId, timelineId, lsn));
   }
 
+  /** Goes on with making the timeline independent of its ancestor, for some seconds; true: every shard's is. */
+  async detachTimeline(timelineId: string): Promise<boolean> {
+    return (await this.#each((client, shardId) => client.detachTimeline(shardId, timelineId))).every(Boolean);
+  }
+
   /** With its ancestors. */
   async unarchiveTimeline(timelineId: string): Promise<void> {
     await this.#each((client, shardId) => client.unarchiveTimeline(shardId, timelineId));

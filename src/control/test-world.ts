@@ -54,6 +54,8 @@ export class FakeWorld implements StorageClients {
   readonly configured: ComputeSpec[] = [];
   /** Timeline id → seconds of history. */
   readonly retention = new Map<string, number>();
+  /** Timelines that have left their ancestor. */
+  readonly detached = new Set<string>();
   /** Timelines that are asleep. */
   readonly asleep = new Set<string>();
   /** Endpoint id → when its compute was last used, ms. */
@@ -124,6 +126,14 @@ export class FakeWorld implements StorageClients {
       archiveTimeline: async (_tenantId, timelineId) => {
         this.#maybeFail('archiveTimeline');
         this.asleep.add(timelineId);
+      },
+      detachTimeline: async (_tenantId, timelineId) => {
+        this.#maybeFail('detachTimeline');
+        if (!this.timelines.has(timelineId)) throw new Error(`no timeline ${timelineId}`);
+        // Not done at the first request.
+        const done = this.detached.has(timelineId);
+        this.detached.add(timelineId);
+        return done;
       },
       unarchiveTimeline: async (_tenantId, timelineId) => {
         this.#maybeFail('unarchiveTimeline');

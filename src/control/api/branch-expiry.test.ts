@@ -4,7 +4,7 @@ import {systemClock} from '#runtime/clock.ts';
 import {call, FakeWorld, startControl} from '#control/test-world.ts';
 import {sweepExpiredBranches} from './branch-expiry.ts';
 
-test('a branch goes when its time has come, not before; one with children waits for them', async () => {
+test('a branch goes when its time has come, not before; one whose children go soon waits for them, others live on without it', async () => {
   let nowMs = systemClock.nowMs();
   const clock = {...systemClock, nowMs: () => nowMs};
   const world = new FakeWorld();
@@ -22,17 +22,20 @@ test('a branch goes when its time has come, not before; one with children waits 
   await add('soon', 60_000);
   const parent = await add('parent', 60_000);
   await add('child', 300_000, parent);
-  await add('never', undefined);
+  await add('never', undefined, await add('gone', 60_000));
   const names = async (): Promise<string[]> =>
     ((await call(control, 'GET', path)).json as unknown as {branches: {name: string}[]}).branches
       .map((b) => b.name)
       .toSorted();
   const refused = new Map<string, number>();
   await sweepExpiredBranches(control.context, refused);
-  assert.deepEqual(await names(), ['child', 'main', 'never', 'parent', 'soon']);
+  assert.deepEqual(await names(), ['child', 'gone', 'main', 'never', 'parent', 'soon']);
   nowMs += 61_000;
   await sweepExpiredBranches(control.context, refused);
   assert.deepEqual(await names(), ['child', 'main', 'never', 'parent']);
+  const {branches} = (await call(control, 'GET', path)).json as unknown as {branches: Record<string, unknown>[]};
+  const never = branches.find((b) => b['name'] === 'never')!;
+  assert.equal('parent_id' in never || 'parent_lsn' in never, false, JSON.stringify(never));
   nowMs += 300_000;
   await sweepExpiredBranches(control.context, refused);
   await sweepExpiredBranches(control.context, refused);

@@ -5,8 +5,10 @@ import type {ApiContext} from '#control/api/context.ts';
 import {deleteSnapshot} from '#control/api/snapshot-routes.ts';
 
 const sweepEveryMs = 2_000;
-/** After a refusal (it has children, an operation runs) the next try waits this long. */
+/** After a refusal (its children go soon, an operation runs) the next try waits this long. */
 const refusedMs = 60_000;
+/** A branch whose children expire within this time waits for them. */
+const soonMs = 3_600_000;
 
 export function startBranchExpiry(context: ApiContext): {stop(): Promise<void>} {
   const {clock, log} = context;
@@ -53,7 +55,7 @@ export async function sweepExpiredBranches(context: ApiContext, refusedUntil: Ma
       .where('id', '=', branch.project_id)
       .executeTakeFirstOrThrow();
     try {
-      await deleteBranch(context, project, branch);
+      await deleteBranch(context, project, branch, await childrenStay(context, branch.id));
       refusedUntil.delete(branch.id);
       log.info('branch expired', {project: project.id, branch: branch.id});
     } catch (error) {
@@ -61,6 +63,18 @@ export async function sweepExpiredBranches(context: ApiContext, refusedUntil: Ma
       log.warn('an expired branch cannot be deleted yet', {project: project.id, branch: branch.id, error});
     }
   }
+}
+
+/** Children that go soon are waited for; those that stay live on without their parent. */
+async function childrenStay({store, clock}: ApiContext, branchId: string): Promise<boolean> {
+  const soon = await store
+    .selectFrom('branches')
+    .select('id')
+    .where('parent_id', '=', branchId)
+    .where('deleted_at', 'is', null)
+    .where('expires_at', '<=', clock.nowMs() + soonMs)
+    .executeTakeFirst();
+  return soon === undefined;
 }
 
 async function sweepExpiredSnapshots(context: ApiContext, refusedUntil: Map<string, number>): Promise<void> {

@@ -5,10 +5,11 @@ import {revealPassword} from '#control/api/catalog.ts';
 import {type ApiContext, branchLock, endpointLock} from '#control/api/context.ts';
 import {newEndpointRow} from '#control/api/endpoint-routes.ts';
 import {apiErrors} from '#control/api/errors.ts';
+import {detachLock} from '#control/branch-admin.ts';
 import {cutPage} from '#control/api/pages.ts';
 import type {Principal} from '#control/api/principal.ts';
 import {type ApiRoute, route} from '#control/api/route.ts';
-import {branchListQuery, createBranchBody, updateBranchBody} from '#control/api/schemas.ts';
+import {branchListQuery, createBranchBody, deleteBranchQuery, updateBranchBody} from '#control/api/schemas.ts';
 import {type StorageFacts, Views} from '#control/api/views.ts';
 import {copyCatalog} from '#control/catalog-copy.ts';
 import {newBranchId} from '#control/ids.ts';
@@ -124,10 +125,11 @@ export const branchRoutes: readonly ApiRoute[] = [
   route({
     method: 'DELETE',
     path: '/projects/:project_id/branches/:branch_id',
-    handler: async (context, {params, principal}) => {
+    query: deleteBranchQuery,
+    handler: async (context, {params, query, principal}) => {
       const project = await context.project(principal, params.project_id);
       const branch = await context.branch(project, params.branch_id);
-      const operations = await deleteBranch(context, project, branch);
+      const operations = await deleteBranch(context, project, branch, query.detach_children);
       const views = new Views(context.config);
       return {body: {branch: views.branch(branch), operations: operations.map((o) => views.operation(o))}};
     },
@@ -164,6 +166,7 @@ export async function deleteBranch(
   context: ApiContext,
   project: ProjectTable,
   branch: BranchTable,
+  detachChildren = false,
 ): Promise<OperationTable[]> {
   if (branch.is_default === 1)
     throw apiErrors.unprocessable('the default branch cannot be deleted; make another one the default first');
@@ -176,15 +179,23 @@ export async function deleteBranch(
     .execute();
   const locks = [branchLock(branch.id), ...endpoints.map((e) => endpointLock(e.id))];
   const {operations} = await context.mutate(project.id, locks, async (trx, nowMs) => {
-    const child = await trx
+    const children = await trx
       .selectFrom('branches')
-      .select(['name', 'hidden'])
+      .select(['id', 'name', 'hidden'])
       .where('parent_id', '=', branch.id)
       .where('deleted_at', 'is', null)
-      .executeTakeFirst();
-    if (child?.hidden === 1) throw apiErrors.unprocessable(`branch ${branch.name} has snapshots; delete them first`);
-    if (child)
-      throw apiErrors.unprocessable(`branch ${branch.name} has child branches (${child.name}); delete them first`);
+      .execute();
+    if (children.some((child) => child.hidden === 1))
+      throw apiErrors.unprocessable(`branch ${branch.name} has snapshots; delete them first`);
+    if (children.length > 0 && !detachChildren)
+      throw apiErrors.unprocessable(
+        `branch ${branch.name} has child branches (${children[0]!.name}); delete them first, or ask for detach_children=true: they live on without a parent then`,
+      );
+    if (children.length > 0) {
+      const draft = {projectId: project.id, branchId: branch.id, action: 'delete_timeline', kind: 'delete_parent'};
+      const detaching = children.map((child) => detachLock(child.id));
+      return {operations: [{...draft, locks: [...locks, ...detaching]}], result: undefined};
+    }
     await forgetBranch(trx, branch.id, nowMs);
     return {
       operations: [

@@ -207,6 +207,8 @@ export const compareSchemaQuery = Type.Object({
   base_timestamp: optional(timestampText),
 });
 
+/** detach_children: our own. The children live on, without a parent. */
+export const deleteBranchQuery = Type.Object({detach_children: optional(Type.Boolean())});
 export const createSnapshotQuery = Type.Object({
   name: optional(displayName),
   lsn: optional(lsnText),

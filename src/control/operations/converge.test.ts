@@ -97,6 +97,25 @@ const scenarios: readonly Scenario[] = [
       }),
   },
   {
+    name: 'delete a parent whose children stay',
+    prepare: async (control) => {
+      await makeProject(control);
+      const {id} = await projectOf(control);
+      const path = `/projects/${id}/branches`;
+      const {json} = await call(control, 'POST', path, {branch: {name: 'b'}});
+      const parent = (json as unknown as {branch: {id: string}}).branch.id;
+      for (const name of ['c', 'd']) await call(control, 'POST', path, {branch: {name, parent_id: parent}});
+    },
+    act: async (control) => {
+      const row = await control.store
+        .selectFrom('branches')
+        .selectAll()
+        .where('name', '=', 'b')
+        .executeTakeFirstOrThrow();
+      return call(control, 'DELETE', `/projects/${row.project_id}/branches/${row.id}?detach_children=true`);
+    },
+  },
+  {
     name: 'suspend and start',
     prepare: makeProject,
     act: async (control) => {

@@ -13,6 +13,7 @@ import {
   stopComputes,
   whereIs,
 } from '#control/operations/plan-context.ts';
+import {deleteParentPlan, detachBranchPlan} from '#control/operations/detach-plan.ts';
 import {PermanentError, type Plan, SkippedError, type Step} from '#control/operations/plan.ts';
 import {excludeSafekeeperPlan} from '#control/operations/exclude-safekeeper-plan.ts';
 import {replaceSafekeeperPlan} from '#control/operations/replace-safekeeper-plan.ts';
@@ -39,6 +40,8 @@ export function makePlans(context: PlanContext): Plan[] {
     excludeSafekeeperPlan(context),
     restoreFromArchivePlan(context),
     archiveBranchPlan(context),
+    detachBranchPlan(context),
+    deleteParentPlan(context),
   ];
 }
 
