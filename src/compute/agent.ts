@@ -27,11 +27,11 @@ import {applyCatalog, type PostgresAddress} from '#compute/catalog.ts';
 import {type DataDirectory, makeDataDirectory} from '#compute/data-directory.ts';
 import {hotBlockSettings, keepHotBlocks, restoreHotBlocks} from '#compute/hot-blocks.ts';
 import {HydrationServer} from '#compute/hydration-server.ts';
-import {PageSource} from '#compute/page-source.ts';
 import {PostgresProcess} from '#compute/postgres-process.ts';
 import {adminRole, storageSettings} from '#compute/postgres-settings.ts';
 import {ProposerProcess} from '#compute/proposer-process.ts';
 import type {ComputeConfig} from '#compute/spec.ts';
+import {type StoppableSource, openPageSource} from '#compute/sharded-page-source.ts';
 import {Lease, relayPort, type ReplicaBase, standbySettings} from '#compute/standby.ts';
 import {WalRelay} from '#compute/wal-relay.ts';
 import type {ComputeSpec} from '#wire/compute-spec.ts';
@@ -67,7 +67,7 @@ interface Incarnation extends Base {
 
 interface Base {
   readonly lease: Lease;
-  readonly pages: PageSource;
+  readonly pages: StoppableSource;
   readonly hydration: HydrationServer;
 }
 
@@ -337,7 +337,7 @@ class ComputeAgent {
     const lease = new Lease({spec: this.#spec, lsn, token, clock: this.#clock, log: this.#log});
     // Of the newest LSN nobody has to wait for it.
     if (this.#spec.mode === 'static') await lease.granted;
-    const pages = new PageSource({spec: this.#spec, token, lsn, clock: this.#clock, log: this.#log});
+    const pages = openPageSource({spec: this.#spec, token, lsn, clock: this.#clock, log: this.#log});
     const hydration = await HydrationServer.start({
       path: hydrationSocket,
       pages,

@@ -8,7 +8,7 @@ import type {Disk} from '#runtime/disk.ts';
 import {dirname, joinPath, replaceFile} from '#runtime/disk.ts';
 import {requestStream} from '#runtime/http.ts';
 import {changeOwner} from '#runtime/permissions.ts';
-import type {ComputeSpec} from '#wire/compute-spec.ts';
+import {type ComputeSpec, shardsOf} from '#wire/compute-spec.ts';
 import {type ReplicaBase, writeReplicaBase} from '#compute/standby.ts';
 import {hostBasedAuthentication, postgresqlConf} from '#compute/postgres-settings.ts';
 
@@ -39,8 +39,9 @@ export async function makeDataDirectory(options: {
   const {disk, path, spec} = options;
   const at = options.lsn === undefined ? 'newest LSN' : `LSN ${formatLsn(options.lsn)}`;
   const where = `tenant ${spec.tenantId}, branch ${spec.branchId} (timeline ${spec.timelineId}), ${at}`;
+  const {host, httpPort, shardId} = shardsOf(spec)[0]!;
   const url =
-    `http://${spec.pageserver.host}:${spec.pageserver.httpPort}/v1/tenant/${spec.tenantId}/timeline/${spec.timelineId}` +
+    `http://${host}:${httpPort}/v1/tenant/${shardId}/timeline/${spec.timelineId}` +
     `/basebackup?wal=none${options.lsn === undefined ? '' : `&lsn=${encodeURIComponent(formatLsn(options.lsn))}`}`;
   const response = await requestStream({method: 'GET', url, token: options.token, timeoutMs: basebackupMsMax});
   if (response.status !== 200) {

@@ -4,7 +4,7 @@ import {joinPath} from '#runtime/disk.ts';
 import {requestStream} from '#runtime/http.ts';
 import type {Lsn} from '#postgres/lsn.ts';
 import {formatLsn} from '#postgres/lsn.ts';
-import type {ComputeSpec} from '#wire/compute-spec.ts';
+import {type ComputeSpec, shardsOf} from '#wire/compute-spec.ts';
 
 /**
  * Gives pg_stat/pgstat.stat, written by Postgres at its clean stop, to the pageserver. It is true only for the state at
@@ -20,10 +20,10 @@ export async function uploadStatistics(options: {
   const {disk, spec} = options;
   const path = joinPath(options.pgdata, 'pg_stat', 'pgstat.stat');
   if (!disk.exists(path)) return;
-  const {host, httpPort} = spec.pageserver;
+  const {host, httpPort, shardId} = shardsOf(spec)[0]!;
   const response = await requestStream({
     method: 'PUT',
-    url: `http://${host}:${httpPort}/v1/tenant/${spec.tenantId}/timeline/${spec.timelineId}/pgstat?lsn=${encodeURIComponent(formatLsn(options.lsn))}`,
+    url: `http://${host}:${httpPort}/v1/tenant/${shardId}/timeline/${spec.timelineId}/pgstat?lsn=${encodeURIComponent(formatLsn(options.lsn))}`,
     token: options.token,
     body: [disk.readFile(path)],
     timeoutMs: 10_000,

@@ -10,7 +10,7 @@ import type {Clock} from '#runtime/clock.ts';
 import type {Log} from '#runtime/log.ts';
 import {type PageRun, PageServiceError, PagesClient, type RelListEntry} from '#wire/pages.ts';
 import type {HydrationSource} from '#wire/hydration.ts';
-import type {ComputeSpec} from '#wire/compute-spec.ts';
+import {type ComputeSpec, type ShardLocation, shardsOf} from '#wire/compute-spec.ts';
 
 /** How long a read waits for a pageserver that is away before the backend gets an error. A cancel ends it earlier. */
 const unreachableMsMax = 120_000;
@@ -25,11 +25,14 @@ export class PageSource implements HydrationSource {
   readonly #clock: Clock;
   readonly #log: Log;
   readonly #lsn: Lsn;
+  readonly #location: ShardLocation;
   #client: Promise<PagesClient> | undefined;
   #stopped = false;
 
-  constructor(options: {spec: ComputeSpec; token: () => string; lsn: Lsn; clock: Clock; log: Log}) {
+  /** `shard`: whose pages, by number; 0 is the only one of a tenant that is not sharded. */
+  constructor(options: {spec: ComputeSpec; token: () => string; lsn: Lsn; clock: Clock; log: Log; shard?: number}) {
     this.#spec = options.spec;
+    this.#location = shardsOf(options.spec)[options.shard ?? 0]!;
     this.#token = options.token;
     this.#lsn = options.lsn;
     this.#clock = options.clock;
@@ -85,8 +88,8 @@ export class PageSource implements HydrationSource {
         if (!transient) throw error;
         if (this.#clock.monotonicMs() > deadline)
           throw new Error(
-            `pageserver ${this.#spec.pageserver.host}:${this.#spec.pageserver.port} could not give ${what} at ${formatLsn(this.#lsn)} ` +
-              `for ${unreachableMsMax / 1000} s (tenant ${this.#spec.tenantId}, branch ${this.#spec.branchId}): ${(error as Error).message}. ` +
+            `pageserver ${this.#location.host}:${this.#location.port} could not give ${what} at ${formatLsn(this.#lsn)} ` +
+              `for ${unreachableMsMax / 1000} s (tenant ${this.#location.shardId}, branch ${this.#spec.branchId}): ${(error as Error).message}. ` +
               'See `pagoda status` and `pagoda logs pageserver`.',
             {cause: error},
           );
@@ -101,10 +104,15 @@ export class PageSource implements HydrationSource {
    * over, does not know it yet.
    */
   async #connect(): Promise<PagesClient> {
-    const {pageserver, tenantId, timelineId} = this.#spec;
     try {
       const deadline = this.#clock.sleep(welcomeMsMax);
-      const client = await PagesClient.connect(pageserver, this.#token(), tenantId, timelineId, deadline);
+      const client = await PagesClient.connect(
+        this.#location,
+        this.#token(),
+        this.#location.shardId,
+        this.#spec.timelineId,
+        deadline,
+      );
       void client.closed.then(() => (this.#client = undefined));
       return client;
     } catch (error) {

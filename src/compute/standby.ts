@@ -14,7 +14,7 @@ import {type Disk, joinPath, replaceFile} from '#runtime/disk.ts';
 import {requestJson} from '#runtime/http.ts';
 import type {Clock, Timer} from '#runtime/clock.ts';
 import type {Log} from '#runtime/log.ts';
-import type {ComputeSpec} from '#wire/compute-spec.ts';
+import {type ComputeSpec, type ShardLocation, shardsOf} from '#wire/compute-spec.ts';
 import {defaultSettings} from '#compute/postgres-settings.ts';
 import {runningXids} from '#compute/running-transactions.ts';
 
@@ -85,7 +85,7 @@ const leaseSeconds = 600;
 const renewEveryMs = 120_000;
 const retryMs = 5_000;
 
-/** Keeps the pageserver from forgetting the one LSN that this compute reads at. */
+/** Keeps pageservers from forgetting the one LSN that this compute reads at, in every shard. */
 export class Lease {
   readonly #options: {spec: ComputeSpec; lsn: Lsn; token: () => string; clock: Clock; log: Log};
   #timer: Timer | undefined;
@@ -107,12 +107,11 @@ export class Lease {
 
   async #renew(isFirst: boolean): Promise<void> {
     const {spec, lsn, token, clock, log} = this.#options;
-    const {host, httpPort} = spec.pageserver;
     let next = renewEveryMs;
-    try {
+    const ask = async ({host, httpPort, shardId}: ShardLocation): Promise<void> => {
       const {status, json} = await requestJson({
         method: 'PUT',
-        url: `http://${host}:${httpPort}/v1/tenant/${spec.tenantId}/timeline/${spec.timelineId}/lease`,
+        url: `http://${host}:${httpPort}/v1/tenant/${shardId}/timeline/${spec.timelineId}/lease`,
         token: token(),
         body: {lsn: formatLsn(lsn), ttlSeconds: leaseSeconds},
         timeoutMs: 10_000,
@@ -121,14 +120,17 @@ export class Lease {
         throw new LeaseRefused(
           `LSN ${formatLsn(lsn)} of branch ${spec.branchId} is older than its history window; choose a later point`,
         );
-      if (status >= 300) {
-        next = retryMs;
-        log.warn('no lease on the LSN that this compute reads at', {
-          status,
-          lsn: formatLsn(lsn),
-          answer: JSON.stringify(json),
-        });
-      }
+      if (status < 300) return;
+      next = retryMs;
+      log.warn('no lease on the LSN that this compute reads at', {
+        status,
+        tenant: shardId,
+        lsn: formatLsn(lsn),
+        answer: JSON.stringify(json),
+      });
+    };
+    try {
+      await Promise.all(shardsOf(spec).map(ask));
     } catch (error) {
       if (error instanceof LeaseRefused && isFirst) throw error;
       next = retryMs;

@@ -66,3 +66,8 @@ export interface ComputeSpec {
   /** Further postgresql.conf settings, by name. */
   readonly settings: Readonly<Record<string, string>>;
 }
+
+/** Every shard in order. */
+export function shardsOf(spec: ComputeSpec): readonly ShardLocation[] {
+  return spec.shards ?? [{...spec.pageserver, shardId: spec.tenantId}];
+}
