@@ -12,7 +12,7 @@ const layers: Record<string, readonly string[]> = {
   pageserver: ['runtime', 'postgres', 'wire', 'objectstore', 'redo'],
   broker: ['runtime', 'wire'],
   compute: ['runtime', 'postgres', 'wire'],
-  control: ['runtime', 'wire'],
+  control: ['runtime', 'postgres', 'wire'],
   proxy: ['runtime', 'wire'],
 };
 /** These two put the parts together; nobody imports them. */

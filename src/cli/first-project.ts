@@ -132,7 +132,8 @@ export async function localConnectionUri(
   // With the proxy the host is `<endpoint>.localhost`, which not every machine resolves: name the endpoint in the options.
   if (url.hostname.startsWith(`${target.endpointId}.`)) {
     url.hostname = url.hostname.slice(target.endpointId.length + 1);
-    return `postgresql://${url.username}:${url.password}@${url.host}${url.pathname}?options=endpoint%3D${target.endpointId}`;
+    const user = url.username + (url.password === '' ? '' : `:${url.password}`);
+    return `postgresql://${user}@${url.host}${url.pathname}?options=endpoint%3D${target.endpointId}`;
   }
   return uri;
 }

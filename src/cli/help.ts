@@ -1,6 +1,7 @@
 /** What `pagoda help` prints. */
 import {doctorHelp} from '#cli/doctor.ts';
 import {exportHelp} from '#cli/export.ts';
+import {importHelp} from '#cli/import.ts';
 import {inspectHelp} from '#cli/inspect/command.ts';
 import {psqlHelp} from '#cli/psql.ts';
 import {roleNames} from '#cli/roles.ts';
@@ -15,7 +16,7 @@ export const help = `pagoda: serverless Postgres on this machine
                          what runs, and how to connect
   pagoda stop            stop a running installation
   pagoda logs [ROLE]     last lines of all logs, or of one (control, safekeeper-1, compute-ep-…)
-${psqlHelp}${exportHelp}  pagoda reset [--yes]   stop, and delete everything this installation keeps on this machine
+${psqlHelp}${importHelp}${exportHelp}  pagoda reset [--yes]   stop, and delete everything this installation keeps on this machine
 ${doctorHelp}  pagoda wal dump BRANCH|FOLDER [--start LSN] [--end LSN] [--rmgr NAME] [--stats] [--limit N]
                          WAL records of a branch and its ancestors, as pg_waldump prints them
 ${inspectHelp}${branchesHelp}${safekeepersHelp}  pagoda wal fsck BRANCH|FOLDER

@@ -44,9 +44,9 @@ async function main(argv: readonly string[]): Promise<void> {
       return psql(args, layoutOf(args.options), end < 0 ? [] : rest.slice(end + 1));
     }
     case 'import': {
-      const {importDump, importOptions} = await import('#cli/psql.ts');
+      const {importAny, importOptions} = await import('#cli/import.ts');
       const args = parseArguments(rest, {...dataOption, ...importOptions});
-      return importDump(args, layoutOf(args.options));
+      return importAny(args, layoutOf(args.options));
     }
     case 'export': {
       const {exportBranch, exportOptions} = await import('#cli/export.ts');

@@ -1,6 +1,5 @@
-/** `pagoda psql` and `pagoda import`: PostgreSQL's own programs at a branch of this machine. */
-import {systemDisk} from '#runtime/disk.ts';
-import {exitProcess, printLine, runAttached} from '#runtime/process.ts';
+/** `pagoda psql`: PostgreSQL's own program at a branch of this machine. */
+import {exitProcess, runAttached} from '#runtime/process.ts';
 import {type Arguments, UsageError} from '#cli/arguments.ts';
 import {callApi, localConnectionUri} from '#cli/first-project.ts';
 import {connectInternally, onePlace} from '#cli/internal-client.ts';
@@ -8,12 +7,9 @@ import type {Layout} from '#cli/layout.ts';
 import {readSupervisor} from '#cli/up.ts';
 
 export const psqlOptions = {'--branch': 'value', '--at': 'value', '--role': 'value', '--database': 'value'} as const;
-export const importOptions = {'--branch': 'value', '--role': 'value', '--database': 'value'} as const;
 
 export const psqlHelp = `  pagoda psql [--branch B] [--at LSN|TIME] [--role R] [--database D] [-- PSQL ARGUMENTS]
                          psql at a branch; with --at read-only, as it was then
-  pagoda import FILE [--branch B] [--role R] [--database D]
-                         restores a dump: a script of pg_dump, or its custom or tar format (pg_restore)
 `;
 
 /** `rest`: what stood behind \`--\`. */
@@ -22,32 +18,8 @@ export async function psql(args: Arguments, layout: Layout, rest: readonly strin
   exitProcess(await runAttached('psql', [await connectionUri(args, layout), ...rest]));
 }
 
-export async function importDump(args: Arguments, layout: Layout): Promise<void> {
-  const [file, ...more] = args.words;
-  if (file === undefined || more.length > 0) throw new UsageError('name one file: pagoda import FILE');
-  if (systemDisk.stat(file)?.isDirectory !== false) throw new UsageError(`${file} is not a file`);
-  const uri = await connectionUri(args, layout);
-  const code = isScript(file)
-    ? await runAttached('psql', ['-X', '-q', '-v', 'ON_ERROR_STOP=1', '--single-transaction', '-f', file, uri])
-    : // What belongs to roles that do not exist here belongs to the one who restores.
-      await runAttached('pg_restore', ['--no-owner', '--exit-on-error', '--single-transaction', '-d', uri, file]);
-  if (code !== 0) exitProcess(code); // nothing was changed: it is one transaction
-  printLine(`${file} is restored`);
-}
-
-/** pg_dump's custom format begins with PGDMP; a tar has \`ustar\` at 257. Everything else is SQL. */
-function isScript(path: string): boolean {
-  const file = systemDisk.open(path, 'read');
-  try {
-    const head = Buffer.alloc(262);
-    file.read(head, 0);
-    return head.toString('latin1', 0, 5) !== 'PGDMP' && head.toString('latin1', 257, 262) !== 'ustar';
-  } finally {
-    file.close();
-  }
-}
-
-async function connectionUri(args: Arguments, layout: Layout): Promise<string> {
+/** As the owner of the branch's first database, or as asked for. */
+export async function connectionUri(args: Arguments, layout: Layout): Promise<string> {
   const place = await onePlace(await connectInternally(layout), args.options.get('--branch'));
   const {ports} = readSupervisor(layout)!;
   const branch = `/projects/${place.projectId}/branches/${place.branchId}`;

@@ -23,6 +23,7 @@ import {changeOwner} from '#runtime/permissions.ts';
 import type {Lsn} from '#postgres/lsn.ts';
 import {formatLsn, parseLsn} from '#postgres/lsn.ts';
 import {ActivityWatch} from '#compute/activity.ts';
+import {adoptCluster, readCatalog} from '#compute/adopt.ts';
 import {applyCatalog, type PostgresAddress} from '#compute/catalog.ts';
 import {type DataDirectory, makeDataDirectory} from '#compute/data-directory.ts';
 import {hotBlockSettings, keepHotBlocks, restoreHotBlocks} from '#compute/hot-blocks.ts';
@@ -34,7 +35,8 @@ import type {ComputeConfig} from '#compute/spec.ts';
 import {type StoppableSource, openPageSource} from '#compute/sharded-page-source.ts';
 import {Lease, relayPort, type ReplicaBase, standbySettings} from '#compute/standby.ts';
 import {WalRelay} from '#compute/wal-relay.ts';
-import type {ComputeSpec} from '#wire/compute-spec.ts';
+import type {ComputeSpec, SchemaSource} from '#wire/compute-spec.ts';
+import {copySchema} from '#compute/schema-copy.ts';
 import {uploadStatistics} from '#compute/graceful-stop.ts';
 import {TokenSource} from '#compute/token-source.ts';
 
@@ -246,7 +248,9 @@ class ComputeAgent {
     let relay: WalRelay | undefined;
     let postgres: PostgresProcess;
     try {
-      if (this.#spec.mode === 'static') await this.#applyRolesOfNow(address);
+      if (this.#spec.mode === 'static') await this.#inPrivate(() => this.#applyRolesOfNow(address));
+      const {adopt} = this.#spec;
+      if (adopt && !this.#catalogApplied) await this.#inPrivate(() => adoptCluster(address, adopt.superuser));
       if (replica) relay = await this.#startRelay(lsn, replica);
       if (this.#spec.mode !== 'primary') {
         const relayDir = replica && paths.run;
@@ -384,20 +388,19 @@ class ComputeAgent {
     });
   }
 
-  /**
-   * The roles of the past have the passwords of the past, and some are missing. So a static compute first runs for a moment as
-   * a primary that nobody can reach and whose WAL nobody gets, and the roles of now are put in.
-   */
-  async #applyRolesOfNow(address: PostgresAddress): Promise<void> {
+  /** Postgres runs for a moment as a primary that nobody can reach and that waits for nobody. */
+  async #inPrivate(work: () => Promise<void>): Promise<void> {
     const {settings} = this.#prepareHotBlocks();
     const postgres = await this.#startPostgres({
       ...settings,
       'pg_prewarm.autoprewarm': 'off',
       listen_addresses: '',
       synchronous_standby_names: '',
+      // Nothing that a superuser has left may begin to run.
+      max_logical_replication_workers: '0',
     });
     try {
-      await applyCatalog(address, {...this.#spec, databases: [], droppedRoles: [], droppedDatabases: []});
+      await work();
       postgres.stopFast();
     } catch (error) {
       postgres.stopImmediately();
@@ -405,6 +408,11 @@ class ComputeAgent {
     } finally {
       await postgres.exited;
     }
+  }
+
+  /** The roles of the past have the passwords of the past, and some are missing. What is put in here, nobody gets by WAL. */
+  #applyRolesOfNow(address: PostgresAddress): Promise<void> {
+    return applyCatalog(address, {...this.#spec, databases: [], droppedRoles: [], droppedDatabases: []});
   }
 
   async #startRelay(lsn: Lsn, replica: ReplicaBase): Promise<WalRelay> {
@@ -600,6 +608,14 @@ class ComputeAgent {
       },
       {
         method: 'GET',
+        path: '/catalog',
+        handler: async () => ({
+          status: 200,
+          json: await readCatalog({socketDir: this.#paths.run, port: this.#pgPort}),
+        }),
+      },
+      {
+        method: 'GET',
         path: '/metrics',
         handler: async () => ({
           status: 200,
@@ -611,6 +627,25 @@ class ComputeAgent {
         method: 'POST',
         path: '/configure',
         handler: async (request) => this.#configure((await request.json(4 * 1024 * 1024)) as Partial<ComputeSpec>),
+      },
+      {
+        method: 'POST',
+        path: '/copy_schema',
+        handler: async (request) => {
+          await copySchema(
+            {
+              address: {socketDir: this.#paths.run, port: this.#pgPort},
+              binDir: this.#config.binDir,
+              systemUser: this.#config.systemUser,
+              disk: this.#disk,
+              scratch: this.#paths.run,
+            },
+            (await request.json(4 * 1024 * 1024)) as SchemaSource,
+          ).catch((error: unknown) => {
+            throw new HttpError(422, 'not_copied', (error as Error).message);
+          });
+          return {status: 200, json: {}};
+        },
       },
       {
         method: 'POST',

@@ -3,7 +3,7 @@ import pg from 'pg';
 import type {ComputeSpec} from '#wire/compute-spec.ts';
 import {adminRole} from '#compute/postgres-settings.ts';
 
-/** Members may use what a project's owner may use, without being superuser. */
+/** Members are customers: they may use what a project's owner may use, without being superuser. */
 export const ownerGroup = 'pagoda_superuser';
 
 const ident = (name: string): string => pg.escapeIdentifier(name);
@@ -15,11 +15,15 @@ export interface PostgresAddress {
 }
 
 /** Opens a superuser session on the socket only the agent can reach. The caller ends it. */
-export async function connectAdmin(address: PostgresAddress, database = 'postgres'): Promise<pg.Client> {
+export async function connectAdmin(
+  address: PostgresAddress,
+  database = 'postgres',
+  user = adminRole,
+): Promise<pg.Client> {
   const client = new pg.Client({
     host: address.socketDir,
     port: address.port,
-    user: adminRole,
+    user,
     database,
     application_name: 'pagoda-agent',
     // Nothing that a customer has put into a database is ever found by one of our names.
@@ -46,7 +50,7 @@ export async function applyCatalog(address: PostgresAddress, spec: ComputeSpec):
   }
 }
 
-async function applyGroup(client: pg.Client): Promise<void> {
+export async function applyGroup(client: pg.Client): Promise<void> {
   const {rowCount} = await client.query(`select from pg_roles where rolname = ${text(ownerGroup)}`);
   if (rowCount !== 0) return;
   await client.query(
@@ -92,7 +96,7 @@ async function applyDatabases(client: pg.Client, address: PostgresAddress, spec:
 }
 
 /** Since PostgreSQL 15 only the owner of `public` may create in it; a customer expects to own it. */
-async function ownPublicSchema(address: PostgresAddress, database: string, owner: string): Promise<void> {
+export async function ownPublicSchema(address: PostgresAddress, database: string, owner: string): Promise<void> {
   const client = await connectAdmin(address, database);
   try {
     await client.query(`alter schema public owner to ${ident(owner)}`);

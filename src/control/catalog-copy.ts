@@ -1,6 +1,7 @@
 /** Roles (with the same passwords) and databases of one branch, for another. */
 import type {PasswordVault} from '#control/scram.ts';
 import type {StoreTransaction} from '#control/store/schema.ts';
+import type {ImportedCatalog} from '#wire/compute-spec.ts';
 
 export async function copyCatalog(
   trx: StoreTransaction,
@@ -37,6 +38,40 @@ export async function copyCatalog(
       .insertInto('dropped_objects')
       .values({...object, branch_id: to})
       .execute();
+}
+
+/** What a branch was found to have becomes its catalogue, and counts as applied. Databases of roles that are not ours are left out. */
+export async function addImportedCatalog(
+  trx: StoreTransaction,
+  branchId: string,
+  catalog: ImportedCatalog,
+  nowMs: number,
+): Promise<void> {
+  for (const {name, scramVerifier, canLogin} of catalog.roles)
+    await trx
+      .insertInto('roles')
+      .values({
+        branch_id: branchId,
+        name,
+        password_sealed: null,
+        scram_verifier: scramVerifier ?? null,
+        no_login: canLogin ? 0 : 1,
+        protected: 0,
+        created_at: nowMs,
+        updated_at: nowMs,
+      })
+      .execute();
+  let id = await nextDatabaseId(trx);
+  for (const {name, owner} of catalog.databases)
+    await trx
+      .insertInto('databases')
+      .values({id: id++, branch_id: branchId, name, owner_name: owner, created_at: nowMs, updated_at: nowMs})
+      .execute();
+  await trx
+    .updateTable('branches')
+    .set((e) => ({catalog_applied: e.ref('catalog_version')}))
+    .where('id', '=', branchId)
+    .execute();
 }
 
 export async function nextDatabaseId(trx: StoreTransaction): Promise<number> {

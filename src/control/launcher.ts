@@ -3,7 +3,7 @@
  * place them with an orchestrator behind the same interface.
  */
 
-import type {ComputeSpec} from '#wire/compute-spec.ts';
+import type {ComputeSpec, ImportedCatalog, SchemaSource} from '#wire/compute-spec.ts';
 
 /** A compute that accepts connections. */
 export interface RunningCompute {
@@ -34,6 +34,10 @@ export interface ComputeLauncher {
   stop(endpointId: string, options?: {readonly idleSinceMs?: number}): Promise<boolean>;
   /** undefined: it does not run. Rejects when it does not answer. */
   report(endpointId: string): Promise<ComputeReport | undefined>;
+  /** The roles and databases that a running compute has. */
+  catalog(endpointId: string): Promise<ImportedCatalog>;
+  /** Fills the databases of a running compute with the schema of another one's. Rejects with what pg_dump or pg_restore said. */
+  copySchema(endpointId: string, source: SchemaSource): Promise<void>;
   /** Called when a compute ended without `stop`. */
   onExit: (endpointId: string) => void;
   /** Lets go of what it watches; running computes go on. */

@@ -21,7 +21,7 @@ import {type ChildProcessHandle, signalProcess, spawnProcess} from '#runtime/pro
 import type {Random} from '#runtime/random.ts';
 import {portOfCompute} from '#control/compute-ports.ts';
 import {SpareAgents} from '#control/spare-agents.ts';
-import type {ComputeSpec} from '#wire/compute-spec.ts';
+import type {ComputeSpec, ImportedCatalog, SchemaSource} from '#wire/compute-spec.ts';
 import type {ComputeLauncher, ComputeReport, RunningCompute} from '#control/launcher.ts';
 
 export interface LocalLauncherOptions {
@@ -48,6 +48,8 @@ interface RunFile {
 }
 
 const startMsMax = 120_000;
+/** Tens of thousands of tables take minutes. */
+const copySchemaMsMax = 1_800_000;
 const gracefulStopMsMax = 120_000;
 const watchEveryMs = 500;
 /** An old log is kept once. */
@@ -119,34 +121,25 @@ export class LocalComputeLauncher implements ComputeLauncher {
   }
 
   async configure(spec: ComputeSpec): Promise<void> {
-    const run = this.#running(spec.endpointId);
-    if (!run) throw new Error(`the compute of endpoint ${spec.endpointId} does not run`);
-    const {status, json} = await requestJson({
-      method: 'POST',
-      url: `http://127.0.0.1:${run.httpPort}/configure`,
-      token: run.httpToken,
-      body: spec,
-      timeoutMs: 60_000,
-    });
-    if (status >= 300)
-      throw new Error(
-        `the compute of endpoint ${spec.endpointId} refused its configuration: ${messageOf(json, status)}`,
-      );
+    await this.#ask(spec.endpointId, this.#mustRun(spec.endpointId), 'POST', '/configure', {body: spec});
   }
 
   async report(endpointId: string): Promise<ComputeReport | undefined> {
     const run = this.#running(endpointId);
     if (!run) return undefined;
-    const {status, json} = await requestJson({
-      method: 'GET',
-      url: `http://127.0.0.1:${run.httpPort}/status`,
-      token: run.httpToken,
-      timeoutMs: 5000,
-    });
-    const report = json as Partial<ComputeReport> | undefined;
-    if (status !== 200 || typeof report?.lastActiveMs !== 'number')
-      throw new Error(`the compute of endpoint ${endpointId} gave no report: ${messageOf(json, status)}`);
+    const report = (await this.#ask(endpointId, run, 'GET', '/status', {timeoutMs: 5000})) as Partial<ComputeReport>;
+    if (typeof report.lastActiveMs !== 'number')
+      throw new Error(`the compute of endpoint ${endpointId} does not say when it was last active`);
     return {lastActiveMs: report.lastActiveMs, ...(report.replica === undefined ? {} : {replica: report.replica})};
+  }
+
+  async catalog(endpointId: string): Promise<ImportedCatalog> {
+    return (await this.#ask(endpointId, this.#mustRun(endpointId), 'GET', '/catalog')) as ImportedCatalog;
+  }
+
+  async copySchema(endpointId: string, source: SchemaSource): Promise<void> {
+    const run = this.#mustRun(endpointId);
+    await this.#ask(endpointId, run, 'POST', '/copy_schema', {body: source, timeoutMs: copySchemaMsMax});
   }
 
   async stop(endpointId: string, options: {readonly idleSinceMs?: number} = {}): Promise<boolean> {
@@ -176,6 +169,32 @@ export class LocalComputeLauncher implements ComputeLauncher {
     for (const timer of this.#watches.values()) timer.cancel();
     this.#watches.clear();
     this.#spares.close();
+  }
+
+  #mustRun(endpointId: string): RunFile {
+    const run = this.#running(endpointId);
+    if (!run) throw new Error(`the compute of endpoint ${endpointId} does not run`);
+    return run;
+  }
+
+  /** One call of the agent's HTTP. Throws with what it said when it did not do it. */
+  async #ask(
+    endpointId: string,
+    run: RunFile,
+    method: string,
+    path: string,
+    options: {readonly body?: unknown; readonly timeoutMs?: number} = {},
+  ): Promise<unknown> {
+    const {status, json} = await requestJson({
+      method,
+      url: `http://127.0.0.1:${run.httpPort}${path}`,
+      token: run.httpToken,
+      ...(options.body === undefined ? {} : {body: options.body}),
+      timeoutMs: options.timeoutMs ?? 60_000,
+    });
+    if (status >= 300)
+      throw new Error(`the compute of endpoint ${endpointId} refused ${method} ${path}: ${messageOf(json, status)}`);
+    return json ?? {};
   }
 
   /** False: it is in use after all, and goes on. */

@@ -24,6 +24,7 @@ import {OperationRunner} from '#control/operations/runner.ts';
 import {type SafekeeperAdminOptions, safekeeperAdminRoutes} from '#control/safekeeper-admin.ts';
 import {SafekeeperFarewells} from '#control/safekeeper-farewells.ts';
 import {noteSafekeeper, readSafekeepers} from '#control/safekeeper-nodes.ts';
+import {projectImportRoutes} from '#control/project-import.ts';
 import {schemaDumper} from '#control/schema-dump.ts';
 import {PasswordVault} from '#control/scram.ts';
 import {HttpStorageClients} from '#control/storage-client.ts';
@@ -40,12 +41,13 @@ export interface RunningControl {
 const suspendTimeoutSecondsDefault = 300;
 
 /** The table of the internal port; test/system/authorization.test.ts has a row for each of them. */
-export function allInternalRoutes(options: InternalOptions & SafekeeperAdminOptions): Route[] {
+export function allInternalRoutes(options: InternalOptions & SafekeeperAdminOptions, api: ApiContext): Route[] {
   return [
     ...internalRoutes(options),
     ...safekeeperAdminRoutes(options),
     ...branchAdminRoutes(options),
     ...branchPlaceRoutes(options.store),
+    ...projectImportRoutes(api),
   ];
 }
 
@@ -84,6 +86,7 @@ export async function runControl(config: ControlConfig): Promise<RunningControl>
     bootstrap,
     vault,
     clock,
+    random,
     log,
     mintComputeToken,
     tokenRefreshUrl: `http://${config.internalHost}:${config.internalPort}/internal/v1/token`,
@@ -93,13 +96,6 @@ export async function runControl(config: ControlConfig): Promise<RunningControl>
   await endpoints.reconcile();
   await runner.kick();
 
-  const internal = await startHttpServer({
-    host: config.internalHost,
-    port: config.internalPort,
-    routes: allInternalRoutes({store, endpoints, mintComputeToken, storage, runner, clock, random, log}),
-    authenticate: authenticateInternal(verifier),
-    log,
-  });
   const dumpSchema = schemaDumper(config.computes);
   const context = new ApiContext({
     store,
@@ -112,6 +108,13 @@ export async function runControl(config: ControlConfig): Promise<RunningControl>
     random,
     log,
     config,
+  });
+  const internal = await startHttpServer({
+    host: config.internalHost,
+    port: config.internalPort,
+    routes: allInternalRoutes({store, endpoints, mintComputeToken, storage, runner, clock, random, log}, context),
+    authenticate: authenticateInternal(verifier),
+    log,
   });
   const api = buildApi(context);
   await api.listen({host: config.apiHost, port: config.apiPort});

@@ -9,6 +9,7 @@ import type {Log} from '#runtime/log.ts';
 import type {Random} from '#runtime/random.ts';
 import {parseTime} from '#runtime/time-format.ts';
 import {apiErrors} from '#control/api/errors.ts';
+import {newEndpoint} from '#control/endpoint-row.ts';
 import {newEndpointId} from '#control/ids.ts';
 import {alignDown, type Lsn, parseLsn} from '#control/lsn.ts';
 import {wakeBranch} from '#control/operations/archive-plan.ts';
@@ -17,7 +18,7 @@ import {PermanentError} from '#control/operations/plan.ts';
 import {whereIs} from '#control/operations/plan-context.ts';
 import type {StorageClients} from '#control/storage-client.ts';
 import {TenantPages} from '#control/tenant-pages.ts';
-import type {BranchTable, EndpointTable, Store} from '#control/store/schema.ts';
+import type {BranchTable, Store} from '#control/store/schema.ts';
 
 /** Neon's own are dropped after less; a person who looks around thinks in between. */
 const suspendSeconds = 60;
@@ -123,29 +124,18 @@ async function insert(context: StaticEndpointContext, branch: BranchTable, lsn: 
     throw apiErrors.notReady(
       `project ${branch.project_id} has ${perProjectMax} computes at points in time running; try again when one is suspended`,
     );
-  const row: EndpointTable = {
-    id: newEndpointId(random),
-    project_id: branch.project_id,
-    branch_id: branch.id,
-    type: 'read_only',
-    name: null,
-    autoscaling_limit_min_cu: 0.25,
-    autoscaling_limit_max_cu: 0.25,
-    suspend_timeout_seconds: suspendSeconds,
-    settings: '{}',
-    pooler_enabled: 0,
-    disabled: 0,
-    static_lsn: lsn,
-    active_ms: 0,
-    current_state: 'init',
-    pending_state: null,
-    last_active: null,
-    started_at: null,
-    suspended_at: null,
-    created_at: nowMs,
-    updated_at: nowMs,
-    deleted_at: null,
-  };
+  const row = newEndpoint(
+    {
+      id: newEndpointId(random),
+      project_id: branch.project_id,
+      branch_id: branch.id,
+      type: 'read_only',
+      suspend_timeout_seconds: suspendSeconds,
+      static_lsn: lsn,
+      pending_state: null,
+    },
+    nowMs,
+  );
   const inserted = await store
     .insertInto('endpoints')
     .values(row)

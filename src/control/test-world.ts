@@ -52,6 +52,7 @@ export class FakeWorld implements StorageClients {
   >();
   readonly computes = new Map<string, ComputeSpec>();
   readonly configured: ComputeSpec[] = [];
+  readonly schemaCopies: {endpointId: string; databases: string[]}[] = [];
   /** Timeline id → seconds of history. */
   readonly retention = new Map<string, number>();
   /** Timelines that have left their ancestor. */
@@ -240,6 +241,19 @@ export class FakeWorld implements StorageClients {
     },
     report: async (endpointId) =>
       this.computes.has(endpointId) ? {lastActiveMs: this.lastActive.get(endpointId) ?? 0} : undefined,
+    catalog: async () => {
+      this.#maybeFail('catalog');
+      return {
+        roles: [{name: 'postgres', scramVerifier: 'SCRAM-SHA-256$of-theirs', canLogin: true}],
+        databases: [{name: 'shop', owner: 'postgres'}],
+        missingExtensions: [],
+      };
+    },
+    copySchema: async (endpointId, {databases}) => {
+      this.#maybeFail('copySchema');
+      if (!this.computes.has(endpointId)) throw new Error('it does not run');
+      this.schemaCopies.push({endpointId, databases: databases.map(({name}) => name)});
+    },
     close: () => {},
   };
 
@@ -318,6 +332,7 @@ export async function startControl(
     bootstrap,
     vault,
     clock,
+    random,
     log: silentLog,
     mintComputeToken: async (tenant, timeline) => `token for ${tenant}/${timeline}`,
     tokenRefreshUrl: 'http://127.0.0.1:1/internal/v1/token',

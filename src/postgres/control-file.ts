@@ -10,6 +10,8 @@ export const controlFileSize = 8192;
 export const controlFileDataSize = 296;
 /** PG_CONTROL_VERSION of 13 … 16. */
 export const controlFileVersion = 1300;
+/** CATALOG_VERSION_NO of every release of PostgreSQL 15; betas had others. */
+export const catalogVersion = 202209061;
 
 const crcOffset = 288;
 
@@ -41,6 +43,9 @@ export class ControlFile {
 
   get systemId(): bigint {
     return this.bytes.readBigUInt64LE(0);
+  }
+  set systemId(value: bigint) {
+    this.bytes.writeBigUInt64LE(value, 0);
   }
   get controlVersion(): number {
     return this.bytes.readUInt32LE(8);
@@ -132,6 +137,9 @@ export class ControlFile {
   /** 0 = no data checksums. */
   get dataChecksumVersion(): number {
     return this.bytes.readUInt32LE(252);
+  }
+  set dataChecksumVersion(value: number) {
+    this.bytes.writeUInt32LE(value, 252);
   }
 
   clone(): ControlFile {

@@ -3,35 +3,48 @@
  * first (it says whether the directory is importable, and at which LSN), init forks before all other relation files.
  */
 import type {Disk} from '#runtime/disk.ts';
+import {parseControlFile} from '#postgres/control-file.ts';
 import {type TarEntry, writeTar} from '#postgres/tar.ts';
 
 const chunkBytes = 1024 * 1024;
-/** What an import does not read; pg_wal is by far the largest. */
-const skippedDirectories = new Set([
-  'pg_wal',
-  'pg_dynshmem',
-  'pg_notify',
-  'pg_replslot',
-  'pg_serial',
-  'pg_snapshots',
-  'pg_stat_tmp',
-  'pg_subtrans',
-  'log',
+/** What an import reads, or refuses; a directory may hold anything else. */
+const packed = new Set([
+  'PG_VERSION',
+  'backup_label',
+  'base',
+  'global',
+  'pg_logical',
+  'pg_multixact',
+  'pg_stat',
+  'pg_tblspc',
+  'pg_twophase',
+  'pg_xact',
+  'recovery.signal',
+  'standby.signal',
 ]);
 
-/** Tar bytes of `directory`. The server must be stopped. Throws what the disk throws. */
-export function tarDataDirectory(disk: Disk, directory: string): AsyncGenerator<Buffer> {
-  return writeTar(dataDirectoryEntries(disk, directory));
+/**
+ * Tar bytes of `directory`. The server must be stopped. With `systemId` the cluster gets that identifier. Throws what the disk
+ * throws, and ControlFileError.
+ */
+export function tarDataDirectory(disk: Disk, directory: string, systemId?: bigint): AsyncGenerator<Buffer> {
+  return writeTar(dataDirectoryEntries(disk, directory, systemId));
 }
 
-function* dataDirectoryEntries(disk: Disk, directory: string): Generator<TarEntry> {
+function* dataDirectoryEntries(disk: Disk, directory: string, systemId: bigint | undefined): Generator<TarEntry> {
   const controlPath = 'global/pg_control';
-  yield {path: controlPath, kind: 'file', contents: disk.readFile(`${directory}/${controlPath}`)};
+  let control = disk.readFile(`${directory}/${controlPath}`);
+  if (systemId !== undefined) {
+    const changed = parseControlFile(control);
+    changed.systemId = systemId;
+    control = changed.encode();
+  }
+  yield {path: controlPath, kind: 'file', contents: control};
   const files: string[] = [];
   const walk = function* (relative: string): Generator<TarEntry> {
     for (const name of disk.list(`${directory}/${relative}`).sort()) {
       const path = relative === '' ? name : `${relative}/${name}`;
-      if (relative === '' && skippedDirectories.has(name)) continue;
+      if (relative === '' && !packed.has(name)) continue;
       const stat = disk.stat(`${directory}/${path}`);
       if (stat === undefined || path === controlPath || name === 'pgsql_tmp') continue;
       if (!stat.isDirectory) {

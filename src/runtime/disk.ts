@@ -1,6 +1,6 @@
 /** Files, as durable code needs them. Synchronous where the page cache answers; fsync leaves the event loop. */
 import * as fs from 'node:fs';
-import {dirname, join} from 'node:path';
+import {dirname, join, resolve} from 'node:path';
 import {failpoint} from '#runtime/failpoint.ts';
 
 export interface DiskFile {
@@ -149,7 +149,7 @@ export const systemDisk: Disk = {
   },
 };
 
-export {dirname, join as joinPath};
+export {dirname, join as joinPath, resolve as absolutePath};
 
 /** The old or the new content, for other processes; after a power cut anything. For what is thrown away at a restart anyhow. */
 export function replaceFile(disk: Disk, path: string, bytes: Buffer): void {

@@ -63,6 +63,8 @@ export interface ComputeSpec {
   readonly droppedDatabases?: readonly string[];
   /** The roles and databases above are in the branch already (a start before this one applied them): skip the work. */
   readonly alreadyApplied?: boolean;
+  /** The branch is a cluster that somebody else made: what its first superuser is called there (compute/adopt.ts). */
+  readonly adopt?: {readonly superuser: string};
   /** Further postgresql.conf settings, by name. */
   readonly settings: Readonly<Record<string, string>>;
 }
@@ -70,4 +72,21 @@ export interface ComputeSpec {
 /** Every shard in order. */
 export function shardsOf(spec: ComputeSpec): readonly ShardLocation[] {
   return spec.shards ?? [{...spec.pageserver, shardId: spec.tenantId}];
+}
+
+/** What a branch was found to have, once its compute ran. */
+export interface ImportedCatalog {
+  readonly roles: readonly RoleSpec[];
+  readonly databases: readonly DatabaseSpec[];
+  /** In use, and not installed where the compute runs. */
+  readonly missingExtensions: readonly string[];
+}
+
+/** Where a schema is copied from: a compute that lets `user` in, who may read everything. */
+export interface SchemaSource {
+  readonly host: string;
+  readonly port: number;
+  readonly user: string;
+  readonly password: string;
+  readonly databases: readonly DatabaseSpec[];
 }

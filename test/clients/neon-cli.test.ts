@@ -433,6 +433,51 @@ test('snapshots create, list and restore', async () => {
   assert.ok((await branches()).has('recovered'));
 });
 
-test('what is not built says so', async () => {
-  assert.match(await neonFails('branches', 'create', '--name', 'empty', '--schema-only'), /not available/);
+test('branches create --schema-only: every table and no row, owned and granted as at the parent', async () => {
+  await ask(
+    'main',
+    `create role clerk; grant clerk to current_user; create extension if not exists citext;
+     create schema shop authorization clerk; create type shop.size as enum ('s', 'l');
+     create table shop.orders (id serial primary key, size shop.size, name citext, check (length(name) > 0));
+     alter table shop.orders owner to clerk; insert into shop.orders (name) values ('a'), ('b');
+     grant select on shop.orders to public; alter default privileges in schema shop grant select on tables to clerk;
+     create view shop.big as select * from shop.orders where size = 'l';
+     create function shop.twice(int) returns int language sql immutable security definer as 'select $1 * 2';
+     create table uses (i int check (shop.twice(i) > 0))`,
+  );
+  await neon('databases', 'create', '--name', 'other', '--owner-name', 'neondb_owner');
+  const made = await neonJson<{branch: BranchView & {init_source?: string}}>(
+    'branches',
+    'create',
+    '--name',
+    'empty',
+    '--schema-only',
+  );
+  assert.deepEqual([made.branch.init_source, made.branch.parent_id], ['schema-only', undefined]);
+  known.set('empty', await uriOf('empty', '--role-name', 'neondb_owner', '--database-name', 'neondb'));
+  assert.equal(await ask('main', 'select count(*)::int from shop.orders'), 2);
+  assert.equal(await ask('empty', 'select count(*)::int from shop.orders'), 0);
+  assert.equal(await ask('empty', "insert into shop.orders (size, name) values ('s', 'first') returning id"), 1);
+  assert.equal(
+    await ask('empty', "select tableowner::text from pg_tables where tablename = 'orders'"),
+    'clerk',
+    'who owns what is kept',
+  );
+  assert.equal(
+    await ask(
+      'empty',
+      "select string_agg(rolname, ',') from pg_roles where rolname like 'pagoda%' and rolname <> 'pagoda_admin'",
+    ),
+    'pagoda_superuser',
+    'the helpers of the copy are gone',
+  );
+  const schema = async (branch: string, database: string): Promise<string> =>
+    (
+      await pagoda.api<{sql: string}>(
+        'GET',
+        `/projects/${pagoda.status.projectId}/branches/${(await branches()).get(branch)!.id}/schema?db_name=${database}`,
+      )
+    ).sql;
+  assert.equal(await schema('empty', 'neondb'), await schema('main', 'neondb'));
+  assert.equal(await schema('empty', 'other'), await schema('main', 'other'));
 });

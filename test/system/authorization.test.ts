@@ -49,6 +49,8 @@ const doors: Readonly<Record<string, Door>> = {
   'control GET /internal/v1/branches/:id/wal': control,
   'control POST /internal/v1/branches/:id/restore_from_archive': control,
   'control GET /internal/v1/branch_places': control,
+  'control POST /internal/v1/imports': control,
+  'control GET /internal/v1/imports/:id': control,
 
   'pageserver GET /v1/status': everybody,
   'pageserver GET /metrics': control,
@@ -89,7 +91,7 @@ const doors: Readonly<Record<string, Door>> = {
 /** The tables make routes without touching what they are given; only handlers do. */
 const nothing = {store: undefined} as never;
 const tables: Readonly<Record<Service, readonly Route[]>> = {
-  control: allInternalRoutes(nothing),
+  control: allInternalRoutes(nothing, nothing),
   pageserver: [...pageserverRoutes(nothing, () => ''), ...inspectRoutes(nothing)],
   safekeeper: safekeeperRoutes(nothing),
 };

@@ -12,7 +12,7 @@ import {type ApiRoute, route} from '#control/api/route.ts';
 import {branchListQuery, createBranchBody, deleteBranchQuery, updateBranchBody} from '#control/api/schemas.ts';
 import {type StorageFacts, Views} from '#control/api/views.ts';
 import {copyCatalog} from '#control/catalog-copy.ts';
-import {newBranchId} from '#control/ids.ts';
+import {newBranchId, newEndpointId} from '#control/ids.ts';
 import {parseLsn} from '#control/lsn.ts';
 import {readCommittedPosition} from '#control/operations/branch-point.ts';
 import {placeNewTimeline} from '#control/placement.ts';
@@ -291,8 +291,9 @@ export async function createBranch(
     wanted.parent_id === undefined
       ? await context.defaultBranch(project)
       : await context.branch(project, wanted.parent_id);
-  if (wanted.init_source !== undefined && wanted.init_source !== 'parent-data')
-    throw apiErrors.unprocessable(`branches with init_source ${wanted.init_source} are not available`);
+  const isSchemaOnly = wanted.init_source === 'schema-only';
+  if (!isSchemaOnly && wanted.init_source !== undefined && wanted.init_source !== 'parent-data')
+    throw apiErrors.badRequest(`init_source is parent-data or schema-only, not ${wanted.init_source}`);
   const point = await checkBranchPoint(context, project, parent, wanted);
   const expiresAt = wanted.expires_at === undefined ? null : readExpiry(context, wanted.expires_at);
 
@@ -321,19 +322,24 @@ export async function createBranch(
         project_id: project.id,
         name,
         timeline_id: newId(random),
-        parent_id: parent.id,
-        parent_lsn: point.lsn ?? null,
-        parent_timestamp: point.timestamp === undefined ? null : (parseTime(point.timestamp) ?? null),
+        // One with the schema alone is a root: its pages are its own.
+        ...(isSchemaOnly
+          ? {parent_id: null, parent_lsn: null, parent_timestamp: null, init_source: 'schema-only'}
+          : {
+              parent_id: parent.id,
+              parent_lsn: point.lsn ?? null,
+              parent_timestamp: point.timestamp === undefined ? null : (parseTime(point.timestamp) ?? null),
+              init_source: 'parent-data',
+            }),
         state: 'init',
         pending_state: 'ready',
         is_default: 0,
         protected: wanted.protected === true ? 1 : 0,
-        init_source: 'parent-data',
         hidden: 0,
         creation_source: 'console',
         safekeepers: await placeNewTimeline(trx, context.storage.safekeepers),
         catalog_version: parent.catalog_version,
-        catalog_applied: isApplied ? parent.catalog_applied : parent.catalog_version - 1,
+        catalog_applied: isApplied && !isSchemaOnly ? parent.catalog_applied : parent.catalog_version - 1,
         expires_at: expiresAt,
         last_reset_at: null,
         created_at: nowMs,
@@ -345,7 +351,7 @@ export async function createBranch(
       await copyCatalog(trx, context.vault, parent.id, branchId, nowMs);
       const rows: EndpointTable[] = [];
       for (const endpoint of body?.endpoints ?? [])
-        rows.push(newEndpointRow(context, project, branchId, endpoint, 'init', nowMs));
+        rows.push(newEndpointRow(context, project, branchId, endpoint, nowMs));
       if (rows.filter((r) => r.type === 'read_write').length > 1)
         throw apiErrors.badRequest('a branch has at most one read_write endpoint');
       if (rows.length > 0) await trx.insertInto('endpoints').values(rows).execute();
@@ -353,10 +359,19 @@ export async function createBranch(
         {
           projectId: project.id,
           branchId,
-          action: 'create_branch',
-          kind: 'create_branch',
+          ...(isSchemaOnly
+            ? {
+                action: 'apply_schema_from_branch',
+                kind: 'create_schema_only',
+                state: {
+                  ...point,
+                  parentId: parent.id,
+                  sourceEndpointId: newEndpointId(random),
+                  targetEndpointId: newEndpointId(random),
+                },
+              }
+            : {action: 'create_branch', kind: 'create_branch', state: {...point}}),
           locks: [branchLock(branchId)],
-          state: {...point},
         },
         ...rows.map((row) => ({
           projectId: project.id,
@@ -371,7 +386,7 @@ export async function createBranch(
     },
   );
 
-  const failed = operations.find((o) => o.kind === 'create_branch' && o.status === 'failed');
+  const failed = operations.find((o) => o.kind !== 'start_compute' && o.status === 'failed');
   if (failed) throw apiErrors.unprocessable(`the branch could not be made: ${failed.error ?? 'unknown reason'}`);
   const views = new Views(context.config);
   const roles = await context.store

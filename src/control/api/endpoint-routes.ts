@@ -4,6 +4,7 @@ import {apiErrors} from '#control/api/errors.ts';
 import {type ApiRoute, route} from '#control/api/route.ts';
 import {createEndpointBody, updateEndpointBody} from '#control/api/schemas.ts';
 import {Views} from '#control/api/views.ts';
+import {newEndpoint} from '#control/endpoint-row.ts';
 import {newEndpointId} from '#control/ids.ts';
 import type {OperationDraft} from '#control/operations/runner.ts';
 import type {EndpointTable, OperationTable, ProjectTable} from '#control/store/schema.ts';
@@ -51,7 +52,7 @@ export const endpointRoutes: readonly ApiRoute[] = [
         project.id,
         [branchLock(branch.id)],
         async (trx, nowMs) => {
-          const created = newEndpointRow(context, project, branch.id, body.endpoint, 'init', nowMs);
+          const created = newEndpointRow(context, project, branch.id, body.endpoint, nowMs);
           const writer = await trx
             .selectFrom('endpoints')
             .select('id')
@@ -209,7 +210,6 @@ export function newEndpointRow(
   project: ProjectTable,
   branchId: string,
   wanted: EndpointChoices,
-  state: EndpointTable['current_state'],
   nowMs: number,
 ): EndpointTable {
   const defaults = JSON.parse(project.default_endpoint_settings) as EndpointChoices & {
@@ -218,33 +218,26 @@ export function newEndpointRow(
   const minCu = wanted.autoscaling_limit_min_cu ?? defaults.autoscaling_limit_min_cu ?? 0.25;
   const maxCu = wanted.autoscaling_limit_max_cu ?? Math.max(minCu, defaults.autoscaling_limit_max_cu ?? minCu);
   if (minCu > maxCu) throw apiErrors.badRequest('autoscaling_limit_min_cu is above autoscaling_limit_max_cu');
-  return {
-    id: newEndpointId(context.random),
-    project_id: project.id,
-    branch_id: branchId,
-    type: wanted.type ?? 'read_write',
-    name: wanted.name ?? null,
-    autoscaling_limit_min_cu: minCu,
-    autoscaling_limit_max_cu: maxCu,
-    suspend_timeout_seconds: checkSuspendTimeout(
-      wanted.suspend_timeout_seconds ?? defaults.suspend_timeout_seconds ?? 0,
-    ),
-    settings: settingsText(
-      wanted.settings ?? (defaults.pg_settings === undefined ? {} : {pg_settings: defaults.pg_settings}),
-    ),
-    pooler_enabled: wanted.pooler_enabled === true ? 1 : 0,
-    disabled: wanted.disabled === true ? 1 : 0,
-    current_state: state,
-    pending_state: 'active',
-    static_lsn: null,
-    active_ms: 0,
-    last_active: null,
-    started_at: null,
-    suspended_at: null,
-    created_at: nowMs,
-    updated_at: nowMs,
-    deleted_at: null,
-  };
+  return newEndpoint(
+    {
+      id: newEndpointId(context.random),
+      project_id: project.id,
+      branch_id: branchId,
+      type: wanted.type ?? 'read_write',
+      name: wanted.name ?? null,
+      autoscaling_limit_min_cu: minCu,
+      autoscaling_limit_max_cu: maxCu,
+      suspend_timeout_seconds: checkSuspendTimeout(
+        wanted.suspend_timeout_seconds ?? defaults.suspend_timeout_seconds ?? 0,
+      ),
+      settings: settingsText(
+        wanted.settings ?? (defaults.pg_settings === undefined ? {} : {pg_settings: defaults.pg_settings}),
+      ),
+      pooler_enabled: wanted.pooler_enabled === true ? 1 : 0,
+      disabled: wanted.disabled === true ? 1 : 0,
+    },
+    nowMs,
+  );
 }
 
 /** -1 never, 0 the default, else 60 s to 7 days. */

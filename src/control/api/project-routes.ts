@@ -4,6 +4,7 @@ import {apiErrors} from '#control/api/errors.ts';
 import {checkDatabaseName, checkRoleName, newPassword} from '#control/api/catalog.ts';
 import {nextDatabaseId} from '#control/catalog-copy.ts';
 import {type ApiContext, branchLock, endpointLock, projectLock} from '#control/api/context.ts';
+import {newEndpointRow} from '#control/api/endpoint-routes.ts';
 import {cutPage} from '#control/api/pages.ts';
 import type {Principal} from '#control/api/principal.ts';
 import {type ApiRoute, route} from '#control/api/route.ts';
@@ -11,7 +12,7 @@ import {createProjectBody, listQuery, updateProjectBody} from '#control/api/sche
 import {Views} from '#control/api/views.ts';
 import {newSystemId} from '#control/bootstrap.ts';
 import {nextGeneration} from '#control/generations.ts';
-import {newBranchId, newEndpointId, newProjectId} from '#control/ids.ts';
+import {newBranchId, newProjectId} from '#control/ids.ts';
 import type {OperationDraft} from '#control/operations/runner.ts';
 import {placeNewTimeline} from '#control/placement.ts';
 import {forgetProject} from '#control/store/forget.ts';
@@ -67,7 +68,7 @@ export const projectRoutes: readonly ApiRoute[] = [
     method: 'POST',
     path: '/projects',
     body: createProjectBody,
-    handler: createProject,
+    handler: (context, request) => createProject(context, request),
   }),
   route({
     method: 'GET',
@@ -165,9 +166,23 @@ export async function visibleProjects(context: ApiContext, principal: Principal)
   return query.execute();
 }
 
-async function createProject(
+/** A data directory on this machine, and what its role 10 is called. */
+export interface ImportSource {
+  readonly directory: string;
+  readonly superuser: string;
+}
+
+/** A fresh project, or one from a data directory: then its roles and databases are found in there. */
+export async function createProject(
   context: ApiContext,
-  {body, principal}: {readonly body: {readonly project: CreateProject}; readonly principal: Principal},
+  {
+    body,
+    principal,
+  }: {
+    readonly body: {readonly project: CreateProject};
+    readonly principal: Pick<Principal, 'kind' | 'userId' | 'organizationId'>;
+  },
+  source?: ImportSource,
 ): Promise<{status: number; body: unknown}> {
   const wanted = body.project;
   if (principal.kind === 'project') throw apiErrors.forbidden('a key of one project cannot make projects');
@@ -187,7 +202,6 @@ async function createProject(
   const {random} = context;
   const projectId = newProjectId(random);
   const branchId = newBranchId(random);
-  const endpointId = newEndpointId(random);
   const nowMs = context.clock.nowMs();
   const defaults = wanted.default_endpoint_settings ?? {};
   const minCu = wanted.autoscaling_limit_min_cu ?? defaults.autoscaling_limit_min_cu ?? 0.25;
@@ -214,7 +228,15 @@ async function createProject(
     updated_at: nowMs,
     deleted_at: null,
   };
-  const secret = await newPassword(context, project, branchId, roleName);
+  const endpointRow = newEndpointRow(
+    context,
+    project,
+    branchId,
+    {autoscaling_limit_min_cu: minCu, autoscaling_limit_max_cu: maxCu},
+    nowMs,
+  );
+  const endpointId = endpointRow.id;
+  const secret = source ? undefined : await newPassword(context, project, branchId, roleName);
   const {operations} = await context.mutate(projectId, [], async (trx) => {
     await trx.insertInto('projects').values(project).execute();
     await trx
@@ -256,72 +278,61 @@ async function createProject(
         deleted_at: null,
       })
       .execute();
-    await trx
-      .insertInto('roles')
-      .values({
-        branch_id: branchId,
-        name: roleName,
-        password_sealed: secret.sealed,
-        scram_verifier: secret.verifier,
-        no_login: 0,
-        protected: 0,
-        created_at: nowMs,
-        updated_at: nowMs,
-      })
-      .execute();
-    await trx
-      .insertInto('databases')
-      .values({
-        id: await nextDatabaseId(trx),
-        branch_id: branchId,
-        name: databaseName,
-        owner_name: roleName,
-        created_at: nowMs,
-        updated_at: nowMs,
-      })
-      .execute();
-    await trx
-      .insertInto('endpoints')
-      .values({
-        id: endpointId,
-        project_id: projectId,
-        branch_id: branchId,
-        type: 'read_write',
-        name: null,
-        autoscaling_limit_min_cu: minCu,
-        autoscaling_limit_max_cu: maxCu,
-        suspend_timeout_seconds: defaults.suspend_timeout_seconds ?? 0,
-        settings: JSON.stringify(defaults.pg_settings === undefined ? {} : {pg_settings: defaults.pg_settings}),
-        pooler_enabled: 0,
-        disabled: 0,
-        current_state: 'init',
-        pending_state: 'active',
-        static_lsn: null,
-        active_ms: 0,
-        last_active: null,
-        started_at: null,
-        suspended_at: null,
-        created_at: nowMs,
-        updated_at: nowMs,
-        deleted_at: null,
-      })
-      .execute();
+    if (secret) {
+      await trx
+        .insertInto('roles')
+        .values({
+          branch_id: branchId,
+          name: roleName,
+          password_sealed: secret.sealed,
+          scram_verifier: secret.verifier,
+          no_login: 0,
+          protected: 0,
+          created_at: nowMs,
+          updated_at: nowMs,
+        })
+        .execute();
+      await trx
+        .insertInto('databases')
+        .values({
+          id: await nextDatabaseId(trx),
+          branch_id: branchId,
+          name: databaseName,
+          owner_name: roleName,
+          created_at: nowMs,
+          updated_at: nowMs,
+        })
+        .execute();
+    }
+    await trx.insertInto('endpoints').values(endpointRow).execute();
     return {
-      operations: [
-        {projectId, branchId, action: 'create_timeline', kind: 'create_root', locks: [branchLock(branchId)]},
-        {
-          projectId,
-          branchId,
-          endpointId,
-          action: 'start_compute',
-          kind: 'start_compute',
-          locks: [branchLock(branchId), endpointLock(endpointId)],
-        },
-      ],
+      operations: source
+        ? [
+            {
+              projectId,
+              branchId,
+              endpointId,
+              action: 'create_timeline',
+              kind: 'import_root',
+              locks: [branchLock(branchId), endpointLock(endpointId)],
+              state: {...source},
+            },
+          ]
+        : [
+            {projectId, branchId, action: 'create_timeline', kind: 'create_root', locks: [branchLock(branchId)]},
+            {
+              projectId,
+              branchId,
+              endpointId,
+              action: 'start_compute',
+              kind: 'start_compute',
+              locks: [branchLock(branchId), endpointLock(endpointId)],
+            },
+          ],
       result: undefined,
     };
   });
-  const failed = operations.find((o) => o.kind === 'create_root' && o.status === 'failed');
+  const failed = operations.find((o) => o.kind.endsWith('_root') && o.status === 'failed');
   if (failed) throw apiErrors.unprocessable(`the project could not be made: ${failed.error ?? 'unknown reason'}`);
   const views = new Views(context.config);
   const branch = await context.branch(project, branchId);
@@ -332,10 +343,10 @@ async function createProject(
     status: 201,
     body: {
       project: views.project(project, nowMs),
-      connection_uris: [
-        views.connection({endpointId, role: roleName, password: secret.password, database: databaseName}),
-      ],
-      roles: roles.map((r) => views.role(r, secret.password)),
+      connection_uris: secret
+        ? [views.connection({endpointId, role: roleName, password: secret.password, database: databaseName})]
+        : [],
+      roles: roles.map((r) => views.role(r, secret?.password)),
       databases: databases.map((d) => views.database(d)),
       operations: operations.map((o) => views.operation(o)),
       branch: views.branch(branch),
@@ -365,7 +376,7 @@ interface CreateProject {
 
 async function chooseOrganization(
   context: ApiContext,
-  principal: Principal,
+  principal: Pick<Principal, 'organizationId'>,
   wanted: string | undefined,
 ): Promise<string> {
   if (principal.organizationId !== undefined && wanted !== undefined && wanted !== principal.organizationId)

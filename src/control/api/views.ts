@@ -121,7 +121,7 @@ export class Views {
       primary: branch.is_default === 1,
       default: branch.is_default === 1,
       protected: branch.protected === 1,
-      init_source: branch.parent_id === null ? undefined : branch.init_source,
+      init_source: branch.parent_id === null && branch.init_source === 'parent-data' ? undefined : branch.init_source,
       cpu_used_sec: 0,
       compute_time_seconds: 0,
       active_time_seconds: 0,

@@ -6,6 +6,7 @@ import type {OperationState} from '#control/operations/plan.ts';
 import type {PlanContext} from '#control/operations/plan-context.ts';
 import {makePlans} from '#control/operations/plans.ts';
 import {call, FakeWorld, importLsn, startControl, type TestControl} from '#control/test-world.ts';
+import {createProject} from '#control/api/project-routes.ts';
 
 /** What a person sees through the API, and what is left in storage. */
 async function observe(control: TestControl, world: FakeWorld): Promise<unknown> {
@@ -114,6 +115,27 @@ const scenarios: readonly Scenario[] = [
         .executeTakeFirstOrThrow();
       return call(control, 'DELETE', `/projects/${row.project_id}/branches/${row.id}?detach_children=true`);
     },
+  },
+  {
+    name: 'create branch with the schema only',
+    prepare: makeProject,
+    act: async (control) =>
+      call(control, 'POST', `/projects/${(await projectOf(control)).id}/branches`, {
+        branch: {name: 'b', init_source: 'schema-only'},
+        endpoints: [{type: 'read_write'}],
+      }),
+  },
+  {
+    name: 'import a data directory as a project',
+    act: async (control) =>
+      createProject(
+        control.context,
+        {
+          body: {project: {name: 'p'}},
+          principal: {kind: 'personal', userId: '00000000-0000-4000-8000-000000000001'},
+        },
+        {directory: '/somewhere', superuser: 'postgres'},
+      ),
   },
   {
     name: 'suspend and start',

@@ -2,6 +2,7 @@
 import {sql} from 'kysely';
 import type {Clock} from '#runtime/clock.ts';
 import type {Log} from '#runtime/log.ts';
+import type {Random} from '#runtime/random.ts';
 import type {Bootstrap} from '#control/bootstrap.ts';
 import type {ComputeLauncher} from '#control/launcher.ts';
 import type {Step} from '#control/operations/plan.ts';
@@ -18,6 +19,7 @@ export interface PlanContext {
   readonly bootstrap: Bootstrap;
   readonly vault: PasswordVault;
   readonly clock: Clock;
+  readonly random: Random;
   readonly log: Log;
   /** A token for one compute: pageserver, safekeepers, and control for the next token. */
   readonly mintComputeToken: (tenantId: string, timelineId: string) => Promise<string>;

@@ -4,7 +4,7 @@ import {test} from 'node:test';
 import {systemClock} from '#runtime/clock.ts';
 import {silentLog} from '#runtime/log.ts';
 import type {Lsn} from '#control/lsn.ts';
-import {buildSpec} from '#control/operations/plans.ts';
+import {buildSpec} from '#control/operations/compute-plans.ts';
 import {readSafekeeperSet} from '#control/safekeeper-set.ts';
 import {SafekeeperFarewells} from '#control/safekeeper-farewells.ts';
 import {FakeWorld, call, importLsn, startControl, type TestControl} from '#control/test-world.ts';

@@ -73,7 +73,16 @@ test('what cannot be imported is refused with what to do', async () => {
   execFileSync('rm', [join(dataDir, 'base/1/99999')]);
 
   runTool('pg_checksums', ['--enable', '-D', dataDir]);
-  await refused(/pg_checksums --disable/);
+  const checked = await importing(tarDataDirectory(systemDisk, dataDir));
+  assert.equal(checked.pages, plain.pages);
+  // What Postgres wrote is right, block by block; a flipped bit is not.
+  const file = join(dataDir, 'base/1/1255');
+  const healthy = readFileSync(file);
+  const flipped = Buffer.from(healthy);
+  flipped[3 * 8192 + 5000]! ^= 4;
+  writeFileSync(file, flipped);
+  await refused(/block 3 of base\/1\/1255 has a wrong checksum/);
+  writeFileSync(file, healthy);
   runTool('pg_checksums', ['--disable', '-D', dataDir]);
 
   await cluster.start();

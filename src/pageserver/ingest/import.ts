@@ -10,7 +10,13 @@
  */
 import {CheckpointState} from '#pageserver/ingest/checkpoint-state.ts';
 import type {IngestSink} from '#pageserver/ingest/sink.ts';
-import {type ControlFile, ControlFileError, databaseState, parseControlFile} from '#postgres/control-file.ts';
+import {
+  catalogVersion,
+  type ControlFile,
+  ControlFileError,
+  databaseState,
+  parseControlFile,
+} from '#postgres/control-file.ts';
 import {type Lsn, lsn} from '#postgres/lsn.ts';
 import {crc32c} from '#runtime/crc.ts';
 import {
@@ -21,6 +27,7 @@ import {
   relSegmentBlocks,
   defaultTablespace,
 } from '#postgres/relation.ts';
+import {hasRightChecksum} from '#postgres/page-checksum.ts';
 import {parseRelationMap, relationMapSize, RelationMapError} from '#postgres/relmap.ts';
 import {type SlruKind, parseSlruSegmentName, slruDirectory, slruKinds, slruPagesPerSegment} from '#postgres/slru.ts';
 import {TarError, type TarMember, readTar} from '#postgres/tar.ts';
@@ -87,6 +94,7 @@ class Importer {
   #control: ControlFile | undefined;
   #origins: [number, bigint][] = [];
   #lsn = lsn(0);
+  #hasChecksums = false;
   #versionSeen = false;
   #globalMapSeen = false;
   #pages = 0;
@@ -188,9 +196,9 @@ class Importer {
       throw new ImportError(
         'the cluster was not shut down cleanly: start it, stop it with `pg_ctl stop -m fast`, and import again',
       );
-    if (control.dataChecksumVersion !== 0)
+    if (control.catalogVersion !== catalogVersion)
       throw new ImportError(
-        'the cluster has data checksums: turn them off with `pg_checksums --disable`, and import again',
+        `the cluster has catalogs of version ${control.catalogVersion}, PostgreSQL 15 has ${catalogVersion}: it comes from a beta, or from another product. Dump it with its own pg_dump, and import the dump`,
       );
     if (
       control.blockSize !== blockSize ||
@@ -200,6 +208,9 @@ class Importer {
       throw new ImportError(
         `the cluster has pages of ${control.blockSize} bytes, WAL pages of ${control.walBlockSize} and WAL segments of ${control.walSegmentSize}; only 8192, 8192 and ${walSegmentSizeDefault} are supported`,
       );
+    this.#hasChecksums = control.dataChecksumVersion !== 0;
+    // Checked here for the last time: storage has checksums of its own, and pages made by redo have none of Postgres's.
+    control.dataChecksumVersion = 0;
     this.#control = control;
     this.#lsn = endOfCheckpointRecord(control.checkPointLsn);
   }
@@ -241,6 +252,10 @@ class Importer {
     for await (const page of pagesOf(member.body)) {
       // A page of zeros below the relation's size needs no value.
       if (!page.equals(zeroPage)) {
+        if (this.#hasChecksums && !hasRightChecksum(page, block))
+          throw new ImportError(
+            `block ${block - firstBlock} of ${member.path} has a wrong checksum: the file is damaged. Restore it from a backup, or see what \`pg_checksums --check\` says`,
+          );
         this.#sink.relationPageImage(spcNode, dbNode, relNode, forkNumber, block, this.#lsn, page);
         await this.#countPage();
       }
