@@ -139,7 +139,10 @@ export async function runPageserver(
   const http = await startHttpServer({
     host: config.host,
     port: config.httpPort,
-    routes: [...managementRoutes(pageserver, metricsText), ...inspectRoutes({pageserver, store: remote, storeDeps})],
+    routes: [
+      ...managementRoutes(pageserver, metricsText),
+      ...inspectRoutes({pageserver, store: remote, local, storeDeps}),
+    ],
     authenticate: httpAuthenticator(verifier),
     log,
   });

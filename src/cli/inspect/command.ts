@@ -63,7 +63,7 @@ async function verify(client: Client, args: Arguments): Promise<void> {
 
 async function scrub(client: Client, args: Arguments): Promise<void> {
   const copy = args.options.get('--copy');
-  const {tenants} = (await client.ask('GET', '/v1/tenants')) as {tenants: {tenantId: string}[]};
+  const {tenants} = (await client.ask('GET', '/v1/tenants?stored=true')) as {tenants: {tenantId: string}[]};
   let unrepaired = 0;
   const reports: Json[] = [];
   for (const {tenantId} of tenants) {

@@ -60,6 +60,17 @@ test('scrub finds what is missing and what nobody names; sizes add up; the pictu
 
   const prefix = timelinePrefix(tenantId, firstTimeline);
   const gone = prefix + layers[0]!.name;
+  // A damaged object is put back from what the local cache has of it.
+  const whole = store.objects.get(gone)!;
+  const rotten = Buffer.from(whole);
+  rotten[100]! ^= 1;
+  store.objects.set(gone, rotten);
+  const repaired = await scrubTenant({store, tenantId, cached: async () => whole});
+  assert.deepEqual(
+    repaired.findings.map(({kind, repaired: mended}) => [kind, mended]),
+    [['damaged', true]],
+  );
+  assert.deepEqual((await scrubTenant({store, tenantId})).findings, []);
   store.objects.delete(gone);
   const stray = `${prefix}delta-${'0'.repeat(16)}-${'1'.repeat(16)}-00000001-00000001`;
   await store.put(stray, Buffer.from('x'));

@@ -14,10 +14,17 @@ import {scrubTenant} from './scrub.ts';
 import {branchSizes, relationSizes} from './sizes.ts';
 import {verifyTimeline} from './verify.ts';
 
+/** A verification holds its LSN so long, again and again. */
+const holdMs = 120_000;
+/** A chunk of the cache on local disk. */
+const partBytes = 64 * 1024;
+
 export interface InspectOptions {
   readonly pageserver: Pageserver;
   /** Past all caches. */
   readonly store: ObjectStore;
+  /** The cache on local disk, in front of it. */
+  readonly local?: ObjectStore | undefined;
   readonly storeDeps: ObjectStoreDeps;
 }
 
@@ -38,7 +45,18 @@ export function inspectRoutes(options: InspectOptions): Route[] {
       } catch {
         throw new HttpError(400, 'bad_request', `lsn=${wanted} is not an LSN (HI/LO)`);
       }
-      return {status: 200, json: await verifyTimeline(timeline, at, pause)};
+      // GC must not overtake what is being read.
+      const {clock} = options.storeDeps;
+      let heldMs = -Infinity;
+      const hold = async (): Promise<void> => {
+        if (clock.monotonicMs() - heldMs > holdMs / 4) {
+          await timeline.lease(at, holdMs);
+          heldMs = clock.monotonicMs();
+        }
+        await pause();
+      };
+      await hold();
+      return {status: 200, json: await verifyTimeline(timeline, at, hold)};
     }),
     guarded('GET', `${timelinePath}/sizes`, async (request) => {
       const timeline = find(request);
@@ -59,30 +77,43 @@ export function inspectRoutes(options: InspectOptions): Route[] {
       });
       return {status: 200, body: Buffer.from(svg), headers: {'content-type': 'image/svg+xml'}};
     }),
-    guarded('GET', '/v1/tenants', async () => ({
-      status: 200,
-      json: {tenants: pageserver.tenants().map(({tenantId, generation}) => ({tenantId, generation}))},
-    })),
+    guarded('GET', '/v1/tenants', async (request) => {
+      const attached = pageserver.tenants().map(({tenantId, generation}) => ({tenantId, generation}));
+      if (request.query.get('stored') !== 'true') return {status: 200, json: {tenants: attached}};
+      const known = new Set(attached.map(({tenantId}) => tenantId));
+      const stored = new Set((await options.store.list('tenants/')).map(({key}) => key.split('/')[1]!));
+      const others = [...stored].filter((tenantId) => !known.has(tenantId)).map((tenantId) => ({tenantId}));
+      return {status: 200, json: {tenants: [...attached, ...others]}};
+    }),
     guarded('POST', '/v1/tenant/:tenant/scrub', async (request) => {
-      const tenant = pageserver.tenant(request.params['tenant'] ?? '');
+      const tenantId = request.params['tenant'] ?? '';
+      const tenant = pageserver.tenants().find((t) => t.tenantId === tenantId);
       const body = ((await request.json()) ?? {}) as {copy?: ObjectStoreConfig};
       const copy = body.copy === undefined ? undefined : openObjectStore(body.copy, options.storeDeps);
       const report = await scrubTenant({
         store: options.store,
-        tenantId: tenant.tenantId,
+        tenantId,
         pause,
         ...(copy === undefined ? {} : {copy}),
+        ...(options.local === undefined ? {} : {cached: (object, bytes) => wholeObject(options.local!, object, bytes)}),
+        elsewhere: tenant === undefined,
         known: () =>
-          tenant
-            .timelines()
-            .flatMap((timeline) => [
-              ...timeline.state.writing,
-              ...timeline.layerObjects().map(({name, owner}) => timelinePrefix(tenant.tenantId, owner) + name),
-            ]),
+          (tenant?.timelines() ?? []).flatMap((timeline) => [
+            ...timeline.state.writing,
+            ...timeline.layerObjects().map(({name, owner}) => timelinePrefix(tenantId, owner) + name),
+          ]),
       });
       return {status: 200, json: report};
     }),
   ];
+}
+
+/** In parts, so that those in the cache are taken from there. */
+async function wholeObject(store: ObjectStore, object: string, bytes: number): Promise<Buffer> {
+  const parts: Buffer[] = [];
+  for (let at = 0; at < bytes; at += partBytes)
+    parts.push(await store.getRange(object, at, Math.min(partBytes, bytes - at), {objectBytes: bytes}));
+  return Buffer.concat(parts);
 }
 
 function guarded(method: string, path: string, handler: (request: HttpRequest) => Promise<HttpResponse>): Route {

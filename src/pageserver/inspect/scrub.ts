@@ -39,6 +39,10 @@ export interface ScrubOptions {
   readonly tenantId: string;
   /** Another store with the same names (a replica, a backup of the bucket). */
   readonly copy?: ObjectStore;
+  /** An object of this length as far as the local cache has it, the rest from the store: a last copy. */
+  readonly cached?: (object: string, bytes: number) => Promise<Buffer>;
+  /** Nobody here holds the tenant: whoever does may be writing what no index names yet. */
+  readonly elsewhere?: boolean;
   /** Lets others of the process have their turn, between objects. */
   readonly pause?: () => Promise<void>;
   /** Objects that are being written now or that a process knows otherwise; never orphans. Asked after the list. */
@@ -60,7 +64,7 @@ export async function scrubTenant(options: ScrubOptions): Promise<ScrubReport> {
 }
 
 async function scrubOnce(options: ScrubOptions): Promise<ScrubReport> {
-  const {store, tenantId, copy} = options;
+  const {store, tenantId, copy, cached} = options;
   const findings: ScrubFinding[] = [];
   const listed = await store.list(tenantPrefix(tenantId));
   const names = new Set(listed.map(({key}) => key));
@@ -97,7 +101,7 @@ async function scrubOnce(options: ScrubOptions): Promise<ScrubReport> {
       layers++;
       bytes += layer.size;
       await options.pause?.();
-      await checkLayer(store, copy, tenantId, owner, layer, object, findings);
+      await checkLayer({store, copy, cached, tenantId, owner}, layer, object, findings);
     }
   }
   for (const key of names)
@@ -105,41 +109,56 @@ async function scrubOnce(options: ScrubOptions): Promise<ScrubReport> {
       findings.push({
         kind: 'orphan',
         object: key,
-        reason: 'no index names it; the pageserver removes such objects within the hour',
+        reason:
+          options.elsewhere === true
+            ? 'no index names it; the tenant is not attached here, so it may be about to be named'
+            : 'no index names it; the pageserver removes such objects within the hour',
         repaired: false,
       });
   return {tenantId, indexes, layers, bytes, findings};
 }
 
+interface LayerPlace {
+  readonly store: ObjectStore;
+  readonly copy: ObjectStore | undefined;
+  readonly cached: ScrubOptions['cached'];
+  readonly tenantId: string;
+  readonly owner: string;
+}
+
 async function checkLayer(
-  store: ObjectStore,
-  copy: ObjectStore | undefined,
-  tenantId: string,
-  owner: string,
+  {store, copy, cached, tenantId, owner}: LayerPlace,
   description: LayerDescription,
   object: string,
   findings: ScrubFinding[],
 ): Promise<void> {
-  const verify = async (from: ObjectStore): Promise<void> => {
+  const verify = async (get: () => Promise<Buffer>): Promise<Buffer> => {
+    const bytes = await get();
     const reader = new LayerReader({
       description,
-      store: from,
+      store,
       objectKey: object,
       objectId: layerObjectId(tenantId, owner, description.name),
       cache: new BlockCache(0),
     });
-    await reader.verify();
+    await reader.verify(bytes);
+    return bytes;
   };
   try {
-    await verify(store);
+    await verify(() => store.get(object));
   } catch (error) {
     const kind = kindOf(error);
     if (kind === undefined) throw error;
     if (!(await isNamed(store, tenantId, owner, object))) return; // merged or collected since its index was read
     let repaired = false;
-    if (copy !== undefined && (await works(() => verify(copy)))) {
-      await replace(store, object, await copy.get(object));
-      repaired = await works(() => verify(store));
+    const others = [copy && (() => copy.get(object)), cached && (() => cached(object, description.size))];
+    for (const other of others) {
+      if (other === undefined || repaired) continue;
+      let whole: Buffer | undefined;
+      await works(async () => void (whole = await verify(other)));
+      if (whole === undefined) continue;
+      await replace(store, object, whole);
+      repaired = await works(async () => void (await verify(() => store.get(object))));
     }
     findings.push({kind, object, reason: (error as Error).message, repaired});
   }

@@ -212,9 +212,9 @@ export class LayerReader implements BlockOwner {
    * Reads the whole object and checks size, checksum, header, footer and every block. Throws LayerCorruption or
    * ObjectStoreError.
    */
-  async verify(): Promise<LayerFooter> {
+  async verify(object?: Buffer): Promise<LayerFooter> {
     const {size, checksum} = this.description;
-    const bytes = await this.#store.get(this.objectKey);
+    const bytes = object ?? (await this.#store.get(this.objectKey));
     if (bytes.length !== size)
       throw corrupt(this.#identity, bytes.length, `the object has ${bytes.length} bytes, its index says ${size}`);
     if (crc32c(bytes) !== checksum)
