@@ -18,6 +18,8 @@ import {
   worldAt,
 } from './model.testing.ts';
 import type {PageserverContext} from './state.ts';
+import {timelinePrefix} from './index-object.ts';
+import {sweepOrphans} from './orphans.ts';
 import {Tenant} from './tenant.ts';
 import {TimelineError} from './timeline-reader.ts';
 import type {Timeline} from './timeline.ts';
@@ -199,6 +201,15 @@ test('what is archived leaves nothing but a line in memory; many callers wake it
   await tenant.archive(firstTimeline, importLsn);
   assert.deepEqual(gone, [child, firstTimeline]);
   assert.equal(tenant.timelines().length, 0);
+  // What an interrupted step of compaction left there goes without waking it; what the index names stays.
+  const prefix = timelinePrefix(tenantId, child);
+  const before = [...store.objects.keys()].filter((key) => key.startsWith(prefix));
+  const stray = `${prefix}delta-${'0'.repeat(16)}-${'1'.repeat(16)}-00000001-00000001`;
+  await store.put(stray, Buffer.from('x'));
+  const oldIndexes = before.filter((key) => key.includes('/index-')).length - 1;
+  assert.equal(await sweepOrphans(testContext(store, limits), tenant), 1 + oldIndexes);
+  assert.equal(store.objects.has(stray), false);
+  assert.equal(await sweepOrphans(testContext(store, limits), tenant), 0);
   await assert.rejects(tenant.createBranch('d'.repeat(32), firstTimeline, undefined), code('unavailable'));
   await assert.rejects(tenant.deleteTimeline(firstTimeline), code('conflict'));
   const active: string[] = [];
