@@ -17,6 +17,7 @@ import type {Random} from '#runtime/random.ts';
 import {ReplicationClient} from '#wire/pg-replication.ts';
 import {allMembers} from '#wire/membership.ts';
 import type {Member, Membership, WalFeedback} from '#wire/safekeeper.ts';
+import {combineFeedback} from '#wire/shard-feedback.ts';
 import {WalStreamClient} from '#wire/wal-stream.ts';
 
 const tickMs = 1000;
@@ -363,17 +364,12 @@ export class ProposerDriver {
     this.#options.onEvent({event: 'trouble', nodeId, code, message});
   }
 
-  /** What any of the safekeepers was told by a pageserver. */
+  /** What the safekeepers were told by pageservers: how far the slowest shard is. */
   #feedback(): WalFeedback {
     // The compute started from a basebackup there: so much the pageserver has.
     const start = this.#core.termStartLsn;
-    let [lastReceivedLsn, diskConsistentLsn, remoteConsistentLsn] = [start, 0 as Lsn, 0 as Lsn];
-    for (const {feedback} of this.#core.peers()) {
-      if (feedback.lastReceivedLsn > lastReceivedLsn) lastReceivedLsn = feedback.lastReceivedLsn;
-      if (feedback.diskConsistentLsn > diskConsistentLsn) diskConsistentLsn = feedback.diskConsistentLsn;
-      if (feedback.remoteConsistentLsn > remoteConsistentLsn) remoteConsistentLsn = feedback.remoteConsistentLsn;
-    }
-    return {lastReceivedLsn, diskConsistentLsn, remoteConsistentLsn};
+    const feedback = combineFeedback(this.#core.peers().map((peer) => peer.feedback));
+    return feedback.lastReceivedLsn >= start ? feedback : {...feedback, lastReceivedLsn: start};
   }
 
   /** Tells the compute's backends how long to wait for their WAL. */

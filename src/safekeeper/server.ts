@@ -29,6 +29,8 @@ import {
   frameRefused,
   frameWelcome,
 } from '#wire/safekeeper.ts';
+import type {ShardReporter} from '#wire/shard-feedback.ts';
+import {shardCountMax} from '#wire/shard.ts';
 
 const helloTimeoutMs = 15_000;
 const publishMs = 1000;
@@ -91,6 +93,7 @@ export async function runSafekeeper(
     commitLsn: timeline.acceptor.commitLsn,
     archivedLsn: timeline.acceptor.state.archivedLsn,
     remoteConsistentLsn: timeline.acceptor.feedback.remoteConsistentLsn,
+    ...(timeline.shardLsns === undefined ? {} : {shardLsns: timeline.shardLsns}),
   });
   const store =
     options.objectStore ??
@@ -253,9 +256,9 @@ function acceptConnection(connection: FrameConnection, door: Door): void {
     if (type !== frameHello || payload.length > 64 * 1024)
       throw new HelloError('bad-request', 'the first frame must be a hello');
     const message = parseJsonFrame(payload) as Partial<
-      Record<keyof SafekeeperHello | 'startLsn' | 'term' | 'copy', unknown>
+      Record<keyof SafekeeperHello | 'startLsn' | 'term' | 'copy' | 'shard', unknown>
     > | null;
-    const {token, service, tenantId, timelineId, startLsn, term, copy} = message ?? {};
+    const {token, service, tenantId, timelineId, startLsn, term, copy, shard} = message ?? {};
     const claims = await door.verifier.verify(typeof token === 'string' ? token : undefined);
     if (!isId(tenantId) || !isId(timelineId))
       throw new HelloError('bad-request', 'hello must name tenantId and timelineId (32 hex digits each)');
@@ -287,12 +290,32 @@ function acceptConnection(connection: FrameConnection, door: Door): void {
         startLsn: from,
         term,
         copy: copy === true,
-        isPageserver: claims.scope === 'node' && claims.iss === 'pageserver',
+        reporter: claims.scope === 'node' && claims.iss === 'pageserver' ? reporterOf(shard) : undefined,
       });
     } else {
       throw new HelloError('bad-request', 'hello must name the service proposer, wal or state');
     }
   }
+}
+
+/** Of a hello; one that names no shard is of a tenant that has only one. */
+function reporterOf(value: unknown): ShardReporter {
+  if (value === undefined) return {number: 0, count: 1, generation: 0};
+  const {number, count, generation} = (value ?? {}) as Readonly<Record<string, unknown>>;
+  if (
+    !isWhole(number) ||
+    !isWhole(count) ||
+    !isWhole(generation) ||
+    count < 1 ||
+    count > shardCountMax ||
+    number >= count
+  )
+    throw new HelloError('bad-request', 'the shard of a wal hello is {number, count, generation}');
+  return {number, count, generation};
+}
+
+function isWhole(value: unknown): value is number {
+  return typeof value === 'number' && Number.isSafeInteger(value) && value >= 0;
 }
 
 function isId(value: unknown): value is string {

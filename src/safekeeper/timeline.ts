@@ -23,12 +23,12 @@ import {
   type Membership,
   type Refusal,
   type RefusalCode,
-  type WalFeedback,
   decodeProposerMessage,
   encodeAcceptorMessage,
   frameAppend,
   frameRefused,
 } from '#wire/safekeeper.ts';
+import {type ShardReporter, ShardReports} from '#wire/shard-feedback.ts';
 
 /** commitLsn is saved when it has stood still for so long, or when this much was committed since. */
 const saveAfterMs = 2000;
@@ -65,6 +65,7 @@ export interface PeerNews {
   readonly commitLsn: Lsn;
   readonly archivedLsn: Lsn;
   readonly remoteConsistentLsn: Lsn;
+  readonly shardLsns?: readonly Lsn[];
 }
 
 interface ProposerConnection {
@@ -77,7 +78,7 @@ export class Timeline {
   readonly #options: TimelineOptions;
   readonly #proposers = new Map<number, ProposerConnection>();
   readonly #senders = new Set<WalSender>();
-  readonly #feedback = new Map<WalSender, WalFeedback>();
+  readonly #reports: ShardReports;
   #connections = 0;
   #batchScheduled = false;
   #failed = false;
@@ -99,6 +100,7 @@ export class Timeline {
       flushLsn: options.storage.flushLsn,
       boundary: options.boundary,
     });
+    this.#reports = new ShardReports(options.storage.state.remoteConsistentLsn);
     this.#savedCommitLsn = options.storage.state.commitLsn;
     this.#lastSeenCommitLsn = options.storage.state.commitLsn;
     this.#idleSinceMs = options.clock.monotonicMs();
@@ -172,10 +174,9 @@ export class Timeline {
   /** A word of a peer about this timeline, through the broker. */
   heard(news: PeerNews): void {
     this.#peers.set(news.nodeId, {...news, heardMs: this.#options.clock.monotonicMs()});
-    // Only one member is read by the pageserver; the others learn here how far it is.
-    const {feedback} = this.acceptor;
-    if (news.remoteConsistentLsn > feedback.remoteConsistentLsn)
-      this.#step({kind: 'feedback', feedback: {...feedback, remoteConsistentLsn: news.remoteConsistentLsn}});
+    // A pageserver reads from one member; the others learn here how far it is.
+    this.#reports.heard(news.remoteConsistentLsn, news.shardLsns);
+    this.#combineFeedback();
   }
 
   /** Takes over a connection whose hello was accepted. */
@@ -214,6 +215,7 @@ export class Timeline {
 
   /**
    * Streams WAL from `startLsn`; with a term, as a recovery read. Only a pageserver's feedback counts: WAL is trimmed by it.
+   * `reporter`: which shard of the tenant the pageserver reads for.
    */
   attachReader(
     connection: FrameConnection,
@@ -222,10 +224,10 @@ export class Timeline {
       readonly term: number | undefined;
       /** A safekeeper copies the timeline: up to flushLsn in whatever term. */
       readonly copy: boolean;
-      readonly isPageserver: boolean;
+      readonly reporter: ShardReporter | undefined;
     },
   ): void {
-    const {startLsn, term, copy, isPageserver} = options;
+    const {startLsn, term, copy, reporter} = options;
     const {state} = this.acceptor;
     const sender: WalSender = new WalSender({
       connection,
@@ -237,13 +239,12 @@ export class Timeline {
       copy,
       clock: this.#options.clock,
       onFeedback: (feedback) => {
-        if (!isPageserver) return;
-        this.#feedback.set(sender, feedback);
+        if (reporter === undefined) return;
+        this.#reports.report(reporter, feedback, this.#options.clock.monotonicMs());
         this.#combineFeedback();
       },
       onClose: () => {
         this.#senders.delete(sender);
-        this.#feedback.delete(sender);
         this.#noteIdle();
       },
     });
@@ -447,16 +448,21 @@ export class Timeline {
   }
 
   #combineFeedback(): void {
-    const all = [...this.#feedback.values()];
-    const highest = (pick: (f: WalFeedback) => Lsn): Lsn => Math.max(...all.map(pick)) as Lsn;
-    this.#step({
-      kind: 'feedback',
-      feedback: {
-        lastReceivedLsn: highest((f) => f.lastReceivedLsn),
-        diskConsistentLsn: highest((f) => f.diskConsistentLsn),
-        remoteConsistentLsn: highest((f) => f.remoteConsistentLsn),
-      },
-    });
+    const feedback = this.#reports.feedback(this.#options.clock.monotonicMs());
+    const known = this.acceptor.feedback;
+    if (
+      feedback.lastReceivedLsn === known.lastReceivedLsn &&
+      feedback.diskConsistentLsn === known.diskConsistentLsn &&
+      feedback.remoteConsistentLsn === known.remoteConsistentLsn &&
+      feedback.shards === undefined
+    )
+      return;
+    this.#step({kind: 'feedback', feedback});
+  }
+
+  /** Of each shard of a sharded tenant, what is uploaded: for peers. */
+  get shardLsns(): readonly Lsn[] | undefined {
+    return this.#reports.remoteConsistentLsns;
   }
 
   #everySecond(): void {
@@ -464,6 +470,7 @@ export class Timeline {
     this.#timer = clock.setTimer(1000, () => this.#everySecond());
     for (const sender of this.#senders) sender.keepalive();
     const now = clock.monotonicMs();
+    this.#combineFeedback(); // reports get old
     for (const {frames, lastHeardMs} of this.#proposers.values())
       if (now - lastHeardMs > proposerSilenceMs) frames.destroy();
     // While commits go on, saving would cost them their time: it waits for a pause, or for a segment's worth of WAL.

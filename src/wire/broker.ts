@@ -10,6 +10,7 @@ import {type Lsn, formatLsn, parseLsn} from '#postgres/lsn.ts';
 import type {Clock, Timer} from '#runtime/clock.ts';
 import type {Log} from '#runtime/log.ts';
 import {type FrameConnection, connectFrames, parseJsonFrame, sendJson} from '#runtime/net.ts';
+import {shardCountMax} from '#wire/shard.ts';
 
 /** One safekeeper's word about one timeline. host and port: its frame listener. */
 export interface SafekeeperInfo {
@@ -25,6 +26,8 @@ export interface SafekeeperInfo {
   readonly archivedLsn: Lsn;
   /** Pageservers have uploaded everything below, and their generation was validated. */
   readonly remoteConsistentLsn: Lsn;
+  /** The same of each shard, when the tenant has several (shard-feedback.ts). */
+  readonly shardLsns?: readonly Lsn[];
 }
 
 const lsnFields = ['flushLsn', 'commitLsn', 'archivedLsn', 'remoteConsistentLsn'] as const;
@@ -48,6 +51,7 @@ export function encodeInfos(infos: readonly SafekeeperInfo[]): Buffer {
       infos.map((info) => {
         const entry: Record<string, unknown> = {...info};
         for (const field of lsnFields) entry[field] = formatLsn(info[field]);
+        if (info.shardLsns !== undefined) entry['shardLsns'] = info.shardLsns.map(formatLsn);
         return entry;
       }),
     ),
@@ -87,8 +91,15 @@ export function decodeInfos(payload: Buffer): SafekeeperInfo[] {
       commitLsn: lsn('commitLsn'),
       archivedLsn: lsn('archivedLsn'),
       remoteConsistentLsn: lsn('remoteConsistentLsn'),
+      ...(e!['shardLsns'] === undefined ? {} : {shardLsns: shardLsns(e!['shardLsns'], timelineId)}),
     };
   });
+}
+
+function shardLsns(value: unknown, timelineId: string): Lsn[] {
+  if (!Array.isArray(value) || value.length < 2 || value.length > shardCountMax)
+    throw new Error(`a broker entry of timeline ${timelineId} has bad shardLsns`);
+  return value.map((text) => parseLsn(String(text)));
 }
 
 const idPattern = /^[0-9a-f]{32}$/;

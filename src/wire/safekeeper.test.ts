@@ -65,6 +65,15 @@ const fromAcceptor: AcceptorMessage[] = [
   {kind: 'vote-response', generation: 1, term: 5, granted: true, flushLsn: at(100), commitLsn: at(90), history},
   {kind: 'elected-response', generation: 1, term: 5, startLsn: at(100), commitLsn: at(90)},
   {kind: 'append-response', generation: 1, term: 5, flushLsn: at(100), syncedLsn: at(104), commitLsn: at(90), feedback},
+  {
+    kind: 'append-response',
+    generation: 1,
+    term: 5,
+    flushLsn: at(100),
+    syncedLsn: at(104),
+    commitLsn: at(90),
+    feedback: {...feedback, shards: [feedback, {...feedback, lastReceivedLsn: at(95)}]},
+  },
 ];
 const whole = (frame: Frame): Buffer => Buffer.concat(frame.parts);
 

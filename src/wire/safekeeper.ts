@@ -20,6 +20,8 @@
  */
 import {type Lsn, readLsn64, writeLsn64} from '#postgres/lsn.ts';
 import {ByteReader, ByteWriter, WireError} from '#wire/safekeeper-bytes.ts';
+import type {ShardReporter} from '#wire/shard-feedback.ts';
+import {shardCountMax} from '#wire/shard.ts';
 
 /** A safekeeper of a timeline; port is that of its frame listener. */
 export interface Member {
@@ -116,6 +118,8 @@ export interface WalFeedback {
   readonly lastReceivedLsn: Lsn;
   readonly diskConsistentLsn: Lsn;
   readonly remoteConsistentLsn: Lsn;
+  /** Of a sharded tenant, from a safekeeper: each shard by number; the fields above are the least of them. */
+  readonly shards?: readonly WalFeedback[];
 }
 
 export type ReaderMessage =
@@ -137,6 +141,8 @@ export type SafekeeperHello =
       readonly term?: number;
       /** A safekeeper copies the timeline (pulled-state.ts judges what it got): WAL up to flushLsn, in whatever term. */
       readonly copy?: boolean;
+      /** A pageserver: whose feedback will follow (shard-feedback.ts). */
+      readonly shard?: ShardReporter;
     };
 
 /** JSON of the welcome to a hello for the service `state`. */
@@ -193,6 +199,10 @@ const frameAppendResponse = 17;
 const frameWal = 20;
 const frameKeepalive = 21;
 const frameFeedback = 22;
+
+const feedbackBytes = 24;
+/** Of a tenant that is not sharded. */
+const appendResponseBytes = 64;
 
 /** A frame to send: `connection.send(frame.type, ...frame.parts)`. */
 export interface Frame {
@@ -284,8 +294,10 @@ export function decodeProposerMessage(type: number, payload: Buffer): ProposerMe
 export function encodeAcceptorMessage(message: AcceptorMessage): Frame {
   switch (message.kind) {
     case 'append-response': {
-      // generation u32, 0 u32, then u64: term, flush, synced, commit, lastReceived, diskConsistent, remoteConsistent
-      const b = Buffer.allocUnsafe(64);
+      // generation u32, 0 u32, then u64: term, flush, synced, commit, lastReceived, diskConsistent, remoteConsistent; of a
+      // sharded tenant the last three again for each shard
+      const shards = message.feedback.shards ?? [];
+      const b = Buffer.allocUnsafe(appendResponseBytes + shards.length * feedbackBytes);
       b.writeUInt32LE(message.generation, 0);
       b.writeUInt32LE(0, 4);
       writeLsn64(b, 8, message.term as Lsn);
@@ -293,6 +305,7 @@ export function encodeAcceptorMessage(message: AcceptorMessage): Frame {
       writeLsn64(b, 24, message.syncedLsn);
       writeLsn64(b, 32, message.commitLsn);
       writeFeedback(b, 40, message.feedback);
+      for (const [i, shard] of shards.entries()) writeFeedback(b, appendResponseBytes + i * feedbackBytes, shard);
       return {type: frameAppendResponse, parts: [b]};
     }
     case 'greeting-response': {
@@ -321,7 +334,12 @@ export function encodeAcceptorMessage(message: AcceptorMessage): Frame {
 export function decodeAcceptorMessage(type: number, payload: Buffer): AcceptorMessage {
   switch (type) {
     case frameAppendResponse:
-      if (payload.length !== 64) throw new WireError(`append-response of ${payload.length} bytes instead of 64`);
+      if (
+        payload.length < appendResponseBytes ||
+        (payload.length - appendResponseBytes) % feedbackBytes !== 0 ||
+        payload.length > appendResponseBytes + shardCountMax * feedbackBytes
+      )
+        throw new WireError(`append-response of ${payload.length} bytes`);
       return {
         kind: 'append-response',
         generation: payload.readUInt32LE(0),
@@ -329,7 +347,10 @@ export function decodeAcceptorMessage(type: number, payload: Buffer): AcceptorMe
         flushLsn: fixedLsn(payload, 16),
         syncedLsn: fixedLsn(payload, 24),
         commitLsn: fixedLsn(payload, 32),
-        feedback: readFeedback(payload, 40),
+        feedback:
+          payload.length === appendResponseBytes
+            ? readFeedback(payload, 40)
+            : {...readFeedback(payload, 40), shards: readFeedbacks(payload, appendResponseBytes)},
       };
     case frameGreetingResponse: {
       const r = new ByteReader(payload, 'greeting-response');
@@ -395,7 +416,7 @@ export function decodeReaderMessage(type: number, payload: Buffer): ReaderMessag
 }
 
 export function encodeFeedback(feedback: WalFeedback): Frame {
-  const b = Buffer.allocUnsafe(24);
+  const b = Buffer.allocUnsafe(feedbackBytes);
   writeFeedback(b, 0, feedback);
   return {type: frameFeedback, parts: [b]};
 }
@@ -403,7 +424,8 @@ export function encodeFeedback(feedback: WalFeedback): Frame {
 /** Throws WireError. */
 export function decodeFeedback(type: number, payload: Buffer): WalFeedback {
   if (type !== frameFeedback) throw new WireError(`frame of type ${type} is no message of a reader of WAL`);
-  if (payload.length !== 24) throw new WireError(`feedback of ${payload.length} bytes instead of 24`);
+  if (payload.length !== feedbackBytes)
+    throw new WireError(`feedback of ${payload.length} bytes instead of ${feedbackBytes}`);
   return readFeedback(payload, 0);
 }
 
@@ -452,6 +474,12 @@ function writeFeedback(b: Buffer, at: number, feedback: WalFeedback): void {
   writeLsn64(b, at, feedback.lastReceivedLsn);
   writeLsn64(b, at + 8, feedback.diskConsistentLsn);
   writeLsn64(b, at + 16, feedback.remoteConsistentLsn);
+}
+
+function readFeedbacks(b: Buffer, start: number): WalFeedback[] {
+  const list: WalFeedback[] = [];
+  for (let at = start; at < b.length; at += feedbackBytes) list.push(readFeedback(b, at));
+  return list;
 }
 
 function readFeedback(b: Buffer, at: number): WalFeedback {

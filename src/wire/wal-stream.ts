@@ -15,6 +15,7 @@ import {
   frameWelcome,
   parseRefusal,
 } from '#wire/safekeeper.ts';
+import type {ShardReporter} from '#wire/shard-feedback.ts';
 
 const welcomeMsMax = 3000;
 
@@ -29,6 +30,8 @@ export interface WalStreamOptions {
   readonly term?: number;
   /** A safekeeper that copies the timeline: up to flushLsn, whatever the term. */
   readonly copy?: boolean;
+  /** A pageserver: who it is for the sake of feedback. */
+  readonly shard?: ShardReporter;
   readonly connectTimeoutMs?: number;
   /** Contiguous from startLsn. `commitLsn` may be ahead of what this chunk holds. The buffer may be kept. */
   readonly onWal: (startLsn: Lsn, bytes: Buffer, commitLsn: Lsn) => void;
@@ -63,6 +66,7 @@ export class WalStreamClient {
       startLsn: formatLsn(options.startLsn),
       ...(options.term === undefined ? {} : {term: options.term}),
       ...(options.copy === true ? {copy: true} : {}),
+      ...(options.shard === undefined ? {} : {shard: options.shard}),
     };
     const answered = answerWithin(connection, welcomeMsMax);
     return await new Promise<WalStreamClient>((resolve, reject) => {

@@ -254,6 +254,11 @@ export class TimelineIngest {
         // Safekeepers know tenants, not shards.
         tenantId: timeline.state.shard.tenantId,
         timelineId: timeline.timelineId,
+        shard: {
+          number: timeline.state.shard.number,
+          count: timeline.state.shard.count,
+          generation: timeline.state.generation,
+        },
         startLsn,
         onWal: (_start, bytes, commitLsn) => {
           if (current()) this.#onWal(candidate, bytes, commitLsn);
