@@ -1,11 +1,11 @@
 /** A timeline from nothing but the archive: for the day when all its safekeepers have lost their disks. */
 import {type Lsn, formatLsn} from '#postgres/lsn.ts';
-import {pageFirstIsContrecord, shortPageHeaderSize, walPageHeaderSize, walPageSize} from '#postgres/wal/segment.ts';
 import {HttpError} from '#runtime/http.ts';
 import {type WalArchive, WalArchiveError, type WalManifest, type WalPiece} from '#objectstore/wal-archive.ts';
 import type {AcceptorState} from '#safekeeper/acceptor.ts';
 import {termAt} from '#safekeeper/archiver.ts';
 import {WalRecordBoundary, feedAcrossTerms} from '#safekeeper/record-boundary.ts';
+import {firstRecordStart} from '#safekeeper/record-start.ts';
 import {cutHistory} from '#safekeeper/term-history.ts';
 import type {Membership} from '#wire/safekeeper.ts';
 
@@ -118,25 +118,4 @@ async function lastRecordEnd(archive: WalArchive, manifest: WalManifest, pieces:
     if (boundary.endLsn > firstLsn || i === 0) return boundary.endLsn;
   }
   return manifest.startLsn;
-}
-
-/**
- * Where the first record starts in WAL that begins at `lsn`, the start of a segment: behind what its first page says is left
- * of the record before (XLogPageHeaderData.xlp_rem_len, access/xlog_internal.h). Undefined: not in these bytes. With `length`,
- * `bytes` need be no more than the page's header.
- */
-export function firstRecordStart(bytes: Buffer, lsn: Lsn, length = bytes.length): Lsn | undefined {
-  if (bytes.length < shortPageHeaderSize || length < walPageHeaderSize(lsn)) return undefined;
-  if ((bytes.readUInt16LE(2) & pageFirstIsContrecord) === 0) return lsn;
-  let left = bytes.readUInt32LE(16);
-  let at = walPageHeaderSize(lsn);
-  for (;;) {
-    const inPage = walPageSize - (at % walPageSize);
-    if (left <= inPage) break;
-    left -= inPage;
-    at += inPage + shortPageHeaderSize;
-  }
-  at += left;
-  at += -at & 7;
-  return at < length ? ((lsn + at) as Lsn) : undefined;
 }

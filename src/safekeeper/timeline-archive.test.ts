@@ -23,8 +23,15 @@ const startLsn = (5 * segmentSize + 0x2028) as Lsn;
 const wal = makeNoopWal(startLsn, [...Array<number>(17).fill(1_000_000), 50_000, ...Array<number>(19).fill(1_000_000)]);
 const commitLsn = wal.ends.at(-1)! as Lsn;
 
-/** A timeline with that WAL on its disk, after a byte at `rotten` was flipped; tried to archive until nothing happens. */
-async function archived(t: TestContext, rotten?: number): Promise<{objects: string[]; error: string | undefined}> {
+/**
+ * A timeline with that WAL on its disk, after a byte at `rotten` was flipped; tried to archive until nothing happens. With
+ * `anew`, each piece by another process.
+ */
+async function archived(
+  t: TestContext,
+  rotten?: number,
+  anew = false,
+): Promise<{objects: string[]; error: string | undefined}> {
   const dir = mkdtempSync(join(tmpdir(), 'pagoda-archive-'));
   t.after(() => rmSync(dir, {recursive: true, force: true}));
   const directory = join(dir, 'timeline');
@@ -54,24 +61,30 @@ async function archived(t: TestContext, rotten?: number): Promise<{objects: stri
     boundary: new WalRecordBoundary(),
   });
   const store = new MemoryObjectStore();
-  const archive = new TimelineArchive({
-    archive: new WalArchive({store, ...ids}),
-    slots: new ArchiveSlots(1),
-    times: {partialAfterMs: 0},
-    acceptor,
-    storage,
-    clock: systemClock,
-    log: silentLog,
-    metrics: safekeeperMetrics(),
-    record(archivedLsn, localStartLsn) {
-      acceptor.step({kind: 'archived', archivedLsn, localStartLsn});
-      return true;
-    },
-  });
+  const begin = (): TimelineArchive =>
+    new TimelineArchive({
+      archive: new WalArchive({store, ...ids}),
+      slots: new ArchiveSlots(1),
+      times: {partialAfterMs: 0},
+      acceptor,
+      storage,
+      clock: systemClock,
+      log: silentLog,
+      metrics: safekeeperMetrics(),
+      record(archivedLsn, localStartLsn) {
+        acceptor.step({kind: 'archived', archivedLsn, localStartLsn});
+        return true;
+      },
+    });
+  let archive = begin();
   for (;;) {
     archive.tick({peers: [], remoteConsistentLsn: 0 as Lsn, readersLsn: undefined, busy: true, commitStillSinceMs: 0});
     if (!archive.isWorking) break;
     while (archive.isWorking) await systemClock.sleep(1);
+    if (anew && archive.error === undefined) {
+      await archive.close();
+      archive = begin();
+    }
   }
   await archive.close();
   assert.ok(readFileSync(join(directory, segmentFileName(1, 5))).length === segmentSize, 'the WAL stays where it is');
@@ -84,10 +97,12 @@ async function archived(t: TestContext, rotten?: number): Promise<{objects: stri
 const [first, second] = [segmentFileName(1, 5), segmentFileName(1, 6)];
 
 test('whole segments and the rest are archived, records across borders checked', async (t) => {
-  const {objects, error} = await archived(t);
-  assert.equal(error, undefined);
-  assert.equal(objects.length, 3);
-  assert.deepEqual(objects.slice(0, 2), [first, second]);
+  for (const anew of [false, true]) {
+    const {objects, error} = await archived(t, undefined, anew);
+    assert.equal(error, undefined);
+    assert.equal(objects.length, 3);
+    assert.deepEqual(objects.slice(0, 2), [first, second]);
+  }
 });
 
 test('what has rotted on this disk is not archived', async (t) => {
@@ -95,11 +110,14 @@ test('what has rotted on this disk is not archived', async (t) => {
   for (const [where, rotten, objects] of [
     ['in the first segment', border - 3_000_000, []],
     ['in the record across the border, behind it', border + 100, []],
+    ['in the length of what is left of it', border + 16, []],
     ['in the second segment', border + 3_000_000, [first]],
     ['in the tail', 7 * segmentSize + 1_700_000, [first, second]],
   ] as const) {
-    const found = await archived(t, rotten);
-    assert.deepEqual(found.objects, objects, where);
-    assert.match(found.error ?? '', /does not decode.*Replace this safekeeper/, where);
+    for (const anew of [false, true]) {
+      const found = await archived(t, rotten, anew);
+      assert.deepEqual(found.objects, objects, where);
+      assert.match(found.error ?? '', /does not decode.*Replace this safekeeper/, where);
+    }
   }
 });

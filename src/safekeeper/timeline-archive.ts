@@ -17,7 +17,7 @@ import {
 } from '#safekeeper/archiver.ts';
 import type {SafekeeperMetrics} from '#safekeeper/metrics.ts';
 import {WalRecordBoundary, feedAcrossTerms} from '#safekeeper/record-boundary.ts';
-import {firstRecordStart} from '#safekeeper/restore.ts';
+import {firstRecordStart, prevFieldLsn, readPrevField} from '#safekeeper/record-start.ts';
 import type {TimelineStorage} from '#safekeeper/timeline-storage.ts';
 import {WalLostError} from '#safekeeper/wal-store.ts';
 
@@ -81,8 +81,8 @@ export class TimelineArchive {
   #notBeforeMs = 0;
   #error: string | undefined;
   #manifestTerm = -1;
-  /** The last place before a segment's start where a record is known to start. */
-  #recordStart: {readonly segmentLsn: Lsn; readonly lsn: Lsn} | undefined;
+  /** What a checked piece that ends at `endLsn` had of the record across its end; by then it may have left the disk. */
+  #across: {readonly endLsn: Lsn; readonly bytes: Buffer} | undefined;
 
   constructor(options: TimelineArchiveOptions) {
     this.#options = options;
@@ -241,7 +241,9 @@ export class TimelineArchive {
     const {history} = acceptor.state;
     const object = Buffer.allocUnsafeSlow(piece.endLsn - piece.startLsn + walFooterBytes);
     const boundary = new WalRecordBoundary();
-    let at = await this.#recordStartBefore(piece.startLsn);
+    const across = this.#across?.endLsn === piece.startLsn ? this.#across.bytes : undefined;
+    let at =
+      across === undefined ? await this.#recordStartBefore(piece.startLsn) : ((piece.startLsn - across.length) as Lsn);
     boundary.reset(at);
     const feed = (part: Buffer): void => {
       try {
@@ -251,6 +253,7 @@ export class TimelineArchive {
       }
       at = (at + part.length) as Lsn;
     };
+    if (across !== undefined) feed(across);
     for await (const part of this.#read(at, piece.startLsn)) feed(part);
     for await (const part of this.#read(piece.startLsn, piece.endLsn)) {
       part.copy(object, at - piece.startLsn);
@@ -262,23 +265,41 @@ export class TimelineArchive {
         throw damaged(`the record behind ${formatLsn(boundary.endLsn)} is longer than what is committed`);
       for await (const part of this.#read(at, Math.min(at + chunk, acceptor.commitLsn) as Lsn)) feed(part);
     }
-    this.#recordStart = {segmentLsn: piece.endLsn, lsn: lastEndLsn};
+    this.#across =
+      lastEndLsn < piece.startLsn
+        ? undefined
+        : {
+            endLsn: piece.endLsn,
+            bytes: Buffer.from(object.subarray(lastEndLsn - piece.startLsn, piece.endLsn - piece.startLsn)),
+          };
     return object;
   }
 
-  /** Where a record starts, at `lsn` or before: the start of the timeline, or found on the first page of a segment. */
+  /**
+   * Where a record starts, at `lsn` or before: `lsn` itself, or the record across it, which the next one names as the one
+   * before; or the first one of a segment further back; or the start of the timeline, which begins where a record does.
+   */
   async #recordStartBefore(lsn: Lsn): Promise<Lsn> {
-    if (this.#recordStart?.segmentLsn === lsn) return this.#recordStart.lsn;
-    const {startLsn} = this.#options.acceptor.state;
-    // Timelines begin where a record does.
-    for (let at = lsn; at > startLsn;) {
-      let head: Buffer = Buffer.alloc(0);
-      for await (const part of this.#read(at, (at + shortPageHeaderSize) as Lsn)) head = Buffer.concat([head, part]);
-      const found = firstRecordStart(head, at, walSegmentSizeDefault);
-      if (found !== undefined && found <= lsn) return found;
-      at = (at - walSegmentSizeDefault) as Lsn;
+    const {acceptor} = this.#options;
+    const {startLsn, history} = acceptor.state;
+    for (let at = lsn; at > startLsn; at = (at - walSegmentSizeDefault) as Lsn) {
+      const first = firstRecordStart(await this.#readAll(at, shortPageHeaderSize), at, walSegmentSizeDefault);
+      if (first === undefined) continue;
+      if (first <= lsn) return first;
+      const field = prevFieldLsn(first);
+      // The first record of a term names nothing that is here.
+      if (field + 8 > acceptor.commitLsn || history.some((entry) => entry.lsn === first)) continue;
+      const before = readPrevField(await this.#readAll(field, 8));
+      if (before < startLsn || before >= lsn) throw damaged(`the record at ${formatLsn(first)} follows none`);
+      return before;
     }
     return startLsn;
+  }
+
+  async #readAll(lsn: Lsn, length: number): Promise<Buffer> {
+    const parts: Buffer[] = [];
+    for await (const part of this.#read(lsn, (lsn + length) as Lsn)) parts.push(part);
+    return Buffer.concat(parts);
   }
 
   /** WAL from the disk, and what is no longer there from an object that has it. */

@@ -6,7 +6,8 @@ import type {WalArchive} from '#objectstore/wal-archive.ts';
 import type {AcceptorState} from '#safekeeper/acceptor.ts';
 import {controlFileName, decodeControlFile} from '#safekeeper/control-file.ts';
 import {readFlushMark} from '#safekeeper/flush-mark.ts';
-import {chain, firstRecordStart} from '#safekeeper/restore.ts';
+import {firstRecordStart} from '#safekeeper/record-start.ts';
+import {chain} from '#safekeeper/restore.ts';
 
 export interface WalSource {
   /** For messages. */
