@@ -103,6 +103,7 @@ function pageserver(dir: string): Pageserver {
     context,
     validator: alwaysValid,
     clock: systemClock,
+    hasLocalCache: false,
     log: silentLog,
     safekeeperToken: () => Promise.reject(new Error('there is no safekeeper')),
   });

@@ -9,6 +9,7 @@ import {parseShardId, tenantOfShardId} from '#wire/shard.ts';
 import {basebackup} from './basebackup.ts';
 import {ImportError, importDataDirectory} from './ingest/import.ts';
 import type {Pageserver} from './pageserver.ts';
+import type {Secondary} from './secondary/secondary.ts';
 import type {ArchivedTimeline} from './timeline/archived.ts';
 import {parseRetention, parseSafekeepers} from './timeline/index-object.ts';
 import {TimelineError} from './timeline/timeline-reader.ts';
@@ -48,9 +49,22 @@ export function managementRoutes(pageserver: Pageserver, metricsText: () => stri
       body: Buffer.from(metricsText()),
       headers: {'content-type': 'text/plain; version=0.0.4'},
     })),
+    node('GET', '/v1/tenant', async () => ({
+      status: 200,
+      json: {
+        tenants: [
+          ...pageserver.tenants().map(({tenantId: id, generation}) => ({id, mode: 'attached', generation})),
+          ...pageserver.secondaries().map(({tenantId: id}) => ({id, mode: 'secondary'})),
+        ],
+      },
+    })),
+    // {generation, holds?}: attached (Pageserver.attach); {mode: 'secondary'}: kept ready.
     node('PUT', tenantPath, async (request) => {
       const {tenantId} = ids(request);
-      const generation = field(await request.json(), 'generation');
+      const body = await request.json();
+      if (field(body, 'mode') === 'secondary')
+        return {status: 200, json: secondaryJson(await pageserver.keepReady(tenantId))};
+      const generation = field(body, 'generation');
       if (
         typeof generation !== 'number' ||
         !Number.isSafeInteger(generation) ||
@@ -58,17 +72,21 @@ export function managementRoutes(pageserver: Pageserver, metricsText: () => stri
         generation > 0xffffffff
       )
         throw bad('generation must be a whole number from 1 to 4294967295');
-      const tenant = await pageserver.attach(tenantId, generation);
+      const tenant = await pageserver.attach(tenantId, generation, field(body, 'holds') === true);
       return {
         status: 200,
         json: {generation: tenant.generation, timelines: tenant.timelines().map((t) => t.timelineId)},
       };
     }),
     node('GET', tenantPath, async (request) => {
-      const tenant = pageserver.tenant(ids(request).tenantId);
+      const {tenantId} = ids(request);
+      const secondary = pageserver.secondary(tenantId);
+      if (secondary !== undefined) return {status: 200, json: secondaryJson(secondary)};
+      const tenant = pageserver.tenant(tenantId);
       return {
         status: 200,
         json: {
+          mode: 'attached',
           generation: tenant.generation,
           timelines: [
             ...tenant.timelines().map((t) => infoJson(t.info())),
@@ -83,6 +101,11 @@ export function managementRoutes(pageserver: Pageserver, metricsText: () => stri
         await pageserver.tenant(tenantId).delete();
       }
       await pageserver.detach(tenantId);
+      return {status: 200, json: {}};
+    }),
+    // Everything that is in memory goes to the object store, before the tenant moves.
+    node('POST', `${tenantPath}/save`, async (request) => {
+      await pageserver.save(ids(request).tenantId);
       return {status: 200, json: {}};
     }),
     node('POST', `${tenantPath}/timeline`, (request) => createTimeline(pageserver, request)),
@@ -157,6 +180,10 @@ export function managementRoutes(pageserver: Pageserver, metricsText: () => stri
       return {status: 200, json: {}};
     }),
   ];
+}
+
+function secondaryJson({isReady, timelines, fetchedBytes}: Secondary): object {
+  return {mode: 'secondary', isReady, timelines, fetchedBytes};
 }
 
 type Handler = (request: HttpRequest) => Promise<HttpResponse>;

@@ -35,6 +35,8 @@ export class PageserverMetrics {
   readonly memoryLayerBytes: Gauge;
   readonly l0LayersMax: Gauge;
   readonly timelines: Gauge;
+  readonly secondaries: Gauge;
+  readonly secondaryFetchedBytes: Counter;
 
   constructor() {
     const m = this.registry;
@@ -87,5 +89,10 @@ export class PageserverMetrics {
     this.memoryLayerBytes = m.gauge('pagoda_memory_layer_bytes', 'Memory held by layers that are not uploaded yet');
     this.l0LayersMax = m.gauge('pagoda_l0_layers', 'Layers not yet compacted, of the timeline with the most');
     this.timelines = m.gauge('pagoda_timelines', 'Timelines attached');
+    this.secondaries = m.gauge('pagoda_secondary_tenants', 'Tenants that are kept ready to be taken over');
+    this.secondaryFetchedBytes = m.counter(
+      'pagoda_secondary_fetched_bytes_total',
+      'Bytes fetched to local disk for tenants that are kept ready',
+    );
   }
 }

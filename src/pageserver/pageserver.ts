@@ -1,11 +1,13 @@
 /** The tenants of one pageserver, and the ingest of their timelines: what management, page service and start-up share. */
 import type {Clock, Timer} from '#runtime/clock.ts';
+import {failpoint} from '#runtime/failpoint.ts';
 import type {Log} from '#runtime/log.ts';
 import type {Lsn} from '#postgres/lsn.ts';
 import type {SafekeeperInfo} from '#wire/broker.ts';
 import {Background} from './background.ts';
 import type {GenerationValidator} from './generation-validator.ts';
 import {TimelineIngest} from './ingest/receive.ts';
+import {Secondary} from './secondary/secondary.ts';
 import type {SafekeeperNode} from './timeline/index-object.ts';
 import {parseIndexObjectKey} from './timeline/index-object.ts';
 import type {PageserverContext} from './timeline/state.ts';
@@ -23,6 +25,8 @@ export interface PageserverParts {
   readonly validator: GenerationValidator;
   readonly clock: Clock;
   readonly log: Log;
+  /** Parts of objects are kept on a local disk (caching-object-store.ts). */
+  readonly hasLocalCache: boolean;
   /** A token for safekeepers. */
   readonly safekeeperToken: () => Promise<string>;
 }
@@ -30,16 +34,28 @@ export interface PageserverParts {
 export class Pageserver {
   readonly #parts: PageserverParts;
   readonly #tenants = new Map<string, Tenant>();
-  /** Attachments that are being loaded. */
-  readonly #attaching = new Map<string, Promise<Tenant>>();
+  readonly #secondaries = new Map<string, Secondary>();
+  /** The last thing that was begun for a tenant. */
+  readonly #turns = new Map<string, Promise<void>>();
+  /** Tenants of which nothing may be deleted yet: validation waits. */
+  readonly #holds = new Map<string, {readonly promise: Promise<void>; readonly resolve: () => void}>();
+  readonly #validator: GenerationValidator;
   readonly #firstWords = {free: firstWordsMax};
   readonly #ingests = new Map<string, TimelineIngest>();
   /** The same by what safekeepers call the timeline: those of all shards of its tenant that are here. */
   readonly #listeners = new Map<string, Set<TimelineIngest>>();
   readonly #background: Background;
+  /** Called when a tenant is not held any more. */
+  onLetGo: (tenantId: string) => void = () => {};
 
   constructor(parts: PageserverParts) {
     this.#parts = parts;
+    this.#validator = {
+      validate: async (tenantId, generation) => {
+        await this.#holds.get(tenantId)?.promise;
+        return this.isLatest(tenantId, generation);
+      },
+    };
     this.#background = new Background(parts.context, () => this.tenants());
   }
 
@@ -51,25 +67,126 @@ export class Pageserver {
     return [...this.#ingests.values()];
   }
 
-  /** Attaches a tenant, or raises the generation of one that is attached. Repeating it changes nothing. */
-  async attach(tenantId: string, generation: number): Promise<Tenant> {
-    const attached = this.#tenants.get(tenantId) ?? (await this.#attaching.get(tenantId)?.catch(() => undefined));
-    if (attached !== undefined) {
-      attached.setGeneration(generation);
-      return attached;
-    }
-    const loading = this.#load(tenantId, generation);
-    this.#attaching.set(tenantId, loading);
-    try {
-      return await loading;
-    } finally {
-      this.#attaching.delete(tenantId);
-    }
+  /**
+   * Holds the tenant under `generation`, loaded from the object store: whatever an older attachment here has in memory may have
+   * been left behind by another pageserver, and is dropped. Repeating it changes nothing. TimelineError 'conflict' when it is
+   * held under a higher generation.
+   *
+   * With `holds`, objects stay and no progress is reported, until it is asked for without: another pageserver is still read.
+   */
+  attach(tenantId: string, generation: number, holds = false): Promise<Tenant> {
+    return this.#inTurn(tenantId, async () => {
+      const attached = this.#tenants.get(tenantId);
+      if (attached !== undefined && attached.generation > generation)
+        throw new TimelineError(
+          'conflict',
+          `tenant ${tenantId} is attached with generation ${attached.generation}; ${generation} is older`,
+        );
+      this.#hold(tenantId, holds);
+      if (attached?.generation === generation) return attached;
+      failpoint('pageserver.attach.before');
+      if (attached !== undefined) await this.#letGo(attached);
+      this.#secondaries.delete(tenantId);
+      const tenant = await this.#load(tenantId, generation);
+      failpoint('pageserver.attach.after');
+      return tenant;
+    });
+  }
+
+  /** Keeps what another pageserver has uploaded of the tenant ready, instead of holding it. Repeating it changes nothing. */
+  keepReady(tenantId: string): Promise<Secondary> {
+    return this.#inTurn(tenantId, async () => {
+      const known = this.#secondaries.get(tenantId);
+      if (known !== undefined) return known;
+      const attached = this.#tenants.get(tenantId);
+      if (attached !== undefined) await this.#letGo(attached);
+      const secondary = new Secondary(this.#parts.context, tenantId, this.#parts.hasLocalCache);
+      this.#secondaries.set(tenantId, secondary);
+      return secondary;
+    });
+  }
+
+  /** Forgets a tenant, or that it is to be kept ready; its objects stay. Repeating it changes nothing. */
+  detach(tenantId: string): Promise<void> {
+    return this.#inTurn(tenantId, async () => {
+      failpoint('pageserver.detach.before');
+      const attached = this.#tenants.get(tenantId);
+      if (attached !== undefined) await this.#letGo(attached);
+      this.#secondaries.delete(tenantId);
+      failpoint('pageserver.detach.after');
+    });
+  }
+
+  /** Saves what is in memory, so that whoever takes the tenant over has little to ingest. */
+  async save(tenantId: string): Promise<void> {
+    await Promise.all(
+      this.tenant(tenantId)
+        .timelines()
+        .filter((timeline) => timeline.state.lifecycle === 'active')
+        .map((timeline) => timeline.checkpoint()),
+    );
+  }
+
+  secondaries(): Secondary[] {
+    return [...this.#secondaries.values()];
+  }
+
+  secondary(tenantId: string): Secondary | undefined {
+    return this.#secondaries.get(tenantId);
+  }
+
+  /** Asks for all of them; after a pause of the process, or from time to time. */
+  async validateAll(): Promise<void> {
+    await Promise.all(this.tenants().map((tenant) => this.isLatest(tenant.tenantId, tenant.generation)));
+  }
+
+  /** Whether this attachment is the tenant's latest; one that is not is let go of. Rejects when nobody can tell. */
+  async isLatest(tenantId: string, generation: number): Promise<boolean> {
+    const valid = await this.#parts.validator.validate(tenantId, generation);
+    if (!valid)
+      void this.#inTurn(tenantId, async () => {
+        const attached = this.#tenants.get(tenantId);
+        if (attached?.generation !== generation) return;
+        this.#parts.log.warn('another pageserver holds the tenant: it is let go of', {tenant: tenantId, generation});
+        await this.#letGo(attached);
+      });
+    return valid;
+  }
+
+  /** What concerns one tenant happens one after the other. */
+  #inTurn<T>(tenantId: string, work: () => Promise<T>): Promise<T> {
+    const result = (this.#turns.get(tenantId) ?? Promise.resolve()).then(work);
+    const turn = result.then(
+      () => {},
+      () => {},
+    );
+    this.#turns.set(tenantId, turn);
+    void turn.then(() => {
+      if (this.#turns.get(tenantId) === turn) this.#turns.delete(tenantId);
+    });
+    return result;
+  }
+
+  #hold(tenantId: string, holds: boolean): void {
+    const held = this.#holds.get(tenantId);
+    if (holds && held === undefined) this.#holds.set(tenantId, Promise.withResolvers<void>());
+    if (holds || held === undefined) return;
+    this.#holds.delete(tenantId);
+    held.resolve();
+  }
+
+  /** Readers are sent away: they ask the control plane who holds it now. */
+  async #letGo(tenant: Tenant): Promise<void> {
+    const {tenantId} = tenant;
+    if (this.#tenants.get(tenantId) === tenant) this.#tenants.delete(tenantId);
+    this.#hold(tenantId, false);
+    await tenant.detach();
+    this.onLetGo(tenantId);
   }
 
   async #load(tenantId: string, generation: number): Promise<Tenant> {
-    const {context, validator, log} = this.#parts;
-    const tenant = await Tenant.attach(context, validator, tenantId, generation);
+    const {context, log} = this.#parts;
+    const tenant = await Tenant.attach(context, this.#validator, tenantId, generation);
     this.#tenants.set(tenantId, tenant);
     tenant.onActive = (timeline) => this.#startIngest(timeline);
     tenant.onGone = (timeline) => this.#stopIngest(timeline);
@@ -115,13 +232,6 @@ export class Pageserver {
 
   timeline(tenantId: string, timelineId: string): Timeline {
     return this.tenant(tenantId).timeline(timelineId);
-  }
-
-  /** Forgets a tenant; its objects stay. */
-  async detach(tenantId: string): Promise<void> {
-    const tenant = this.tenant(tenantId);
-    this.#tenants.delete(tenantId);
-    await tenant.detach();
   }
 
   /** Everything up to `lsn` is in the object store, nothing here: Tenant.archive. */
@@ -191,6 +301,7 @@ export class Pageserver {
     timer?.cancel();
     for (const tenant of this.#tenants.values()) for (const timeline of tenant.timelines()) timeline.stop();
     this.#tenants.clear();
+    this.#secondaries.clear();
   }
 
   #startIngest(timeline: Timeline): void {

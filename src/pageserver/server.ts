@@ -17,7 +17,9 @@ import {BlockCache} from './layers/block-cache.ts';
 import {managementRoutes} from './management.ts';
 import {PageserverMetrics} from './metrics.ts';
 import {Pageserver} from './pageserver.ts';
+import {Readers} from './pages/readers.ts';
 import {servePages} from './pages/service.ts';
+import {Rounds} from './secondary/rounds.ts';
 import {MemoryBudget} from './timeline/memory-budget.ts';
 import {type PageserverContext, limitsWith} from './timeline/state.ts';
 
@@ -89,6 +91,7 @@ export async function runPageserver(
     validator,
     clock,
     log,
+    hasLocalCache: local !== undefined,
     safekeeperToken: () => issuer.sign({aud: 'safekeeper', scope: 'node'}),
   });
   let stopped = false;
@@ -107,6 +110,7 @@ export async function runPageserver(
     let timelines = 0;
     for (const tenant of pageserver.tenants()) timelines += tenant.timelines().length;
     metrics.timelines.set(timelines);
+    metrics.secondaries.set(pageserver.secondaries().length);
     metrics.memoryLayerBytes.set(context.memory.bytes);
     let l0 = 0;
     let ingestStopped = 0;
@@ -127,10 +131,15 @@ export async function runPageserver(
     void reAttach(pageserver, {controlUrl, nodeId: config.nodeId, token: controlToken, log, isStopped: () => stopped});
   }
 
+  const readers = new Readers();
+  pageserver.onLetGo = (tenantId) => readers.sendAway(tenantId);
+  const rounds = config.controlUrl === undefined ? undefined : new Rounds(pageserver, context, local !== undefined);
   const pages = await listenFrames({host: config.host, port: config.port}, (connection) =>
     servePages(connection, {
       verifier,
       findTimeline: (tenantId, timelineId) => pageserver.timeline(tenantId, timelineId),
+      isLatest: (tenantId, generation) => pageserver.isLatest(tenantId, generation),
+      readers,
       clock,
       log,
       metrics,
@@ -160,6 +169,7 @@ export async function runPageserver(
     httpPort: http.port,
     async stop() {
       stopped = true;
+      rounds?.stop();
       broker?.close();
       await Promise.all([pages.close(), http.close()]);
       await pageserver.stop(saveMsMax);
@@ -190,8 +200,9 @@ async function reAttach(
       });
       if (status !== 200)
         throw new Error(`the control plane answered ${status}: ${JSON.stringify(json).slice(0, 300)}`);
-      const {tenants} = json as {tenants: {id: string; generation: number}[]};
+      const {tenants, secondaries} = json as {tenants: {id: string; generation: number}[]; secondaries: string[]};
       for (const {id, generation} of tenants) await pageserver.attachOrLog(id, generation);
+      for (const id of secondaries) await pageserver.keepReady(id);
       return;
     } catch (error) {
       if (!complained)

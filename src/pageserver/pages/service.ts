@@ -25,6 +25,7 @@ import {
 } from '#wire/pages.ts';
 import {tenantOfShardId} from '#wire/shard.ts';
 import type {PageserverMetrics} from '../metrics.ts';
+import type {Readers} from './readers.ts';
 import {TimelineError} from '../timeline/timeline-reader.ts';
 import type {Timeline} from '../timeline/timeline.ts';
 
@@ -50,6 +51,9 @@ export interface PageServiceOptions {
   readonly verifier: TokenVerifier;
   /** Throws TimelineError 'not-found'. */
   readonly findTimeline: (tenantId: string, timelineId: string) => Timeline;
+  /** Rejects when nobody can tell. */
+  readonly isLatest: (tenantId: string, generation: number) => Promise<boolean>;
+  readonly readers: Readers;
   readonly clock: Clock;
   readonly log: Log;
   readonly metrics: PageserverMetrics;
@@ -58,9 +62,11 @@ export interface PageServiceOptions {
 export function servePages(connection: FrameConnection, options: PageServiceOptions): void {
   const timer = options.clock.setTimer(helloMsMax, () => connection.destroy());
   let closed = false;
+  let readerOf: string | undefined;
   connection.onClose = () => {
     closed = true;
     timer.cancel();
+    if (readerOf !== undefined) options.readers.remove(readerOf, connection);
   };
   connection.onFrame = (type, payload) => {
     connection.onFrame = () => connection.destroy(); // nothing may follow before the welcome
@@ -68,6 +74,8 @@ export function servePages(connection: FrameConnection, options: PageServiceOpti
       (timeline) => {
         timer.cancel();
         if (closed) return;
+        readerOf = timeline.tenantId;
+        options.readers.add(readerOf, connection);
         new PageConnection(connection, timeline, options).start();
         sendJson(connection, pageFrame.welcome, {});
       },
@@ -254,6 +262,7 @@ class PageConnection {
   }
 
   #explain(request: PageRequest, error: unknown): void {
+    if (error instanceof TimelineError && error.code === 'corrupt') return void this.#explainDamage(request, error);
     if (error instanceof TimelineError) return this.#fail(request.requestId, error.code, error.message);
     this.#options.log.error('a page request failed', {request, error: (error as Error).stack ?? error});
     this.#fail(
@@ -261,6 +270,14 @@ class PageConnection {
       'internal',
       `${this.#timeline.state.name}: internal error: ${(error as Error).message}`,
     );
+  }
+
+  /** An object that is missing is no damage when another pageserver holds the tenant by now: it may have replaced the object. */
+  async #explainDamage({requestId}: PageRequest, error: TimelineError): Promise<void> {
+    const {tenantId, generation} = this.#timeline.state;
+    const isLatest = await this.#options.isLatest(tenantId, generation).catch(() => true);
+    if (isLatest) this.#fail(requestId, error.code, error.message);
+    else this.#fail(requestId, 'not-attached', `tenant ${tenantId} is held by another pageserver than this one by now`);
   }
 
   #fail(requestId: number, code: PageErrorCode, message: string): void {

@@ -112,8 +112,8 @@ export class TimelineState {
   /** Where the timeline's own history begins; an import sets it. */
   initialLsn: Lsn;
 
-  /** Of the tenant's attachment; a re-attachment raises it in place. */
-  generation: number;
+  /** Of the tenant's attachment. */
+  readonly generation: number;
   /** Changed by the timeline's lifecycle. */
   lifecycle: TimelineLifecycle;
   systemId: string;

@@ -26,7 +26,7 @@ export class Tenant {
   /** A timeline is here or in #timelines, never in both. */
   readonly #archived = new Map<string, ArchivedTimeline>();
   readonly #waking = new Map<string, Promise<Timeline>>();
-  #generation: number;
+  readonly #generation: number;
   /** Called when a timeline can ingest, and when it is gone. */
   onActive: (timeline: Timeline) => void = () => {};
   onGone: (timeline: Timeline) => void = () => {};
@@ -272,17 +272,6 @@ export class Tenant {
     // Only now may the ancestor forget, or go.
     for (const other of this.#timelines.values()) other.state.branchPoints.delete(timelineId);
     return true;
-  }
-
-  /** A new attachment of the tenant to this same pageserver. */
-  setGeneration(generation: number): void {
-    if (generation < this.#generation)
-      throw new TimelineError(
-        'conflict',
-        `tenant ${this.tenantId} is attached with generation ${this.#generation}; ${generation} is older`,
-      );
-    this.#generation = generation;
-    for (const timeline of this.#timelines.values()) timeline.setGeneration(generation);
   }
 
   /** Creates an empty timeline that waits for its import. Repeating it gives the same timeline. */

@@ -701,11 +701,6 @@ export class Timeline implements TimelineReader {
     return true;
   }
 
-  setGeneration(generation: number): void {
-    this.state.generation = generation;
-    this.#uploader.generationChanged();
-  }
-
   /** Ends timers and uploads. What is not uploaded is ingested again by whoever loads the timeline next. */
   stop(): void {
     if (this.#stopped) return;

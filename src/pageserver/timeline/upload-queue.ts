@@ -36,9 +36,7 @@ export type UploadInput =
   | {readonly kind: 'index-uploaded'; readonly sequence: number}
   | {readonly kind: 'index-failed'; readonly sequence: number}
   | {readonly kind: 'validated'; readonly sequence: number; readonly valid: boolean}
-  | {readonly kind: 'validate-failed'; readonly sequence: number}
-  /** The tenant was attached anew, here, with a higher generation. */
-  | {readonly kind: 'generation'; readonly generation: number};
+  | {readonly kind: 'validate-failed'; readonly sequence: number};
 
 export type UploadOutput =
   | {readonly kind: 'upload-layer'; readonly id: number}
@@ -71,7 +69,7 @@ interface SentIndex {
 }
 
 export class UploadQueue {
-  #generation: number;
+  readonly #generation: number;
   #sequence: number;
   #layers: readonly LayerDescription[];
   #consistentLsn: Lsn;
@@ -202,13 +200,10 @@ export class UploadQueue {
         if (sent === undefined || sent.sequence !== input.sequence) break; // a newer index is being validated
         this.#validating = undefined;
         if (!input.valid) {
-          // What this index promised is left to one of a later generation: of this pageserver, if it is attached anew.
-          this.#garbage.push(...sent.garbage, this.#indexObject(sent.generation, sent.sequence));
+          // What the index promised is not kept: nothing that waits for it may believe so.
           this.#dirty = true;
-          if (sent.generation === this.#generation) {
-            this.#stale = true;
-            out.push({kind: 'stale', generation: sent.generation});
-          }
+          this.#stale = true;
+          out.push({kind: 'stale', generation: sent.generation});
           break;
         }
         this.#safe = {generation: sent.generation, sequence: sent.sequence};
@@ -225,14 +220,6 @@ export class UploadQueue {
           out.push({kind: 'validate', generation: sent.generation, sequence: sent.sequence});
         break;
       }
-      case 'generation':
-        assert(input.generation >= this.#generation, 'generations rise');
-        if (input.generation === this.#generation) break;
-        this.#generation = input.generation;
-        this.#dirty = true;
-        this.#stale = false;
-        this.#askForLayers(out);
-        break;
       default:
         unreachable(input);
     }

@@ -25,7 +25,7 @@ const buildStepBytes = 1024 * 1024;
 
 interface Waiter {
   readonly done: () => boolean;
-  /** Gives up when the generation turns out stale; else it waits for another attachment. */
+  /** Gives up when the generation turns out stale. */
   readonly needsGeneration: boolean;
   readonly resolve: () => void;
   readonly reject: (error: Error) => void;
@@ -111,10 +111,6 @@ export class Uploader {
     this.#step({kind: 'layers-replaced', ...change, objects});
   }
 
-  generationChanged(): void {
-    this.#step({kind: 'generation', generation: this.#state.generation});
-  }
-
   /** Sends an index with the state's present fields; resolves when an index that has them is durable. */
   indexChanged(): Promise<void> {
     this.#step({kind: 'index-changed'});
@@ -185,6 +181,8 @@ export class Uploader {
         this.#state.remoteConsistentLsn = output.remoteConsistentLsn;
         return;
       case 'delete':
+        // Who attaches the tenant next may have loaded the index before.
+        if (this.#stopped) return;
         failpoint('pageserver.delete.before');
         // A deletion that fails leaves garbage, never harm: orphans.ts finds it.
         context.store.delete(output.objects).catch((error: unknown) =>
