@@ -8,6 +8,10 @@ export interface PageserverNode {
   readonly port: number;
   /** Management. */
   readonly httpPort: number;
+  /** Availability zone: who takes over when it dies is in another one. Without one a node is a zone of its own. */
+  readonly zone?: string;
+  /** Takes no new tenants: it is to go. */
+  readonly retired?: boolean;
 }
 
 export interface SafekeeperNode {
@@ -38,6 +42,7 @@ export interface ControlConfig {
   /** The initdb template lies here. */
   readonly cacheDir: string;
   readonly regionId: string;
+  /** Noted in the database at every start; others can be added there (`PUT /internal/v1/pageservers/:id`). */
   readonly pageservers: readonly PageserverNode[];
   /** Noted in the database at every start; others can be added there (`PUT /internal/v1/safekeepers/:id`). */
   readonly safekeepers: readonly SafekeeperNode[];

@@ -109,7 +109,10 @@ test('a pageserver that starts gets new generations, and older ones are no longe
   const second = await ask('pageserver', 'POST', '/re-attach', {nodeId: 1});
   const next = (second.json as unknown as {tenants: {generation: number}[]}).tenants[0]!.generation;
   assert.ok(next > generation);
-  assert.deepEqual((await ask('pageserver', 'POST', '/re-attach', {nodeId: 2})).json, {tenants: []});
+  assert.deepEqual((await ask('pageserver', 'POST', '/re-attach', {nodeId: 2})).json, {
+    tenants: [],
+    secondaries: [],
+  });
   const {json} = await ask('pageserver', 'POST', '/validate', {
     tenants: [
       {id: tenant, generation},

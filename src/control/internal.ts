@@ -1,9 +1,9 @@
 /** What pageservers, proxies and computes ask of the control plane. Internal tokens; loopback or the cell's own network. */
 import {sql} from 'kysely';
-import {asHttpError, type Claims, requireNode, type TokenVerifier} from '#wire/auth.ts';
+import {asHttpError, type Claims, requireNode, requireTenant, type TokenVerifier} from '#wire/auth.ts';
 import {HttpError, type HttpRequest, type HttpResponse, type Route} from '#runtime/http.ts';
 import {tenantOfShardId} from '#wire/shard.ts';
-import {attachmentOf} from '#control/attachments.ts';
+import {attachmentOf, readAttachments, shardLocations} from '#control/attachments.ts';
 import {ApiError} from '#control/api/errors.ts';
 import type {Endpoints} from '#control/endpoints.ts';
 import {nextGeneration} from '#control/generations.ts';
@@ -28,6 +28,7 @@ export function internalRoutes(options: InternalOptions): Route[] {
     guarded('GET', '/internal/v1/endpoint_access', (request, claims) => endpointAccess(options, request, claims)),
     guarded('POST', '/internal/v1/endpoints/:id/wake', (request, claims) => wake(options, request, claims)),
     guarded('POST', '/internal/v1/point_in_time', (request, claims) => pointInTime(options, request, claims)),
+    guarded('GET', '/internal/v1/tenants/:tenant/locations', (request, claims) => locations(options, request, claims)),
     guarded('POST', '/internal/v1/token', (_request, claims) => refreshToken(options, claims)),
   ];
 }
@@ -108,7 +109,8 @@ function readTenants(body: unknown): TenantGeneration[] {
 
 /**
  * A pageserver that starts asks what it holds. Every tenant gets a new generation, in the transaction that reads it: whatever
- * an earlier process of the same node may still do is stale from here on. Body `{nodeId}`, answer `{tenants: [{id, generation}]}`.
+ * an earlier process of the same node may still do is stale from here on. Body `{nodeId}`, answer `{tenants: [{id, generation}],
+ * secondaries: [id]}`: the latter are only to be kept ready.
  */
 async function reAttach({store, clock}: InternalOptions, request: HttpRequest, claims: Claims): Promise<HttpResponse> {
   requireNode(claims, 'pageserver');
@@ -125,7 +127,8 @@ async function reAttach({store, clock}: InternalOptions, request: HttpRequest, c
     const rows = await trx.selectFrom('attachments').selectAll().where('pageserver_id', '=', nodeId).execute();
     return rows.map(attachmentOf).map(({shardId, generation}) => ({id: shardId, generation}));
   });
-  return {status: 200, json: {tenants}};
+  const ready = await store.selectFrom('attachments').selectAll().where('secondary_id', '=', nodeId).execute();
+  return {status: 200, json: {tenants, secondaries: ready.map((row) => attachmentOf(row).shardId)}};
 }
 
 /**
@@ -209,6 +212,20 @@ async function pointInTime(options: InternalOptions, request: HttpRequest, claim
   if (typeof target !== 'string' || point === undefined)
     throw new HttpError(400, 'bad_request', 'the body must be {target, lsn} or {target, timestamp}');
   return {status: 200, json: {endpointId: await staticEndpoint(options, target, point)}};
+}
+
+/** Where the tenant's pages are now, for a compute whose pageserver does not hold them any more: `{shards: [ShardLocation]}`. */
+async function locations(
+  {store, storage}: InternalOptions,
+  request: HttpRequest,
+  claims: Claims,
+): Promise<HttpResponse> {
+  const tenantId = request.params['tenant'] ?? '';
+  requireTenant(claims, tenantId, claims.timeline);
+  if (claims.scope === 'node') requireNode(claims, 'control');
+  if ((await readAttachments(store, tenantId)).length === 0)
+    throw new HttpError(404, 'tenant_not_found', `there is no tenant ${tenantId}`);
+  return {status: 200, json: {shards: await shardLocations({store, storage}, tenantId)}};
 }
 
 /** A compute changes its token for a fresh one while its branch exists. */

@@ -1,5 +1,9 @@
-/** Which safekeepers take a new timeline, or the place of one that is gone: one per availability zone as far as that goes. */
-import type {SafekeeperNode} from '#control/config.ts';
+/**
+ * Which nodes take what is new, or the place of one that is gone. Safekeepers of a timeline: one per availability zone as far as
+ * that goes. Pageservers: the one with the fewest shards, and one in another zone that keeps itself ready to take over.
+ */
+import {type Attachment, attachmentOf} from '#control/attachments.ts';
+import type {PageserverNode, SafekeeperNode} from '#control/config.ts';
 import {allNodes, readSafekeeperSet} from '#control/safekeeper-set.ts';
 import type {Store, StoreTransaction} from '#control/store/schema.ts';
 
@@ -52,4 +56,83 @@ export async function placeNewTimeline(
   const active = nodes.filter((n) => n.retired !== true);
   const load = active.length > safekeepersPerTimeline ? await safekeeperLoad(store) : new Map<number, number>();
   return JSON.stringify(placeSafekeepers({nodes, load}));
+}
+
+export interface ShardPlace {
+  readonly pageserverId: number;
+  /** Absent: there is no other pageserver. */
+  readonly secondaryId?: number;
+}
+
+/** Shards that each pageserver holds, and keeps ready. */
+export interface PageserverLoad {
+  readonly attached: number;
+  readonly secondary: number;
+}
+
+/**
+ * Places for `count` shards. Retired nodes, and those of `avoid`, are not chosen. Empty: there is no node.
+ */
+export function placeShards(options: {
+  readonly nodes: readonly PageserverNode[];
+  readonly count?: number;
+  readonly avoid?: readonly number[];
+  /** By node id. */
+  readonly load?: ReadonlyMap<number, PageserverLoad>;
+}): ShardPlace[] {
+  const {nodes, count = 1, avoid = [], load = new Map<number, PageserverLoad>()} = options;
+  const counts = new Map(nodes.map(({nodeId}) => [nodeId, {attached: 0, secondary: 0, ...load.get(nodeId)}]));
+  const usable = nodes.filter((n) => n.retired !== true && !avoid.includes(n.nodeId));
+  const places: ShardPlace[] = [];
+  for (let i = 0; i < count; i++) {
+    const [primary] = usable.toSorted(
+      (a, b) => counts.get(a.nodeId)!.attached - counts.get(b.nodeId)!.attached || a.nodeId - b.nodeId,
+    );
+    if (primary === undefined) break;
+    counts.get(primary.nodeId)!.attached++;
+    const secondary = placeSecondary({nodes, of: primary.nodeId, avoid, load: counts});
+    if (secondary !== undefined) counts.get(secondary)!.secondary++;
+    places.push({pageserverId: primary.nodeId, ...(secondary === undefined ? {} : {secondaryId: secondary})});
+  }
+  return places;
+}
+
+/** Who keeps itself ready for a shard that is held by `of`: in another zone when there is one, there the one with least to do. */
+export function placeSecondary(options: {
+  readonly nodes: readonly PageserverNode[];
+  readonly of: number;
+  readonly avoid?: readonly number[];
+  readonly load?: ReadonlyMap<number, PageserverLoad>;
+}): number | undefined {
+  const {nodes, of, avoid = [], load} = options;
+  const zoneOf = (nodeId: number): string => nodes.find((n) => n.nodeId === nodeId)?.zone ?? `node ${nodeId}`;
+  const duties = ({nodeId}: PageserverNode): number =>
+    (load?.get(nodeId)?.attached ?? 0) + (load?.get(nodeId)?.secondary ?? 0);
+  const [best] = nodes
+    .filter((n) => n.nodeId !== of && n.retired !== true && !avoid.includes(n.nodeId))
+    .toSorted(
+      (a, b) =>
+        Number(zoneOf(a.nodeId) === zoneOf(of)) - Number(zoneOf(b.nodeId) === zoneOf(of)) ||
+        duties(a) - duties(b) ||
+        a.nodeId - b.nodeId,
+    );
+  return best?.nodeId;
+}
+
+export async function pageserverLoad(store: Store | StoreTransaction): Promise<Map<number, PageserverLoad>> {
+  return loadOf((await store.selectFrom('attachments').selectAll().execute()).map(attachmentOf));
+}
+
+export function loadOf(shards: readonly Attachment[]): Map<number, PageserverLoad> {
+  const load = new Map<number, {attached: number; secondary: number}>();
+  const at = (nodeId: number): {attached: number; secondary: number} => {
+    const known = load.get(nodeId) ?? {attached: 0, secondary: 0};
+    load.set(nodeId, known);
+    return known;
+  };
+  for (const {pageserverId, secondaryId} of shards) {
+    at(pageserverId).attached++;
+    if (secondaryId !== undefined) at(secondaryId).secondary++;
+  }
+  return load;
 }

@@ -25,6 +25,9 @@ import {type SafekeeperAdminOptions, safekeeperAdminRoutes} from '#control/safek
 import {SafekeeperFarewells} from '#control/safekeeper-farewells.ts';
 import {noteSafekeeper, readSafekeepers} from '#control/safekeeper-nodes.ts';
 import {projectImportRoutes} from '#control/project-import.ts';
+import {Failover} from '#control/failover.ts';
+import {type PageserverAdminOptions, pageserverAdminRoutes} from '#control/pageserver-admin.ts';
+import {notePageserver, readPageservers} from '#control/pageserver-nodes.ts';
 import {schemaDumper} from '#control/schema-dump.ts';
 import {PasswordVault} from '#control/scram.ts';
 import {HttpStorageClients} from '#control/storage-client.ts';
@@ -41,10 +44,14 @@ export interface RunningControl {
 const suspendTimeoutSecondsDefault = 300;
 
 /** The table of the internal port; test/system/authorization.test.ts has a row for each of them. */
-export function allInternalRoutes(options: InternalOptions & SafekeeperAdminOptions, api: ApiContext): Route[] {
+export function allInternalRoutes(
+  options: InternalOptions & SafekeeperAdminOptions & PageserverAdminOptions,
+  api: ApiContext,
+): Route[] {
   return [
     ...internalRoutes(options),
     ...safekeeperAdminRoutes(options),
+    ...pageserverAdminRoutes(options),
     ...branchAdminRoutes(options),
     ...branchPlaceRoutes(options.store),
     ...projectImportRoutes(api),
@@ -62,9 +69,10 @@ export async function runControl(config: ControlConfig): Promise<RunningControl>
 
   await store.transaction().execute(async (trx) => {
     for (const node of config.safekeepers) await noteSafekeeper(trx, node);
+    for (const node of config.pageservers) await notePageserver(trx, node);
   });
   const storage = new HttpStorageClients({
-    pageservers: config.pageservers,
+    pageservers: await readPageservers(store),
     safekeepers: await readSafekeepers(store),
     issuer,
   });
@@ -90,11 +98,15 @@ export async function runControl(config: ControlConfig): Promise<RunningControl>
     log,
     mintComputeToken,
     tokenRefreshUrl: `http://${config.internalHost}:${config.internalPort}/internal/v1/token`,
+    locationsUrl: (tenantId) =>
+      `http://${config.internalHost}:${config.internalPort}/internal/v1/tenants/${tenantId}/locations`,
   });
   const runner = new OperationRunner({store, clock, log, plans});
   const endpoints = new Endpoints({store, runner, launcher, clock, log});
   await endpoints.reconcile();
   await runner.kick();
+  const failover = new Failover({store, storage, clock, log});
+  const isDeadPageserver = (nodeId: number): boolean => failover.isDead(nodeId);
 
   const dumpSchema = schemaDumper(config.computes);
   const context = new ApiContext({
@@ -108,11 +120,12 @@ export async function runControl(config: ControlConfig): Promise<RunningControl>
     random,
     log,
     config,
+    isDeadPageserver,
   });
   const internal = await startHttpServer({
     host: config.internalHost,
     port: config.internalPort,
-    routes: allInternalRoutes({store, endpoints, mintComputeToken, storage, runner, clock, random, log}, context),
+    routes: allInternalRoutes({store, endpoints, mintComputeToken, storage, runner, clock, random, log, isDeadPageserver}, context),
     authenticate: authenticateInternal(verifier),
     log,
   });
@@ -134,12 +147,14 @@ export async function runControl(config: ControlConfig): Promise<RunningControl>
   autoArchive.start();
   const farewells = new SafekeeperFarewells({store, runner, storage, clock, log});
   farewells.start();
+  failover.start();
   launcher.keepSpare();
   log.info('serving', {api: `${config.apiHost}:${apiPort}`, internal: internal.port});
   return {
     apiPort,
     internalPort: internal.port,
     async stop() {
+      await failover.stop();
       await expiry.stop();
       await autosuspend.stop();
       await autoArchive.stop();

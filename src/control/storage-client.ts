@@ -38,7 +38,19 @@ export type TimestampAnswer = {readonly kind: 'present' | 'future' | 'past' | 'n
  * deleting what is gone succeed. NotAttachedError when it does not hold the shard. See tenant-pages.ts, which knows where it is.
  */
 export interface PageserverClient {
-  attachTenant(tenantId: string, generation: number): Promise<void>;
+  /** `holds`: nothing is deleted yet (another pageserver is still read); asking without it ends that. */
+  attachTenant(tenantId: string, generation: number, holds?: boolean): Promise<void>;
+  /** It keeps what the holder uploads ready, and holds the tenant no more if it did. */
+  keepReady(tenantId: string): Promise<void>;
+  detachTenant(tenantId: string): Promise<void>;
+  /** What is in memory goes to the object store. */
+  saveTenant(tenantId: string): Promise<void>;
+  /** undefined: it has nothing to do with the tenant. */
+  tenantStatus(tenantId: string): Promise<TenantStatus | undefined>;
+  /** Everything it has to do with. */
+  held(): Promise<HeldShard[]>;
+  /** Rejects when it does not answer within `timeoutMs`. */
+  alive(timeoutMs: number): Promise<void>;
   /** undefined: it does not hold the tenant. */
   tenantGeneration(tenantId: string): Promise<number | undefined>;
   /** With all its objects. */
@@ -106,6 +118,21 @@ export interface SafekeeperClient {
   ): Promise<SafekeeperStatus>;
 }
 
+export interface HeldShard {
+  readonly shardId: string;
+  readonly mode: 'attached' | 'secondary';
+  /** Of one that is attached. */
+  readonly generation?: number;
+}
+
+export interface TenantStatus {
+  readonly mode: 'attached' | 'secondary';
+  /** A secondary: it has followed what the holder has uploaded. */
+  readonly isReady: boolean;
+  /** Attached: the timelines that are awake, and up to where each has ingested. */
+  readonly reached: ReadonlyMap<string, Lsn>;
+}
+
 /** restoreLsn: the end of the last whole record in the object store. */
 export interface WalArchiveStatus {
   readonly startLsn: Lsn;
@@ -114,6 +141,7 @@ export interface WalArchiveStatus {
 }
 
 export interface StorageClients {
+  /** All that are known now, retired ones too. */
   readonly pageservers: readonly PageserverNode[];
   /** All that are known now, retired ones too. */
   readonly safekeepers: readonly SafekeeperNode[];
@@ -123,7 +151,7 @@ export interface StorageClients {
 }
 
 export class HttpStorageClients implements StorageClients {
-  readonly pageservers: readonly PageserverNode[];
+  #pageservers: readonly PageserverNode[];
   #safekeepers: readonly SafekeeperNode[];
   readonly #issuer: TokenIssuer;
 
@@ -132,9 +160,13 @@ export class HttpStorageClients implements StorageClients {
     safekeepers: readonly SafekeeperNode[];
     issuer: TokenIssuer;
   }) {
-    this.pageservers = options.pageservers;
+    this.#pageservers = options.pageservers;
     this.#safekeepers = options.safekeepers;
     this.#issuer = options.issuer;
+  }
+
+  get pageservers(): readonly PageserverNode[] {
+    return this.#pageservers;
   }
 
   get safekeepers(): readonly SafekeeperNode[] {
@@ -142,6 +174,9 @@ export class HttpStorageClients implements StorageClients {
   }
 
   /** The list in the database has changed. */
+  usePageservers(nodes: readonly PageserverNode[]): void {
+    this.#pageservers = nodes;
+  }
   useSafekeepers(nodes: readonly SafekeeperNode[]): void {
     this.#safekeepers = nodes;
   }
@@ -253,8 +288,52 @@ class HttpPageserver implements PageserverClient {
     this.#http = http;
   }
 
-  async attachTenant(tenantId: string, generation: number): Promise<void> {
-    await this.#http.call('PUT', `/v1/tenant/${tenantId}`, {body: {generation}});
+  async attachTenant(tenantId: string, generation: number, holds = false): Promise<void> {
+    await this.#http.call('PUT', `/v1/tenant/${tenantId}`, {body: {generation, ...(holds ? {holds} : {})}});
+  }
+
+  async keepReady(tenantId: string): Promise<void> {
+    await this.#http.call('PUT', `/v1/tenant/${tenantId}`, {body: {mode: 'secondary'}});
+  }
+
+  async detachTenant(tenantId: string): Promise<void> {
+    await this.#http.call('DELETE', `/v1/tenant/${tenantId}`);
+  }
+
+  async saveTenant(tenantId: string): Promise<void> {
+    await this.#http.call('POST', `/v1/tenant/${tenantId}/save`, {timeoutMs: 10_000});
+  }
+
+  async tenantStatus(tenantId: string): Promise<TenantStatus | undefined> {
+    const {status, json} = await this.#http.call('GET', `/v1/tenant/${tenantId}`, {
+      expected: [404, misdirected],
+      timeoutMs: 10_000,
+    });
+    if (status !== 200) return undefined;
+    const timelines = (json['timelines'] ?? []) as {timelineId: string; state: string; lastRecordLsn: unknown}[];
+    return {
+      mode: json['mode'] === 'secondary' ? 'secondary' : 'attached',
+      isReady: json['isReady'] === true,
+      reached: new Map(
+        (Array.isArray(timelines) ? timelines : [])
+          .filter(({state}) => state === 'active')
+          .map(({timelineId, lastRecordLsn}) => [timelineId, readLsn(lastRecordLsn, `timeline ${timelineId}`)]),
+      ),
+    };
+  }
+
+  async held(): Promise<HeldShard[]> {
+    const {json} = await this.#http.call('GET', '/v1/held', {timeoutMs: 10_000});
+    const tenants = json['tenants'] as {id: string; mode: HeldShard['mode']; generation?: number}[];
+    return tenants.map(({id, mode, generation}) => ({
+      shardId: id,
+      mode,
+      ...(generation === undefined ? {} : {generation}),
+    }));
+  }
+
+  async alive(timeoutMs: number): Promise<void> {
+    await this.#http.call('GET', '/v1/status', {timeoutMs});
   }
 
   async tenantGeneration(tenantId: string): Promise<number | undefined> {

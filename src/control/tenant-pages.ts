@@ -1,6 +1,6 @@
 /**
- * One tenant at the pageservers that hold it now. Every call finds out where each shard is, asks all of them, and asks once more
- * when one has moved between the look and the question.
+ * One tenant at the pageservers that hold it now. Every call finds out where each shard is, asks all of them, and asks again
+ * when one has moved between the look and the answer.
  */
 import {type Clock, systemClock} from '#runtime/clock.ts';
 import {type Attachment, readAttachments} from '#control/attachments.ts';
@@ -24,6 +24,7 @@ export interface TenantPagesContext {
 }
 
 const attachAttemptsMax = 5;
+const askAttemptsMax = 4;
 
 /** Every call may be repeated: creating what exists and deleting what is gone succeed. */
 export class TenantPages {
@@ -116,13 +117,29 @@ export class TenantPages {
     return Promise.all((await this.#shards()).map((shard) => this.#ask(shard, ask)));
   }
 
+  /**
+   * A change that was answered counts when the shard is still where it was: whoever attaches it later finds the change in the
+   * object store. When it has moved meanwhile, the new holder may have looked before, and is asked again.
+   */
   async #ask<T>(shard: Attachment, ask: (client: PageserverClient, shardId: string) => Promise<T>): Promise<T> {
-    try {
-      return await ask(this.#storage.pageserver(shard.pageserverId), shard.shardId);
-    } catch (error) {
-      if (!(error instanceof NotAttachedError)) throw error;
-      const now = await this.#attach(shard);
-      return ask(this.#storage.pageserver(now.pageserverId), now.shardId);
+    for (let at = shard, attempt = 1; ; attempt++) {
+      let answer: T | NotAttachedError;
+      try {
+        answer = await ask(this.#storage.pageserver(at.pageserverId), at.shardId);
+      } catch (error) {
+        if (!(error instanceof NotAttachedError) || attempt >= askAttemptsMax) throw error;
+        answer = error;
+      }
+      const now = await this.#shard(shard.number).catch(() => undefined);
+      const stayed = now === undefined || isSame(now, at);
+      if (!(answer instanceof NotAttachedError)) {
+        if (stayed || attempt >= askAttemptsMax) return answer;
+        at = now;
+        continue;
+      }
+      // It should hold it and does not: it has let go of it, or has just started. Each attachment has a generation of its own.
+      if (stayed) await this.#raise(at, at.generation);
+      at = await this.#attach(shard);
     }
   }
 
@@ -144,15 +161,20 @@ export class TenantPages {
         // Ours is older than what the pageserver has, and nobody here has raised it: we were restored from a backup.
         const held = await this.#storage.pageserver(pageserverId).tenantGeneration(shardId);
         if (held === undefined || held <= generation) throw error;
-        await this.#store
-          .updateTable('attachments')
-          .set({generation: nextGeneration(held, this.#clock)})
-          .where('tenant_id', '=', this.tenantId)
-          .where('shard_number', '=', number)
-          .where('generation', '=', generation)
-          .execute();
+        await this.#raise(shard, held);
       }
     }
+  }
+
+  /** Above `last`, unless somebody else has changed the attachment meanwhile. */
+  async #raise({number, generation}: Attachment, last: number): Promise<void> {
+    await this.#store
+      .updateTable('attachments')
+      .set({generation: nextGeneration(last, this.#clock)})
+      .where('tenant_id', '=', this.tenantId)
+      .where('shard_number', '=', number)
+      .where('generation', '=', generation)
+      .execute();
   }
 
   async #shard(number: number): Promise<Attachment> {
@@ -160,4 +182,8 @@ export class TenantPages {
     if (shard === undefined) throw new Error(`tenant ${this.tenantId} has no shard ${number} any more`);
     return shard;
   }
+}
+
+function isSame(a: Attachment, b: Attachment): boolean {
+  return a.pageserverId === b.pageserverId && a.generation === b.generation;
 }

@@ -8,7 +8,7 @@ import {ApiContext} from '#control/api/context.ts';
 import {insertApiKey, makeApiKey} from '#control/api/principal.ts';
 import {buildApi} from '#control/api/server.ts';
 import type {Bootstrap} from '#control/bootstrap.ts';
-import type {SafekeeperNode} from '#control/config.ts';
+import type {PageserverNode, SafekeeperNode} from '#control/config.ts';
 import type {SafekeeperPosition} from '#wire/membership.ts';
 import {Endpoints} from '#control/endpoints.ts';
 import type {ComputeSpec} from '#wire/compute-spec.ts';
@@ -18,6 +18,7 @@ import {makePlans} from '#control/operations/plans.ts';
 import {OperationRunner} from '#control/operations/runner.ts';
 import {PasswordVault} from '#control/scram.ts';
 import type {
+  HeldShard,
   NewSafekeeperTimeline,
   PageserverClient,
   SafekeeperClient,
@@ -31,7 +32,7 @@ export const importLsn = 0x150_0000 as Lsn;
 
 /** Everything outside the control plane; survives a "crash" of it. */
 export class FakeWorld implements StorageClients {
-  readonly pageservers = [{nodeId: 1, host: '127.0.0.1', port: 1, httpPort: 2}];
+  pageservers: PageserverNode[] = [{nodeId: 1, host: '127.0.0.1', port: 1, httpPort: 2}];
   /** The fourth takes no timeline unless it is told to. */
   readonly safekeepers: SafekeeperNode[] = [1, 2, 3, 4].map((nodeId) => ({
     nodeId,
@@ -41,6 +42,8 @@ export class FakeWorld implements StorageClients {
     httpPort: 20 + nodeId,
   }));
   readonly tenants = new Map<string, number>();
+  /** `nodeId/shard` → what the pageserver has of it. */
+  readonly places = new Map<string, HeldShard>();
   readonly timelines = new Map<
     string,
     {mode: TimelineMode; imports: number; lastRecordLsn: Lsn; safekeepers: number}
@@ -77,17 +80,34 @@ export class FakeWorld implements StorageClients {
     if (this.broken.has(call)) throw new Error(`${call} is broken`);
   }
 
-  pageserver(): PageserverClient {
+  pageserver(nodeId = 1): PageserverClient {
     return {
       attachTenant: async (tenantId, generation) => {
         this.#maybeFail('attachTenant');
+        this.#maybeFail(`pageserver-${nodeId}`);
         await this.beforeAttach?.(tenantId);
         const held = this.tenants.get(tenantId) ?? 0;
         if (generation < held) throw new PermanentError(`attached with generation ${held}; ${generation} is older`);
         this.tenants.set(tenantId, generation);
+        this.places.set(`${nodeId}/${tenantId}`, {shardId: tenantId, mode: 'attached', generation});
       },
       tenantGeneration: async (tenantId) => this.tenants.get(tenantId),
-      deleteTenant: async (tenantId) => void this.tenants.delete(tenantId),
+      keepReady: async (tenantId) => {
+        this.#maybeFail('keepReady');
+        this.places.set(`${nodeId}/${tenantId}`, {shardId: tenantId, mode: 'secondary'});
+      },
+      detachTenant: async (tenantId) => void this.places.delete(`${nodeId}/${tenantId}`),
+      saveTenant: async () => this.#maybeFail('saveTenant'),
+      tenantStatus: async (tenantId) => {
+        const place = this.places.get(`${nodeId}/${tenantId}`);
+        return place && {mode: place.mode, isReady: true, reached: new Map()};
+      },
+      held: async () => [...this.places].filter(([key]) => key.startsWith(`${nodeId}/`)).map(([, place]) => place),
+      alive: async () => this.#maybeFail(`pageserver-${nodeId}`),
+      deleteTenant: async (tenantId) => {
+        this.tenants.delete(tenantId);
+        this.places.delete(`${nodeId}/${tenantId}`);
+      },
       createTimeline: async (tenantId, timelineId, _pgVersion, mode) => {
         this.#maybeFail('createTimeline');
         if (!this.tenants.has(tenantId)) throw new Error('tenant is not attached');
@@ -336,6 +356,7 @@ export async function startControl(
     log: silentLog,
     mintComputeToken: async (tenant, timeline) => `token for ${tenant}/${timeline}`,
     tokenRefreshUrl: 'http://127.0.0.1:1/internal/v1/token',
+    locationsUrl: (tenantId) => `http://127.0.0.1:1/internal/v1/tenants/${tenantId}/locations`,
   });
   const runner = new OperationRunner({
     store,

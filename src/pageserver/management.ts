@@ -49,7 +49,7 @@ export function managementRoutes(pageserver: Pageserver, metricsText: () => stri
       body: Buffer.from(metricsText()),
       headers: {'content-type': 'text/plain; version=0.0.4'},
     })),
-    node('GET', '/v1/tenant', async () => ({
+    node('GET', '/v1/held', async () => ({
       status: 200,
       json: {
         tenants: [

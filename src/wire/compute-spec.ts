@@ -56,6 +56,8 @@ export interface ComputeSpec {
   readonly token: string;
   /** `POST` with the current token answers `{token}`. Absent in tests. */
   readonly tokenRefreshUrl?: string;
+  /** `GET` with the token answers `{shards: [ShardLocation]}`: where the pages are now. Absent in tests. */
+  readonly locationsUrl?: string;
   readonly roles: readonly RoleSpec[];
   readonly databases: readonly DatabaseSpec[];
   /** Roles and databases that were there at an earlier start and must go. */

@@ -34,6 +34,7 @@ export interface ApiOptions {
   readonly log: Log;
   readonly config: Pick<ControlConfig, 'regionId' | 'proxy'>;
   readonly operationWaitMsMax?: number;
+  readonly isDeadPageserver?: (nodeId: number) => boolean;
 }
 
 export class ApiContext {
@@ -48,6 +49,7 @@ export class ApiContext {
   readonly log: Log;
   readonly config: Pick<ControlConfig, 'regionId' | 'proxy'>;
   readonly #waitMsMax: number;
+  readonly #isDeadPageserver: (nodeId: number) => boolean;
 
   constructor(options: ApiOptions) {
     this.store = options.store;
@@ -60,7 +62,13 @@ export class ApiContext {
     this.random = options.random;
     this.log = options.log;
     this.config = options.config;
+    this.#isDeadPageserver = options.isDeadPageserver ?? (() => false);
     this.#waitMsMax = options.operationWaitMsMax ?? operationWaitMsMax;
+  }
+
+  /** Nothing new is placed on them. */
+  deadPageservers(): number[] {
+    return this.storage.pageservers.map(({nodeId}) => nodeId).filter((id) => this.#isDeadPageserver(id));
   }
 
   /** 404 for what does not exist and for what this key may not see: the two must look the same. */

@@ -14,7 +14,7 @@ import {newSystemId} from '#control/bootstrap.ts';
 import {nextGeneration} from '#control/generations.ts';
 import {newBranchId, newProjectId} from '#control/ids.ts';
 import type {OperationDraft} from '#control/operations/runner.ts';
-import {placeNewTimeline} from '#control/placement.ts';
+import {pageserverLoad, placeNewTimeline, placeShards} from '#control/placement.ts';
 import {forgetProject} from '#control/store/forget.ts';
 import type {ProjectTable} from '#control/store/schema.ts';
 
@@ -195,8 +195,12 @@ export async function createProject(
   const roleName = wanted.branch?.role_name ?? `${databaseName}_owner`;
   checkRoleName(roleName);
   checkDatabaseName(databaseName);
-  const pageserver = context.storage.pageservers[0];
-  if (!pageserver || context.storage.safekeepers.length === 0)
+  const [place] = placeShards({
+    nodes: context.storage.pageservers,
+    avoid: context.deadPageservers(),
+    load: await pageserverLoad(context.store),
+  });
+  if (!place || context.storage.safekeepers.length === 0)
     throw apiErrors.notReady('the control plane knows no pageserver or no safekeeper');
 
   const {random} = context;
@@ -245,9 +249,9 @@ export async function createProject(
         tenant_id: project.tenant_id,
         shard_number: 0,
         shard_count: 1,
-        pageserver_id: pageserver.nodeId,
+        pageserver_id: place.pageserverId,
         generation: nextGeneration(0, context.clock),
-        secondary_id: null,
+        secondary_id: place.secondaryId ?? null,
       })
       .execute();
     await trx

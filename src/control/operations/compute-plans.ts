@@ -48,6 +48,7 @@ export async function buildSpec(
     ...(membership.newMembers.length === 0 ? {} : {newSafekeepers: membership.newMembers}),
     token: await context.mintComputeToken(project.tenant_id, branch.timeline_id),
     tokenRefreshUrl: context.tokenRefreshUrl,
+    locationsUrl: context.locationsUrl(project.tenant_id),
     roles: roles.map((role) => ({
       name: role.name,
       ...(role.scram_verifier === null ? {} : {scramVerifier: role.scram_verifier}),

@@ -24,6 +24,8 @@ export interface PlanContext {
   /** A token for one compute: pageserver, safekeepers, and control for the next token. */
   readonly mintComputeToken: (tenantId: string, timelineId: string) => Promise<string>;
   readonly tokenRefreshUrl: string;
+  /** Where a compute asks which pageserver has its pages. */
+  readonly locationsUrl: (tenantId: string) => string;
 }
 
 /** PG_VERSION_NUM of a major version's first release: what storage compares majors by. */

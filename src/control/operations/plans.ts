@@ -14,6 +14,7 @@ import {
 import {deleteParentPlan, detachBranchPlan} from '#control/operations/detach-plan.ts';
 import {excludeSafekeeperPlan} from '#control/operations/exclude-safekeeper-plan.ts';
 import type {Plan} from '#control/operations/plan.ts';
+import {migratePlan} from '#control/operations/migrate-plan.ts';
 import {replaceSafekeeperPlan} from '#control/operations/replace-safekeeper-plan.ts';
 import {restoreFromArchivePlan} from '#control/operations/restore-from-archive-plan.ts';
 import {restoreBranchPlan} from '#control/operations/restore-plan.ts';
@@ -41,6 +42,7 @@ export function makePlans(context: PlanContext): Plan[] {
     archiveBranchPlan(context),
     detachBranchPlan(context),
     deleteParentPlan(context),
+    migratePlan(context),
   ];
 }
 
