@@ -125,7 +125,10 @@ export async function runControl(config: ControlConfig): Promise<RunningControl>
   const internal = await startHttpServer({
     host: config.internalHost,
     port: config.internalPort,
-    routes: allInternalRoutes({store, endpoints, mintComputeToken, storage, runner, clock, random, log, isDeadPageserver}, context),
+    routes: allInternalRoutes(
+      {store, endpoints, mintComputeToken, storage, runner, clock, random, log, isDeadPageserver},
+      context,
+    ),
     authenticate: authenticateInternal(verifier),
     log,
   });

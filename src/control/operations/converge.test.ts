@@ -39,6 +39,12 @@ async function observe(control: TestControl, world: FakeWorld): Promise<unknown>
   return {
     projects,
     tenants: world.tenants.size,
+    attachments: (await control.store.selectFrom('attachments').selectAll().execute()).map((row) => [
+      row.pageserver_id,
+      row.secondary_id,
+      world.places.get(`${row.pageserver_id}/${row.tenant_id}`)?.generation === row.generation,
+    ]),
+    places: [...world.places].map(([key, {mode}]) => [Number(key.split('/')[0]), mode]),
     timelines: [...world.timelines.values()].map((t) => [t.mode.kind, t.lastRecordLsn, t.safekeepers]),
     walTimelines: [...world.walTimelines.keys()].map((key) => Number(key.split('/')[0])).sort((a, b) => a - b),
     safekeepers: (await control.store.selectFrom('branches').select('safekeepers').execute())
@@ -157,6 +163,18 @@ const scenarios: readonly Scenario[] = [
     name: 'replace a safekeeper that is gone',
     prepare: makeProject,
     act: (control) => submit(control, 'replace_safekeeper', {remove: [3], add: [4]}),
+  },
+  {
+    name: 'a tenant moves to another pageserver',
+    prepare: async (control, world) => {
+      await makeProject(control);
+      world.pageservers.push({nodeId: 2, host: '127.0.0.1', port: 3, httpPort: 4});
+    },
+    act: async (control) =>
+      submit(control, 'migrate_tenant', {
+        shardId: (await control.store.selectFrom('attachments').selectAll().executeTakeFirstOrThrow()).tenant_id,
+        to: 2,
+      }),
   },
   {
     name: 'all safekeepers lost, the branch restored from the archive',

@@ -149,7 +149,13 @@ test('all disks lost: the branch comes back from the archive, and the operation 
   assert.deepEqual(readSafekeeperSet(row.safekeepers).members, [1, 2, 4]);
   const endpoint = await control.store.selectFrom('endpoints').selectAll().executeTakeFirstOrThrow();
   const {spec} = await buildSpec(
-    {store: control.store, storage: world, mintComputeToken: async () => 't', tokenRefreshUrl: '', locationsUrl: () => ''} as never,
+    {
+      store: control.store,
+      storage: world,
+      mintComputeToken: async () => 't',
+      tokenRefreshUrl: '',
+      locationsUrl: () => '',
+    } as never,
     endpoint,
   );
   assert.equal(spec.safekeeperGeneration, 11);
