@@ -49,10 +49,8 @@ const doors: Readonly<Record<string, Door>> = {
   'control GET /internal/v1/branches/:id/wal': control,
   'control POST /internal/v1/branches/:id/restore_from_archive': control,
   'control GET /internal/v1/branch_places': control,
-<<<<<<< HEAD
   'control POST /internal/v1/imports': control,
   'control GET /internal/v1/imports/:id': control,
-=======
   'control GET /internal/v1/pageservers': control,
   'control GET /internal/v1/pageservers/operations': control,
   'control PUT /internal/v1/pageservers/:id': control,
@@ -60,7 +58,6 @@ const doors: Readonly<Record<string, Door>> = {
   'control POST /internal/v1/pageservers/:id/drain': control,
   // A compute asks where its pages are.
   'control GET /internal/v1/tenants/:tenant/locations': {node: ['control'], tenant: true},
->>>>>>> 8accaf9 (Migration is killed at every point; internal routes' doors)
 
   'pageserver GET /v1/status': everybody,
   'pageserver GET /metrics': control,
