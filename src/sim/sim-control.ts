@@ -73,7 +73,8 @@ export class SimControl {
     const base = this.configuration;
     const current = base.members.map((m) => m.nodeId);
     for (const node of this.#world.nodes) if (node.status === 'lost' && !current.includes(node.id)) node.exclude(base);
-    const spare = this.#world.nodes.filter((n) => !current.includes(n.id)).map((n) => n.id);
+    // Damage that nobody knows of is survived by a set that was whole before; a set that begins with it may not be.
+    const spare = this.#world.nodes.filter((n) => !current.includes(n.id) && n.rottenLsn === 0).map((n) => n.id);
     // A member without a timeline, too: it lost its disk before it was told that it is one.
     const lost =
       current.find((id) => ['lost', 'absent'].includes(this.#world.node(id).status)) ??
