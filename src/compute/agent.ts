@@ -38,6 +38,7 @@ import {WalRelay} from '#compute/wal-relay.ts';
 import type {ComputeSpec, SchemaSource} from '#wire/compute-spec.ts';
 import {copySchema} from '#compute/schema-copy.ts';
 import {uploadStatistics} from '#compute/graceful-stop.ts';
+import {Locations} from '#compute/locations.ts';
 import {TokenSource} from '#compute/token-source.ts';
 
 export type ComputeState =
@@ -144,6 +145,7 @@ class ComputeAgent {
     'How long writers wait for each MiB of WAL, microseconds; 4294967295: until the pageserver has caught up',
   );
   readonly #tokens: TokenSource;
+  readonly #locations: Locations;
   #spec: ComputeSpec;
   #state: ComputeState = 'electing';
   #current: Incarnation | undefined;
@@ -179,6 +181,12 @@ class ComputeAgent {
       clock: machine.clock,
       log: machine.log,
       onChange: (token) => this.#proposer?.refreshToken(token),
+    });
+    this.#locations = new Locations({
+      spec: config.spec,
+      token: () => this.#tokens.current,
+      clock: machine.clock,
+      log: machine.log,
     });
   }
 
@@ -327,6 +335,7 @@ class ComputeAgent {
       disk: this.#disk,
       path: this.#paths.pgdata,
       spec: this.#spec,
+      locations: this.#locations,
       lsn: mode === 'replica' ? this.#rebaseLsn : asked,
       token: this.#tokens.current,
       owner: this.#config.systemUser,
@@ -338,10 +347,11 @@ class ComputeAgent {
   async #openBase(lsn: Lsn): Promise<Base> {
     const {hydrationSocket} = this.#paths;
     const token = (): string => this.#tokens.current;
-    const lease = new Lease({spec: this.#spec, lsn, token, clock: this.#clock, log: this.#log});
+    const shared = {spec: this.#spec, locations: this.#locations, lsn, token, clock: this.#clock, log: this.#log};
+    const lease = new Lease(shared);
     // Of the newest LSN nobody has to wait for it.
     if (this.#spec.mode === 'static') await lease.granted;
-    const pages = openPageSource({spec: this.#spec, token, lsn, clock: this.#clock, log: this.#log});
+    const pages = openPageSource(shared);
     const hydration = await HydrationServer.start({
       path: hydrationSocket,
       pages,
@@ -567,6 +577,7 @@ class ComputeAgent {
             disk: this.#disk,
             pgdata: this.#paths.pgdata,
             spec: this.#spec,
+            locations: this.#locations,
             lsn: committed,
             token: this.#tokens.current,
           });

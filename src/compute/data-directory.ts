@@ -8,10 +8,13 @@ import type {Disk} from '#runtime/disk.ts';
 import {dirname, joinPath, replaceFile} from '#runtime/disk.ts';
 import {requestStream} from '#runtime/http.ts';
 import {changeOwner} from '#runtime/permissions.ts';
-import {type ComputeSpec, shardsOf} from '#wire/compute-spec.ts';
+import type {Locations} from '#compute/locations.ts';
+import type {ComputeSpec} from '#wire/compute-spec.ts';
 import {type ReplicaBase, writeReplicaBase} from '#compute/standby.ts';
 import {hostBasedAuthentication, postgresqlConf} from '#compute/postgres-settings.ts';
 
+/** The tenant may be moving, or its pageserver have died. */
+const followMsMax = 10_000;
 /** Waiting for the pageserver to reach X is part of it. */
 const basebackupMsMax = 120_000;
 
@@ -31,6 +34,7 @@ export async function makeDataDirectory(options: {
   disk: Disk;
   path: string;
   spec: ComputeSpec;
+  locations: Locations;
   lsn: Lsn | undefined;
   token: string;
   owner: string;
@@ -39,11 +43,15 @@ export async function makeDataDirectory(options: {
   const {disk, path, spec} = options;
   const at = options.lsn === undefined ? 'newest LSN' : `LSN ${formatLsn(options.lsn)}`;
   const where = `tenant ${spec.tenantId}, branch ${spec.branchId} (timeline ${spec.timelineId}), ${at}`;
-  const {host, httpPort, shardId} = shardsOf(spec)[0]!;
-  const url =
-    `http://${host}:${httpPort}/v1/tenant/${shardId}/timeline/${spec.timelineId}` +
-    `/basebackup?wal=none${options.lsn === undefined ? '' : `&lsn=${encodeURIComponent(formatLsn(options.lsn))}`}`;
-  const response = await requestStream({method: 'GET', url, token: options.token, timeoutMs: basebackupMsMax});
+  const response = await options.locations.follow(0, followMsMax, async ({host, httpPort, shardId}) => {
+    const url =
+      `http://${host}:${httpPort}/v1/tenant/${shardId}/timeline/${spec.timelineId}` +
+      `/basebackup?wal=none${options.lsn === undefined ? '' : `&lsn=${encodeURIComponent(formatLsn(options.lsn))}`}`;
+    const answer = await requestStream({method: 'GET', url, token: options.token, timeoutMs: basebackupMsMax});
+    if (answer.status !== 421) return answer;
+    for await (const _ of answer.body); // read to the end, so that the connection can be used again
+    return 'elsewhere';
+  });
   if (response.status !== 200) {
     const parts: Buffer[] = [];
     for await (const part of response.body) parts.push(part);

@@ -6,11 +6,12 @@ import type {Lsn} from '#postgres/lsn.ts';
 import {formatLsn} from '#postgres/lsn.ts';
 import type {RelTag} from '#postgres/relation.ts';
 import {formatRel} from '#postgres/relation.ts';
-import type {Clock} from '#runtime/clock.ts';
+import type {Clock, Timer} from '#runtime/clock.ts';
 import type {Log} from '#runtime/log.ts';
 import {type PageRun, PageServiceError, PagesClient, type RelListEntry} from '#wire/pages.ts';
 import type {HydrationSource} from '#wire/hydration.ts';
-import {type ComputeSpec, type ShardLocation, shardsOf} from '#wire/compute-spec.ts';
+import type {Locations} from '#compute/locations.ts';
+import type {ComputeSpec, ShardLocation} from '#wire/compute-spec.ts';
 
 /** How long a read waits for a pageserver that is away before the backend gets an error. A cancel ends it earlier. */
 const unreachableMsMax = 120_000;
@@ -18,6 +19,7 @@ const reconnectMs = 100;
 /** The pageserver itself gives up waiting for WAL after a minute: a connection that is silent for longer is dead. */
 const answerMsMax = 70_000;
 const welcomeMsMax = 10_000;
+const lookEveryMs = 1000;
 
 export class PageSource implements HydrationSource {
   readonly #spec: ComputeSpec;
@@ -25,14 +27,27 @@ export class PageSource implements HydrationSource {
   readonly #clock: Clock;
   readonly #log: Log;
   readonly #lsn: Lsn;
-  readonly #location: ShardLocation;
+  readonly #locations: Locations;
+  readonly #shard: number;
+  /** Where the client is connected to. */
+  #location: ShardLocation;
   #client: Promise<PagesClient> | undefined;
   #stopped = false;
 
   /** `shard`: whose pages, by number; 0 is the only one of a tenant that is not sharded. */
-  constructor(options: {spec: ComputeSpec; token: () => string; lsn: Lsn; clock: Clock; log: Log; shard?: number}) {
+  constructor(options: {
+    spec: ComputeSpec;
+    locations: Locations;
+    token: () => string;
+    lsn: Lsn;
+    clock: Clock;
+    log: Log;
+    shard?: number;
+  }) {
     this.#spec = options.spec;
-    this.#location = shardsOf(options.spec)[options.shard ?? 0]!;
+    this.#locations = options.locations;
+    this.#shard = options.shard ?? 0;
+    this.#location = options.locations.of(this.#shard);
     this.#token = options.token;
     this.#lsn = options.lsn;
     this.#clock = options.clock;
@@ -72,11 +87,14 @@ export class PageSource implements HydrationSource {
     for (let attempt = 0; ; attempt++) {
       try {
         const client = await (this.#client ??= this.#connect());
-        const timer = this.#clock.setTimer(answerMsMax, () => client.destroy());
+        const watch = this.#watch(() => client.destroy(), answerMsMax);
         try {
           return await ask(client);
+        } catch (error) {
+          if (error instanceof PageServiceError && error.code === 'not-attached') client.destroy();
+          throw error;
         } finally {
-          timer.cancel();
+          watch.cancel();
         }
       } catch (error) {
         if (this.#stopped) throw error;
@@ -84,7 +102,8 @@ export class PageSource implements HydrationSource {
           error instanceof NotConnected ||
           !(error instanceof PageServiceError) ||
           error.code === 'disconnected' ||
-          error.code === 'unavailable';
+          error.code === 'unavailable' ||
+          error.code === 'not-attached';
         if (!transient) throw error;
         if (this.#clock.monotonicMs() > deadline)
           throw new Error(
@@ -94,9 +113,36 @@ export class PageSource implements HydrationSource {
             {cause: error},
           );
         if (attempt % 50 === 0) this.#log.warn('the pageserver is away, trying again', {what, error});
-        await this.#clock.sleep(reconnectMs);
+        // It may have moved: at once when it has, for one that is away there is time.
+        await this.#locations.ask();
+        if (!this.#locations.hasMoved(this.#shard, this.#location)) await this.#clock.sleep(reconnectMs);
       }
     }
+  }
+
+  /**
+   * While an answer is awaited: every second, is the shard elsewhere by now? (A pageserver that was stopped answers nobody, and
+   * its connections stay.) Gives up on it then, or after `msMax`.
+   */
+  #watch(giveUp: () => void, msMax: number): {cancel(): void} {
+    const location = this.#location;
+    const until = this.#clock.monotonicMs() + msMax;
+    let ended = false;
+    let timer: Timer;
+    const look = async (): Promise<void> => {
+      if (this.#clock.monotonicMs() >= until) return giveUp();
+      await this.#locations.ask();
+      if (ended) return;
+      if (this.#locations.hasMoved(this.#shard, location)) giveUp();
+      else timer = this.#clock.setTimer(lookEveryMs, () => void look());
+    };
+    timer = this.#clock.setTimer(lookEveryMs, () => void look());
+    return {
+      cancel(): void {
+        ended = true;
+        timer.cancel();
+      },
+    };
   }
 
   /**
@@ -104,8 +150,10 @@ export class PageSource implements HydrationSource {
    * over, does not know it yet.
    */
   async #connect(): Promise<PagesClient> {
+    const {promise: deadline, resolve: giveUp} = Promise.withResolvers<void>();
+    this.#location = this.#locations.of(this.#shard);
+    const watch = this.#watch(giveUp, welcomeMsMax);
     try {
-      const deadline = this.#clock.sleep(welcomeMsMax);
       const client = await PagesClient.connect(
         this.#location,
         this.#token(),
@@ -118,6 +166,8 @@ export class PageSource implements HydrationSource {
     } catch (error) {
       this.#client = undefined;
       throw new NotConnected((error as Error).message, {cause: error});
+    } finally {
+      watch.cancel();
     }
   }
 }

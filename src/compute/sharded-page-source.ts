@@ -7,7 +7,8 @@ import {type RelTag, blockSize} from '#postgres/relation.ts';
 import type {Clock} from '#runtime/clock.ts';
 import type {Log} from '#runtime/log.ts';
 import {PageSource} from '#compute/page-source.ts';
-import {type ComputeSpec, shardsOf} from '#wire/compute-spec.ts';
+import type {Locations} from '#compute/locations.ts';
+import type {ComputeSpec} from '#wire/compute-spec.ts';
 import type {HydrationListEntry, HydrationSource} from '#wire/hydration.ts';
 import {type PageRun, PageServiceError} from '#wire/pages.ts';
 import {shardOfBlock, stripeBlocks} from '#wire/shard.ts';
@@ -19,12 +20,13 @@ export interface StoppableSource extends HydrationSource {
 /** The source of a compute's pages, however many shards its tenant has. */
 export function openPageSource(options: {
   readonly spec: ComputeSpec;
+  readonly locations: Locations;
   readonly token: () => string;
   readonly lsn: Lsn;
   readonly clock: Clock;
   readonly log: Log;
 }): StoppableSource {
-  const sources = shardsOf(options.spec).map((_, shard) => new PageSource({...options, shard}));
+  const sources = options.locations.shards.map((_, shard) => new PageSource({...options, shard}));
   return sources.length === 1 ? sources[0]! : new ShardedPageSource(sources);
 }
 

@@ -14,7 +14,8 @@ import {type Disk, joinPath, replaceFile} from '#runtime/disk.ts';
 import {requestJson} from '#runtime/http.ts';
 import type {Clock, Timer} from '#runtime/clock.ts';
 import type {Log} from '#runtime/log.ts';
-import {type ComputeSpec, type ShardLocation, shardsOf} from '#wire/compute-spec.ts';
+import type {Locations} from '#compute/locations.ts';
+import type {ComputeSpec, ShardLocation} from '#wire/compute-spec.ts';
 import {defaultSettings} from '#compute/postgres-settings.ts';
 import {runningXids} from '#compute/running-transactions.ts';
 
@@ -87,14 +88,21 @@ const retryMs = 5_000;
 
 /** Keeps pageservers from forgetting the one LSN that this compute reads at, in every shard. */
 export class Lease {
-  readonly #options: {spec: ComputeSpec; lsn: Lsn; token: () => string; clock: Clock; log: Log};
+  readonly #options: {spec: ComputeSpec; locations: Locations; lsn: Lsn; token: () => string; clock: Clock; log: Log};
   #timer: Timer | undefined;
   #stopped = false;
 
   /** Rejects when the pageserver says that the LSN is gone already; any other trouble is tried again behind the scenes. */
   readonly granted: Promise<void>;
 
-  constructor(options: {spec: ComputeSpec; lsn: Lsn; token: () => string; clock: Clock; log: Log}) {
+  constructor(options: {
+    spec: ComputeSpec;
+    locations: Locations;
+    lsn: Lsn;
+    token: () => string;
+    clock: Clock;
+    log: Log;
+  }) {
     this.#options = options;
     this.granted = this.#renew(true);
     this.granted.catch(() => {});
@@ -106,7 +114,7 @@ export class Lease {
   }
 
   async #renew(isFirst: boolean): Promise<void> {
-    const {spec, lsn, token, clock, log} = this.#options;
+    const {spec, locations, lsn, token, clock, log} = this.#options;
     let next = renewEveryMs;
     const ask = async ({host, httpPort, shardId}: ShardLocation): Promise<void> => {
       const {status, json} = await requestJson({
@@ -122,6 +130,7 @@ export class Lease {
         );
       if (status < 300) return;
       next = retryMs;
+      void locations.ask();
       log.warn('no lease on the LSN that this compute reads at', {
         status,
         tenant: shardId,
@@ -130,10 +139,11 @@ export class Lease {
       });
     };
     try {
-      await Promise.all(shardsOf(spec).map(ask));
+      await Promise.all(locations.shards.map(ask));
     } catch (error) {
       if (error instanceof LeaseRefused && isFirst) throw error;
       next = retryMs;
+      void locations.ask();
       log.warn('the lease on the LSN that this compute reads at could not be renewed', {error});
     }
     if (!this.#stopped) this.#timer = clock.setTimer(next, () => void this.#renew(false));
