@@ -6,13 +6,23 @@
  *
  *   --seconds S   per run, default 10     --rounds N   default 3     --scale N   of pgbench, default 10
  */
-import {chmodSync, mkdirSync, mkdtempSync, rmSync} from 'node:fs';
+import {chmodSync, mkdirSync, mkdtempSync, readFileSync, rmSync} from 'node:fs';
 import {tmpdir} from 'node:os';
 import {join} from 'node:path';
+import {setTimeout as sleep} from 'node:timers/promises';
 import {parseArgs} from 'node:util';
 import {Pagoda} from '../test/pagoda.ts';
 import {PostgresCluster} from '../test/postgres-cluster.ts';
-import {computeTarget, initialise, pgbench, proxyTarget, stockTarget} from './pgbench.ts';
+import {
+  type PgbenchResult,
+  type Target,
+  computeTarget,
+  initialise,
+  pgbench,
+  proxyTarget,
+  stockTarget,
+} from './pgbench.ts';
+import {cpuPerUnit, readCpu, withDescendants} from './process-cpu.ts';
 import {alternate, median, printReport, say} from './report.ts';
 
 /** What initdb gives: the test harness's faster settings taken back. */
@@ -41,12 +51,12 @@ export async function commit(args: string[]): Promise<void> {
     rounds: Number(options.rounds),
     pagoda: async () => ({
       one: await pgbench(ours, '-N', 1, seconds),
-      eight: await pgbench(ours, '-N', 8, seconds),
+      eight: await withCpu(ours, 8, seconds, () => pagoda.processes()),
       proxy: await pgbench(proxyTarget(pagoda), '-N', 8, seconds),
     }),
     reference: async () => ({
       one: await pgbench(theirs, '-N', 1, seconds),
-      eight: await pgbench(theirs, '-N', 8, seconds),
+      eight: await withCpu(theirs, 8, seconds, () => stock.processes()),
     }),
   });
   const tps = (results: readonly {readonly tps: number}[]): number => median(results.map((r) => r.tps));
@@ -62,7 +72,42 @@ export async function commit(args: string[]): Promise<void> {
     clients8: {pagodaTps: tps(a8), stockTps: tps(b8), pagodaMs: ms(a8), stockMs: ms(b8)},
     clients1: {ratio: tps(a1) / tps(b1), pagodaTps: tps(a1), stockTps: tps(b1), pagodaMs: ms(a1), stockMs: ms(b1)},
     throughProxy8: {ratio: tps(ap) / tps(b8), tps: tps(ap), ms: ms(ap)},
+    cpuUsPerCommit8: {pagoda: a8.at(-1)!.cpuUs, stock: b8.at(-1)!.cpuUs},
   });
+}
+
+interface WithCpu extends PgbenchResult {
+  /** Microseconds per transaction, by process; of the middle of the run, while all sessions live. */
+  readonly cpuUs: Readonly<Record<string, number>>;
+}
+
+async function withCpu(
+  target: Target,
+  clients: number,
+  seconds: number,
+  processes: () => readonly number[],
+): Promise<WithCpu> {
+  const running = pgbench(target, '-N', clients, seconds);
+  running.catch(() => {}); // awaited below
+  await sleep(seconds * 250);
+  const pids = processes();
+  const started = performance.now();
+  const before = readCpu(pids, roleOf);
+  await sleep(seconds * 600);
+  const after = readCpu(pids, roleOf);
+  const measuredMs = performance.now() - started;
+  const result = await running;
+  const byRole = cpuPerUnit(before, after, (result.tps * measuredMs) / 1000);
+  return {...result, cpuUs: {all: Object.values(byRole).reduce((sum, us) => sum + us, 0), ...byRole}};
+}
+
+function roleOf(args: readonly string[]): string {
+  const [title] = args;
+  if (title?.startsWith('postgres:') === true)
+    return /: (walsender|walreceiver|startup|walwriter)/.exec(title)?.[1] ?? 'backends';
+  return (
+    ['safekeeper', 'proposer', 'pageserver', 'compute', 'broker', 'control'].find((r) => args.includes(r)) ?? 'others'
+  );
 }
 
 /** A stock primary and two synchronous stock standbys. */
@@ -101,6 +146,15 @@ export class ReplicatedStock {
       await new Promise((resolve) => setTimeout(resolve, 100));
     }
     return new ReplicatedStock(primary, standbys, dir);
+  }
+
+  /** Of all three. */
+  processes(): number[] {
+    return withDescendants(
+      [this.primary, ...this.#standbys].map(({dataDir}) =>
+        Number.parseInt(readFileSync(join(dataDir, 'postmaster.pid'), 'utf8'), 10),
+      ),
+    );
   }
 
   async [Symbol.asyncDispose](): Promise<void> {

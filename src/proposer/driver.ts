@@ -6,7 +6,10 @@ import {type Lsn, formatLsn} from '#postgres/lsn.ts';
 import type {ProposerConfig} from '#proposer/config.ts';
 import {type PeerStatus, Proposer, type ProposerInput, type ProposerOutput} from '#proposer/proposer.ts';
 import {isQuorum} from '#proposer/quorum.ts';
+import {Recovery} from '#proposer/recovery.ts';
+import {chooseReserve} from '#proposer/reserve.ts';
 import {SafekeeperLink} from '#proposer/safekeeper-link.ts';
+import {WalBatcher} from '#proposer/wal-batcher.ts';
 import {encodeThrottle, throttleFor} from '#proposer/throttle.ts';
 import type {Clock, Timer} from '#runtime/clock.ts';
 import {failpoint} from '#runtime/failpoint.ts';
@@ -22,8 +25,16 @@ import {WalStreamClient} from '#wire/wal-stream.ts';
 
 const tickMs = 1000;
 const tickEarlyMs = 100;
-/** Safekeepers learn a commit LSN with the next append; when commits pause, so much later. */
-const commitDueMs = 5;
+/**
+ * While WAL is under way: how often it is looked at whether something has waited for too long. One timer instead of one for each
+ * thing, since also a timer that was cancelled wakes the process.
+ */
+const pulseMs = 3;
+/** WAL waits so long for the safekeepers in reserve. */
+const reserveMs = 6;
+/** A quorum that takes longer, and longer than three times what it usually takes, gets help of the reserve. */
+const lateMsMin = 6;
+const lateMsMax = 50;
 const postgresRetryMs = 200;
 /** How often the pageserver's lag is looked at while WAL flows; and while writers wait, how often safekeepers are asked for it. */
 const throttleEveryMs = 50;
@@ -89,9 +100,15 @@ export class ProposerDriver {
   readonly #links = new Map<number, SafekeeperLink>();
   readonly #recoveries = new Map<number, Recovery>();
   readonly #troubles = new Map<number, string>();
+  readonly #batcher: WalBatcher;
   #token: string;
   #tickTimer: Timer;
-  #commitTimerSet = false;
+  #pulseSet = false;
+  /** A commit LSN that safekeepers may not know, now and at the last pulse; 0: none. */
+  #untoldLsn = 0;
+  #untoldBefore = 0;
+  /** Why Postgres's socket is not read. */
+  readonly #sourcePaused = {byCore: false, byBatcher: false};
   /** Of the compute that streams. */
   #throttlePath: string | undefined;
   #throttleUsPerMib = 0;
@@ -111,6 +128,14 @@ export class ProposerDriver {
       newMembers: newSafekeepers ?? [],
     };
     this.#core = new Proposer({...identity, membership});
+    this.#batcher = new WalBatcher({
+      clock,
+      onBatch: (lsn, bytes) => this.#step({kind: 'wal', lsn, bytes}),
+      onWaiting: (is) => {
+        this.#pauseSource('byBatcher', is);
+        this.#setPulse();
+      },
+    });
     for (const member of allMembers(membership)) this.#links.set(member.nodeId, this.#link(member));
     this.#tickTimer = clock.setTimer(tickEarlyMs, () => this.#tick());
   }
@@ -173,10 +198,11 @@ export class ProposerDriver {
       client.start({
         slot,
         startLsn,
-        onWal: (lsn, bytes) => this.#step({kind: 'wal', lsn, bytes}),
+        onWal: (lsn, bytes) => this.#batcher.add(lsn, bytes),
         onReplyRequested: () => client.sendStatus(this.#core.commitLsn),
         onEnd: (end) => {
           this.#postgres = undefined;
+          this.#batcher.sendNow(); // the next stream goes on behind it
           client.close();
           if (this.#stopped) return;
           if (end.kind === 'done') void this.#farewell();
@@ -228,10 +254,17 @@ export class ProposerDriver {
         this.#troubles.delete(member.nodeId);
         this.#step({kind: 'connected', peer: member.nodeId});
       },
-      onDisconnected: () => this.#step({kind: 'disconnected', peer: member.nodeId}),
+      onDisconnected: () => {
+        this.#step({kind: 'disconnected', peer: member.nodeId});
+        this.#chooseReserve();
+      },
+      onWaiting: () => this.#setPulse(),
       onMessage: (message) => {
         failpoint(receivePoints[message.kind]);
         this.#step({kind: 'message', peer: member.nodeId, message});
+        // After the answer has been looked at: what leaves now carries the newest commit LSN.
+        if (message.kind === 'append-response') this.#batcher.durable(this.#core.durableLsn);
+        else this.#chooseReserve();
       },
       onTrouble: (code, message) => this.#trouble(member.nodeId, code, message),
     });
@@ -275,7 +308,8 @@ export class ProposerDriver {
         failpoint('proposer.acknowledge.before');
         this.#postgres?.sendStatus(output.lsn);
         this.#throttle();
-        if (!this.#commitTimerSet) this.#setCommitTimer();
+        this.#untoldLsn = output.lsn;
+        this.#setPulse();
         break;
       case 'close':
         this.#links.get(output.peer)!.reset(output.reason);
@@ -302,10 +336,10 @@ export class ProposerDriver {
         this.#recoveries.delete(output.peer);
         break;
       case 'pause-source':
-        this.#postgres?.pause();
+        this.#pauseSource('byCore', true);
         break;
       case 'resume-source':
-        this.#postgres?.resume();
+        this.#pauseSource('byCore', false);
         break;
       case 'fenced':
         this.stop();
@@ -318,15 +352,50 @@ export class ProposerDriver {
     }
   }
 
-  /** While commits go on, the next append is on its way: only the last one of a burst needs a message of its own. */
-  #setCommitTimer(): void {
-    const {commitLsn} = this.#core;
-    this.#commitTimerSet = true;
-    this.#options.clock.setTimer(commitDueMs, () => {
-      this.#commitTimerSet = false;
-      if (this.#core.commitLsn > commitLsn) this.#setCommitTimer();
-      else this.#step({kind: 'commit-due'});
-    });
+  #chooseReserve(late?: number): void {
+    const before = new Set([...this.#links].filter(([, link]) => link.isReserve).map(([nodeId]) => nodeId));
+    const reserve = chooseReserve(this.#core.membership, this.#core.peers(), before, late);
+    for (const [nodeId, link] of this.#links)
+      if (link.isReserve !== reserve.has(nodeId)) link.isReserve = !link.isReserve;
+  }
+
+  #pauseSource(why: 'byCore' | 'byBatcher', is: boolean): void {
+    const paused = this.#sourcePaused;
+    const before = paused.byCore || paused.byBatcher;
+    paused[why] = is;
+    const after = paused.byCore || paused.byBatcher;
+    if (after && !before) this.#postgres?.pause();
+    if (before && !after) this.#postgres?.resume();
+  }
+
+  #setPulse(): void {
+    if (this.#pulseSet) return;
+    this.#pulseSet = true;
+    this.#options.clock.setTimer(pulseMs, () => this.#pulse());
+  }
+
+  #pulse(): void {
+    this.#pulseSet = false;
+    if (this.#stopped) return;
+    const nowMs = this.#options.clock.monotonicMs();
+    if (this.#batcher.isWaiting) this.#batcher.tick(nowMs);
+    const lateMs = Math.min(lateMsMax, Math.max(lateMsMin, 3 * this.#batcher.meanMs));
+    for (const link of this.#links.values()) {
+      const {waiting} = link;
+      if (waiting === undefined) continue;
+      const waitedMs = nowMs - waiting.sinceMs;
+      const isLate = waiting.firstEndLsn > this.#core.durableLsn;
+      if (isLate && waitedMs >= lateMs) this.#chooseReserve(link.member.nodeId);
+      else if (!isLate && waitedMs >= reserveMs) link.sendWaiting();
+      else this.#setPulse();
+    }
+    // While commits go on, the next append is on its way: only the last one of a burst needs a message of its own.
+    if (this.#untoldLsn !== 0 && this.#untoldLsn === this.#untoldBefore) {
+      this.#untoldLsn = 0;
+      this.#step({kind: 'commit-due'});
+    }
+    this.#untoldBefore = this.#untoldLsn;
+    if (this.#untoldLsn !== 0 || this.#batcher.isWaiting) this.#setPulse();
   }
 
   #recover(peer: number, donor: number, startLsn: Lsn, term: number): void {
@@ -437,57 +506,5 @@ export class ProposerDriver {
 
   #tickCore(): void {
     this.#step({kind: 'tick', nowMs: this.#options.clock.monotonicMs(), random: this.#options.random.float()});
-  }
-}
-
-interface RecoveryOptions {
-  readonly open: (callbacks: {
-    onWal: (lsn: Lsn, bytes: Buffer) => void;
-    onClose: (reason?: Error) => void;
-  }) => Promise<WalStreamClient>;
-  readonly onWal: (lsn: Lsn, bytes: Buffer) => void;
-  readonly onEnd: (error: Error) => void;
-}
-
-/** One read from a donor; after close() nothing is called any more. */
-class Recovery {
-  #client: WalStreamClient | undefined;
-  #closed = false;
-  #paused = false;
-
-  constructor(options: RecoveryOptions) {
-    const end = (error: Error): void => {
-      if (this.#closed) return;
-      this.#closed = true;
-      options.onEnd(error);
-    };
-    options
-      .open({
-        onWal: (lsn, bytes) => {
-          if (!this.#closed) options.onWal(lsn, bytes);
-        },
-        onClose: (reason) => end(reason ?? new Error('closed')),
-      })
-      .then((client) => {
-        this.#client = client;
-        if (this.#closed) client.close();
-        else if (this.#paused) client.pause();
-      })
-      .catch(end);
-  }
-
-  pause(): void {
-    this.#paused = true;
-    this.#client?.pause();
-  }
-
-  resume(): void {
-    this.#paused = false;
-    this.#client?.resume();
-  }
-
-  close(): void {
-    this.#closed = true;
-    this.#client?.close();
   }
 }

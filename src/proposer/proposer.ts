@@ -227,6 +227,13 @@ export class Proposer {
   get endLsn(): Lsn {
     return this.#window.endLsn;
   }
+  /** WAL below it is on a quorum's disks; it may end inside a record, which commitLsn does not. */
+  get durableLsn(): Lsn {
+    return quorumLsn(
+      this.#membership,
+      (nodeId) => Math.max(this.#peers.get(nodeId)!.syncedLsn, this.#commitLsn, this.#termStartLsn) as Lsn,
+    );
+  }
   get history(): TermHistory {
     return this.#history;
   }
@@ -745,13 +752,7 @@ export class Proposer {
 
   /** WAL that no quorum has durably: it lives only in our memory and in the compute. */
   #undurable(): number {
-    return (
-      this.#window.endLsn -
-      quorumLsn(
-        this.#membership,
-        (nodeId) => Math.max(this.#peers.get(nodeId)!.syncedLsn, this.#commitLsn, this.#termStartLsn) as Lsn,
-      )
-    );
+    return this.#window.endLsn - this.durableLsn;
   }
 
   /** Votes and acknowledgements of another generation's quorum do not count in ours. */

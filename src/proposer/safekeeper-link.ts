@@ -1,9 +1,10 @@
 /**
  * The proposer's connection to one safekeeper: made again and again until it is closed for good.
  *
- * While WAL is on its way to the safekeeper's disk, newer WAL waits here, and leaves as one frame when that is there, or after two milliseconds:
- * the safekeeper could not make it durable any earlier, and a frame costs both processes more CPU than its bytes do.
+ * A link in reserve (reserve.ts) is not needed for commits as long as others answer: WAL waits here for a few milliseconds and
+ * leaves as one frame, since a frame costs both processes more CPU than its bytes do.
  */
+import type {Lsn} from '#postgres/lsn.ts';
 import type {Clock, Timer} from '#runtime/clock.ts';
 import {type FrameConnection, connectFrames, sendJson} from '#runtime/net.ts';
 import {
@@ -27,17 +28,16 @@ const steadyMs = 3000;
 const reconnectEarlyMs = 200;
 /** The proposer asks for a sign of life every second. */
 const silenceMs = 10_000;
-/** A network with long ways gains more by a second frame under way than by a larger first one. */
-const holdMsMax = 2;
-const holdBytesMax = 32 * 1024;
-/** Small pieces of WAL on their way at once: one that is being synced, one that waits for its turn. */
-const inFlightMax = 2;
+const waitingBytesMax = 64 * 1024;
 
 type Append = Extract<ProposerMessage, {kind: 'append'}>;
 
-interface HeldAppend {
+interface WaitingAppend {
   /** Where it begins, and the newest of everything else. */
   message: Append;
+  /** Of the oldest piece. */
+  readonly firstEndLsn: Lsn;
+  readonly sinceMs: number;
   readonly parts: Buffer[];
   bytes: number;
 }
@@ -54,6 +54,8 @@ export interface SafekeeperLinkOptions {
   readonly onConnected: () => void;
   readonly onDisconnected: () => void;
   readonly onMessage: (message: AcceptorMessage) => void;
+  /** WAL begins to wait on this link, which is in reserve; somebody has to call sendWaiting. */
+  readonly onWaiting: () => void;
   /** Why there is no connection; `code` is a RefusalCode, or 'unreachable'. Repeated at each attempt. */
   readonly onTrouble: (code: string, message: string) => void;
 }
@@ -68,12 +70,8 @@ export class SafekeeperLink {
   #failures = 0;
   #lastHeardMs = 0;
   #closed = false;
-  /** Ends of the pieces of WAL that are on their way to its disk, oldest first. */
-  #inFlight: number[] = [];
-  /** What is held has waited long enough. */
-  #due = false;
-  #held: HeldAppend | undefined;
-  #holdTimer: Timer | undefined;
+  #isReserve = false;
+  #waiting: WaitingAppend | undefined;
 
   constructor(options: SafekeeperLinkOptions) {
     this.#options = options;
@@ -86,12 +84,24 @@ export class SafekeeperLink {
 
   send(message: ProposerMessage): void {
     if (this.#connection === undefined) return;
-    if (message.kind === 'append' && this.#hold(message)) return;
-    this.#release();
+    if (message.kind === 'append' && this.#wait(message)) return;
+    this.sendWaiting();
     const frame = encodeProposerMessage(message);
-    this.#connection.send(frame.type, ...frame.parts);
-    if (message.kind === 'append' && message.bytes.length > 0)
-      this.#inFlight.push(message.beginLsn + message.bytes.length);
+    this.#connection.sendNow(frame.type, ...frame.parts);
+  }
+
+  /** The WAL that waits on this link. */
+  get waiting(): {readonly firstEndLsn: Lsn; readonly sinceMs: number} | undefined {
+    return this.#waiting;
+  }
+
+  get isReserve(): boolean {
+    return this.#isReserve;
+  }
+
+  set isReserve(is: boolean) {
+    this.#isReserve = is;
+    if (!is) this.sendWaiting();
   }
 
   /** Closes this connection; the next one is made after the usual pause. */
@@ -110,59 +120,43 @@ export class SafekeeperLink {
   close(): void {
     this.#closed = true;
     this.#timer?.cancel();
+    this.sendWaiting();
     this.#connection?.close();
     this.#connecting?.destroy();
   }
 
-  /** True: it leaves with what is held. */
-  #hold(message: Append): boolean {
-    const held = this.#held;
-    if (held === undefined) {
-      if (this.#inFlight.length === 0 || message.bytes.length === 0 || message.bytes.length >= holdBytesMax)
-        return false;
-      this.#held = {message, parts: [message.bytes], bytes: message.bytes.length};
-      this.#due = false;
-      this.#holdTimer = this.#options.clock.setTimer(holdMsMax, () => {
-        this.#due = true;
-        if (this.#inFlight.length < inFlightMax) this.#release();
-      });
+  /** True: it leaves with what is waiting. */
+  #wait(message: Append): boolean {
+    const waiting = this.#waiting;
+    if (waiting === undefined) {
+      if (!this.#isReserve || message.bytes.length === 0 || message.bytes.length >= waitingBytesMax) return false;
+      const firstEndLsn = (message.beginLsn + message.bytes.length) as Lsn;
+      const sinceMs = this.#options.clock.monotonicMs();
+      this.#waiting = {message, firstEndLsn, sinceMs, parts: [message.bytes], bytes: message.bytes.length};
+      this.#options.onWaiting();
       return true;
     }
-    const {generation, term, beginLsn, wantsReply} = held.message;
+    const {generation, term, beginLsn, wantsReply} = waiting.message;
     if (
       generation !== message.generation ||
       term !== message.term ||
-      beginLsn + held.bytes !== message.beginLsn ||
-      held.bytes + message.bytes.length > holdBytesMax
+      beginLsn + waiting.bytes !== message.beginLsn ||
+      waiting.bytes + message.bytes.length > waitingBytesMax
     )
       return false;
-    if (message.bytes.length > 0) held.parts.push(message.bytes);
-    held.bytes += message.bytes.length;
-    held.message = {...message, beginLsn, wantsReply: wantsReply || message.wantsReply};
+    if (message.bytes.length > 0) waiting.parts.push(message.bytes);
+    waiting.bytes += message.bytes.length;
+    waiting.message = {...message, beginLsn, wantsReply: wantsReply || message.wantsReply};
     return true;
   }
 
-  #release(): void {
-    const held = this.#held;
-    if (held === undefined) return;
-    this.#held = undefined;
-    this.#holdTimer?.cancel();
-    const {type, parts} = encodeProposerMessage({...held.message, bytes: noBytes});
-    this.#connection?.send(type, ...parts, ...held.parts);
-    this.#inFlight.push(held.message.beginLsn + held.bytes);
-  }
-
-  #received(message: AcceptorMessage): void {
-    if (message.kind === 'append-response') {
-      const {syncedLsn} = message;
-      while (this.#inFlight.length > 0 && this.#inFlight[0]! <= syncedLsn) this.#inFlight.shift();
-      // After the answer has been looked at, what is sent knows the newest commit LSN.
-      this.#options.onMessage(message);
-      if (this.#inFlight.length === 0 || (this.#due && this.#inFlight.length < inFlightMax)) this.#release();
-    } else {
-      if (message.kind === 'elected-response') this.#inFlight = [];
-      this.#options.onMessage(message);
-    }
+  /** What waits leaves now. */
+  sendWaiting(): void {
+    const waiting = this.#waiting;
+    if (waiting === undefined) return;
+    this.#waiting = undefined;
+    const {type, parts} = encodeProposerMessage({...waiting.message, bytes: noBytes});
+    this.#connection?.sendNow(type, ...parts, ...waiting.parts);
   }
 
   async #connect(): Promise<void> {
@@ -195,7 +189,7 @@ export class SafekeeperLink {
       }
       if (this.#connection === connection) {
         try {
-          this.#received(decodeAcceptorMessage(type, payload));
+          this.#options.onMessage(decodeAcceptorMessage(type, payload));
         } catch (error) {
           this.reset(`safekeeper ${member.nodeId}: ${error instanceof Error ? error.message : String(error)}`);
         }
@@ -215,9 +209,7 @@ export class SafekeeperLink {
       this.#connecting = undefined;
       if (this.#connection === connection) {
         this.#connection = undefined;
-        this.#held = undefined;
-        this.#holdTimer?.cancel();
-        this.#inFlight = [];
+        this.#waiting = undefined;
         if (clock.monotonicMs() - connectedAtMs > steadyMs) this.#failures = 0;
         if (!this.#closed) this.#options.onDisconnected();
       }

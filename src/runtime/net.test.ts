@@ -102,3 +102,32 @@ test('no flipped bit is ever handed on: the frames before it are whole, the conn
     assert.ok(got.length < frames.length);
   }
 });
+
+test('between processes of one machine frames take the short way; over a forwarder, and to others, TCP', async () => {
+  const peers: string[] = [];
+  const listener = await listenFrames({host: '127.0.0.1', port: 0}, (c: FrameConnection) => {
+    peers.push(c.peer);
+    c.onFrame = (type, payload) => c.sendNow(type, payload);
+  });
+  const forwarder = createServer((socket) => {
+    const onward = connect(listener.port, '127.0.0.1');
+    socket.pipe(onward).pipe(socket);
+    for (const s of [socket, onward]) s.on('error', () => {});
+  });
+  await new Promise<void>((resolve) => forwarder.listen(0, '127.0.0.1', resolve));
+  for (const port of [listener.port, (forwarder.address() as {port: number}).port]) {
+    const client = await connectFrames({host: '127.0.0.1', port});
+    const answer = new Promise<string>((resolve) => (client.onFrame = (_, payload) => resolve(String(payload))));
+    client.send(1, Buffer.from('one '), Buffer.from(String(port)));
+    assert.equal(await answer, `one ${port}`);
+    client.destroy();
+  }
+  assert.equal(peers[0], process.platform === 'linux' ? 'this machine' : peers[0]);
+  assert.match(peers[1]!, /^127\.0\.0\.1:\d+$/);
+  forwarder.close();
+  await listener.close();
+  // The name is free again at once.
+  const again = await listenFrames({host: '127.0.0.1', port: listener.port}, () => {});
+  await again.close();
+  await assert.rejects(connectFrames({host: '127.0.0.1', port: again.port}), /ECONNREFUSED/);
+});

@@ -30,6 +30,8 @@ export interface FrameConnection {
   readonly peer: string;
   /** Queues one frame. False: more than 1 MiB waits; go on after onDrain. */
   send(type: number, ...parts: readonly Buffer[]): boolean;
+  /** Like send, for a frame that no other follows: it leaves now, not at the end of this turn of the event loop. */
+  sendNow(type: number, ...parts: readonly Buffer[]): boolean;
   /** The payload is a stable slice: it may be kept. */
   onFrame: (type: number, payload: Buffer) => void;
   /** Called once, with the reason when it was not an orderly end. */
@@ -228,11 +230,16 @@ class SocketConnection implements FrameConnection {
     return this.#socket.destroyed ? false : this.#write(type, parts, undefined);
   }
 
-  #write(type: number, parts: readonly Buffer[], onSent: (() => void) | undefined): boolean {
+  sendNow(type: number, ...parts: readonly Buffer[]): boolean {
+    return this.#socket.destroyed ? false : this.#write(type, parts, undefined, false);
+  }
+
+  #write(type: number, parts: readonly Buffer[], onSent: (() => void) | undefined, cork = true): boolean {
     let length = 0;
     for (const part of parts) length += part.length;
     const check = headerCheck(length, type);
-    if (!this.#corked) {
+    const small = length <= 4096;
+    if (!this.#corked && (cork || !small)) {
       // All frames of one turn of the event loop leave in one system call.
       this.#corked = true;
       this.#socket.cork();
@@ -241,7 +248,6 @@ class SocketConnection implements FrameConnection {
         this.#socket.uncork();
       });
     }
-    const small = length <= 4096;
     const header = Buffer.allocUnsafe(small ? headerBytes + length : headerBytes);
     header.writeUInt32LE(length, 0);
     header[4] = type;
@@ -346,11 +352,34 @@ class SocketConnection implements FrameConnection {
 }
 
 function describe(address: Address): string {
-  return 'path' in address ? address.path : `${address.host}:${address.port}`;
+  return 'path' in address ? address.path.replace('\0', '@') : `${address.host}:${address.port}`;
+}
+
+/**
+ * A listener on loopback also has a name among Linux's abstract unix sockets: like the port it belongs to the network namespace
+ * and is gone with the process. A message costs half as much system time on that way.
+ */
+function shortWay(address: Address): Address | undefined {
+  return process.platform === 'linux' && 'host' in address && address.host === '127.0.0.1'
+    ? {path: `\0pagoda ${address.host}:${address.port}`}
+    : undefined;
 }
 
 /** Rejects with an Error that names the address when no connection is made within `timeoutMs` (default 5 s). */
-export function connectFrames(address: Address, timeoutMs = 5000): Promise<FrameConnection> {
+export async function connectFrames(address: Address, timeoutMs = 5000): Promise<FrameConnection> {
+  const short = shortWay(address);
+  if (short !== undefined) {
+    try {
+      return await connectOneWay(short, describe(address), timeoutMs);
+    } catch (error) {
+      // Nobody of ours listens there: maybe a forwarder does.
+      if (((error as Error).cause as {code?: string} | undefined)?.code !== 'ECONNREFUSED') throw error;
+    }
+  }
+  return await connectOneWay(address, describe(address), timeoutMs);
+}
+
+function connectOneWay(address: Address, name: string, timeoutMs: number): Promise<FrameConnection> {
   return new Promise((resolve, reject) => {
     const reader = new FrameReader();
     let connection: SocketConnection | undefined;
@@ -367,13 +396,13 @@ export function connectFrames(address: Address, timeoutMs = 5000): Promise<Frame
     const timer = setTimeout(() => socket.destroy(new Error(`no answer within ${timeoutMs} ms`)), timeoutMs);
     const fail = (error: Error): void => {
       clearTimeout(timer);
-      reject(new Error(`cannot connect to ${describe(address)}: ${error.message}`, {cause: error}));
+      reject(new Error(`cannot connect to ${name}: ${error.message}`, {cause: error}));
     };
     socket.once('error', fail);
     socket.once('connect', () => {
       clearTimeout(timer);
       socket.off('error', fail);
-      connection = new SocketConnection(socket, describe(address), reader);
+      connection = new SocketConnection(socket, name, reader);
       resolve(connection);
     });
   });
@@ -394,15 +423,24 @@ export interface Listener {
   close(): Promise<void>;
 }
 
-export function listenFrames(address: Address, onConnection: (c: FrameConnection) => void): Promise<Listener> {
-  return listenSockets(address, (socket) =>
+export async function listenFrames(address: Address, onConnection: (c: FrameConnection) => void): Promise<Listener> {
+  const accept = (socket: net.Socket): void =>
     onConnection(
       new SocketConnection(
         socket,
-        socket.remoteAddress === undefined ? 'unix' : `${socket.remoteAddress}:${socket.remotePort}`,
+        socket.remoteAddress === undefined ? 'this machine' : `${socket.remoteAddress}:${socket.remotePort}`,
       ),
-    ),
-  );
+    );
+  const listener = await listenSockets(address, accept);
+  const short = shortWay('host' in address ? {host: address.host, port: listener.port} : address);
+  if (short === undefined) return listener;
+  try {
+    const local = await listenSockets(short, accept);
+    return {port: listener.port, close: async () => void (await Promise.all([local.close(), listener.close()]))};
+  } catch (error) {
+    await listener.close();
+    throw error;
+  }
 }
 
 /** Raw sockets, for protocols that are not ours (the Postgres protocol, the hydration socket). */

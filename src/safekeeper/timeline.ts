@@ -333,7 +333,7 @@ export class Timeline {
         const connection = this.#proposers.get(output.connection);
         if (connection !== undefined) {
           const frame = encodeAcceptorMessage(output.message);
-          connection.frames.send(frame.type, ...frame.parts);
+          connection.frames.sendNow(frame.type, ...frame.parts);
         }
         return true;
       }
