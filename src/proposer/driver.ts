@@ -7,7 +7,6 @@ import type {ProposerConfig} from '#proposer/config.ts';
 import {type PeerStatus, Proposer, type ProposerInput, type ProposerOutput} from '#proposer/proposer.ts';
 import {isQuorum} from '#proposer/quorum.ts';
 import {Recovery} from '#proposer/recovery.ts';
-import {chooseReserve} from '#proposer/reserve.ts';
 import {SafekeeperLink} from '#proposer/safekeeper-link.ts';
 import {WalBatcher} from '#proposer/wal-batcher.ts';
 import {encodeThrottle, throttleFor} from '#proposer/throttle.ts';
@@ -30,11 +29,8 @@ const tickEarlyMs = 100;
  * thing, since also a timer that was cancelled wakes the process.
  */
 const pulseMs = 3;
-/** WAL waits so long for the safekeepers in reserve. */
-const reserveMs = 6;
-/** A quorum that takes longer, and longer than three times what it usually takes, gets help of the reserve. */
-const lateMsMin = 6;
-const lateMsMax = 50;
+/** WAL waits at least so long for a safekeeper that has fallen behind the quorum. */
+const laggardMs = 3;
 const postgresRetryMs = 200;
 /** How often the pageserver's lag is looked at while WAL flows; and while writers wait, how often safekeepers are asked for it. */
 const throttleEveryMs = 50;
@@ -107,8 +103,6 @@ export class ProposerDriver {
   /** A commit LSN that safekeepers may not know, now and at the last pulse; 0: none. */
   #untoldLsn = 0;
   #untoldBefore = 0;
-  /** Why Postgres's socket is not read. */
-  readonly #sourcePaused = {byCore: false, byBatcher: false};
   /** Of the compute that streams. */
   #throttlePath: string | undefined;
   #throttleUsPerMib = 0;
@@ -131,10 +125,7 @@ export class ProposerDriver {
     this.#batcher = new WalBatcher({
       clock,
       onBatch: (lsn, bytes) => this.#step({kind: 'wal', lsn, bytes}),
-      onWaiting: (is) => {
-        this.#pauseSource('byBatcher', is);
-        this.#setPulse();
-      },
+      onWaiting: () => this.#setPulse(),
     });
     for (const member of allMembers(membership)) this.#links.set(member.nodeId, this.#link(member));
     this.#tickTimer = clock.setTimer(tickEarlyMs, () => this.#tick());
@@ -254,17 +245,14 @@ export class ProposerDriver {
         this.#troubles.delete(member.nodeId);
         this.#step({kind: 'connected', peer: member.nodeId});
       },
-      onDisconnected: () => {
-        this.#step({kind: 'disconnected', peer: member.nodeId});
-        this.#chooseReserve();
-      },
+      onDisconnected: () => this.#step({kind: 'disconnected', peer: member.nodeId}),
+      quorumLsn: () => this.#batcher.durableLsn,
       onWaiting: () => this.#setPulse(),
       onMessage: (message) => {
         failpoint(receivePoints[message.kind]);
         this.#step({kind: 'message', peer: member.nodeId, message});
         // After the answer has been looked at: what leaves now carries the newest commit LSN.
         if (message.kind === 'append-response') this.#batcher.durable(this.#core.durableLsn);
-        else this.#chooseReserve();
       },
       onTrouble: (code, message) => this.#trouble(member.nodeId, code, message),
     });
@@ -336,10 +324,10 @@ export class ProposerDriver {
         this.#recoveries.delete(output.peer);
         break;
       case 'pause-source':
-        this.#pauseSource('byCore', true);
+        this.#postgres?.pause();
         break;
       case 'resume-source':
-        this.#pauseSource('byCore', false);
+        this.#postgres?.resume();
         break;
       case 'fenced':
         this.stop();
@@ -350,22 +338,6 @@ export class ProposerDriver {
         });
         break;
     }
-  }
-
-  #chooseReserve(late?: number): void {
-    const before = new Set([...this.#links].filter(([, link]) => link.isReserve).map(([nodeId]) => nodeId));
-    const reserve = chooseReserve(this.#core.membership, this.#core.peers(), before, late);
-    for (const [nodeId, link] of this.#links)
-      if (link.isReserve !== reserve.has(nodeId)) link.isReserve = !link.isReserve;
-  }
-
-  #pauseSource(why: 'byCore' | 'byBatcher', is: boolean): void {
-    const paused = this.#sourcePaused;
-    const before = paused.byCore || paused.byBatcher;
-    paused[why] = is;
-    const after = paused.byCore || paused.byBatcher;
-    if (after && !before) this.#postgres?.pause();
-    if (before && !after) this.#postgres?.resume();
   }
 
   #setPulse(): void {
@@ -379,14 +351,9 @@ export class ProposerDriver {
     if (this.#stopped) return;
     const nowMs = this.#options.clock.monotonicMs();
     if (this.#batcher.isWaiting) this.#batcher.tick(nowMs);
-    const lateMs = Math.min(lateMsMax, Math.max(lateMsMin, 3 * this.#batcher.meanMs));
     for (const link of this.#links.values()) {
-      const {waiting} = link;
-      if (waiting === undefined) continue;
-      const waitedMs = nowMs - waiting.sinceMs;
-      const isLate = waiting.firstEndLsn > this.#core.durableLsn;
-      if (isLate && waitedMs >= lateMs) this.#chooseReserve(link.member.nodeId);
-      else if (!isLate && waitedMs >= reserveMs) link.sendWaiting();
+      if (link.waitingSinceMs === undefined) continue;
+      if (nowMs - link.waitingSinceMs >= laggardMs) link.sendWaiting();
       else this.#setPulse();
     }
     // While commits go on, the next append is on its way: only the last one of a burst needs a message of its own.

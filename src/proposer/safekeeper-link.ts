@@ -1,8 +1,8 @@
 /**
  * The proposer's connection to one safekeeper: made again and again until it is closed for good.
  *
- * A link in reserve (reserve.ts) is not needed for commits as long as others answer: WAL waits here for a few milliseconds and
- * leaves as one frame, since a frame costs both processes more CPU than its bytes do.
+ * To a safekeeper that lags behind the quorum WAL leaves as one frame for each answer: commits do not wait for it, and a frame
+ * costs both processes more CPU than its bytes do.
  */
 import type {Lsn} from '#postgres/lsn.ts';
 import type {Clock, Timer} from '#runtime/clock.ts';
@@ -35,8 +35,6 @@ type Append = Extract<ProposerMessage, {kind: 'append'}>;
 interface WaitingAppend {
   /** Where it begins, and the newest of everything else. */
   message: Append;
-  /** Of the oldest piece. */
-  readonly firstEndLsn: Lsn;
   readonly sinceMs: number;
   readonly parts: Buffer[];
   bytes: number;
@@ -54,7 +52,9 @@ export interface SafekeeperLinkOptions {
   readonly onConnected: () => void;
   readonly onDisconnected: () => void;
   readonly onMessage: (message: AcceptorMessage) => void;
-  /** WAL begins to wait on this link, which is in reserve; somebody has to call sendWaiting. */
+  /** Where a quorum is. */
+  readonly quorumLsn: () => Lsn;
+  /** WAL begins to wait: it leaves with the next answer, or by sendWaiting. */
   readonly onWaiting: () => void;
   /** Why there is no connection; `code` is a RefusalCode, or 'unreachable'. Repeated at each attempt. */
   readonly onTrouble: (code: string, message: string) => void;
@@ -70,7 +70,9 @@ export class SafekeeperLink {
   #failures = 0;
   #lastHeardMs = 0;
   #closed = false;
-  #isReserve = false;
+  /** How far this safekeeper has answered, and what was sent last. */
+  #syncedLsn = 0;
+  #sentLsn = 0;
   #waiting: WaitingAppend | undefined;
 
   constructor(options: SafekeeperLinkOptions) {
@@ -88,20 +90,11 @@ export class SafekeeperLink {
     this.sendWaiting();
     const frame = encodeProposerMessage(message);
     this.#connection.sendNow(frame.type, ...frame.parts);
+    if (message.kind === 'append') this.#sentLsn = message.beginLsn + message.bytes.length;
   }
 
-  /** The WAL that waits on this link. */
-  get waiting(): {readonly firstEndLsn: Lsn; readonly sinceMs: number} | undefined {
-    return this.#waiting;
-  }
-
-  get isReserve(): boolean {
-    return this.#isReserve;
-  }
-
-  set isReserve(is: boolean) {
-    this.#isReserve = is;
-    if (!is) this.sendWaiting();
+  get waitingSinceMs(): number | undefined {
+    return this.#waiting?.sinceMs;
   }
 
   /** Closes this connection; the next one is made after the usual pause. */
@@ -129,10 +122,10 @@ export class SafekeeperLink {
   #wait(message: Append): boolean {
     const waiting = this.#waiting;
     if (waiting === undefined) {
-      if (!this.#isReserve || message.bytes.length === 0 || message.bytes.length >= waitingBytesMax) return false;
-      const firstEndLsn = (message.beginLsn + message.bytes.length) as Lsn;
+      const lags = this.#syncedLsn < this.#sentLsn && this.#syncedLsn < this.#options.quorumLsn();
+      if (!lags || message.bytes.length === 0 || message.bytes.length >= waitingBytesMax) return false;
       const sinceMs = this.#options.clock.monotonicMs();
-      this.#waiting = {message, firstEndLsn, sinceMs, parts: [message.bytes], bytes: message.bytes.length};
+      this.#waiting = {message, sinceMs, parts: [message.bytes], bytes: message.bytes.length};
       this.#options.onWaiting();
       return true;
     }
@@ -157,6 +150,13 @@ export class SafekeeperLink {
     this.#waiting = undefined;
     const {type, parts} = encodeProposerMessage({...waiting.message, bytes: noBytes});
     this.#connection?.sendNow(type, ...parts, ...waiting.parts);
+    this.#sentLsn = waiting.message.beginLsn + waiting.bytes;
+  }
+
+  #received(message: AcceptorMessage): void {
+    if (message.kind === 'append-response') this.#syncedLsn = message.syncedLsn;
+    this.#options.onMessage(message);
+    if (this.#syncedLsn >= this.#sentLsn) this.sendWaiting();
   }
 
   async #connect(): Promise<void> {
@@ -189,7 +189,7 @@ export class SafekeeperLink {
       }
       if (this.#connection === connection) {
         try {
-          this.#options.onMessage(decodeAcceptorMessage(type, payload));
+          this.#received(decodeAcceptorMessage(type, payload));
         } catch (error) {
           this.reset(`safekeeper ${member.nodeId}: ${error instanceof Error ? error.message : String(error)}`);
         }
@@ -210,6 +210,8 @@ export class SafekeeperLink {
       if (this.#connection === connection) {
         this.#connection = undefined;
         this.#waiting = undefined;
+        this.#syncedLsn = 0;
+        this.#sentLsn = 0;
         if (clock.monotonicMs() - connectedAtMs > steadyMs) this.#failures = 0;
         if (!this.#closed) this.#options.onDisconnected();
       }

@@ -1,7 +1,7 @@
 /**
  * Group commit: WAL that could not become durable any earlier leaves as one piece for all safekeepers. While a piece is on its
- * way to a quorum's disks, newer WAL waits: the first of it here, what follows in Postgres's socket, which is not read
- * meanwhile. A message, a write, an fsync and each waking of a process cost more CPU than the bytes do.
+ * way to a quorum's disks, newer WAL waits here, until that one is there or for some milliseconds: a message, a write, an fsync
+ * and an answer cost every process on the way more CPU than the bytes do.
  */
 import type {Lsn} from '#postgres/lsn.ts';
 import type {Clock} from '#runtime/clock.ts';
@@ -12,26 +12,24 @@ const waitMs = 2;
 const waitBytesMax = 32 * 1024;
 /** Pieces on their way at once: one that is being synced, one that waits for its turn. */
 const underWayMax = 2;
-/** Weight of the newest duration in the mean. */
-const newest = 1 / 16;
 
 export interface WalBatcherOptions {
   readonly clock: Clock;
   /** Contiguous; the bytes do not change afterwards. */
   readonly onBatch: (lsn: Lsn, bytes: Buffer) => void;
-  /** True: what comes next would only wait. False: more is wanted. */
-  readonly onWaiting: (is: boolean) => void;
+  /** WAL begins to wait: from now on `tick` is to be called every few milliseconds. */
+  readonly onWaiting: () => void;
 }
 
 export class WalBatcher {
   readonly #options: WalBatcherOptions;
-  /** Pieces that no quorum has durably, oldest first: where they end, and when they left. */
-  readonly #underWay: {readonly end: number; readonly sentMs: number}[] = [];
+  #durableLsn = 0 as Lsn;
+  /** Ends of the pieces that no quorum has durably, oldest first. */
+  readonly #underWay: number[] = [];
   #waitingLsn = 0 as Lsn;
   #waiting: Buffer[] = [];
   #waitingBytes = 0;
   #waitingSinceMs = 0;
-  #meanMs = 1;
 
   constructor(options: WalBatcherOptions) {
     this.#options = options;
@@ -41,12 +39,12 @@ export class WalBatcher {
     return this.#waiting.length > 0;
   }
 
-  /** How long a piece takes to a quorum's disks and back, mean of the last ones. */
-  get meanMs(): number {
-    return this.#meanMs;
+  get durableLsn(): Lsn {
+    return this.#durableLsn;
   }
 
   add(lsn: Lsn, bytes: Buffer): void {
+    if (bytes.length >= waitBytesMax) this.sendNow();
     if (this.#waiting.length === 0) {
       if (this.#underWay.length === 0 || bytes.length >= waitBytesMax) {
         this.#send(lsn, bytes);
@@ -54,7 +52,7 @@ export class WalBatcher {
       }
       this.#waitingLsn = lsn;
       this.#waitingSinceMs = this.#options.clock.monotonicMs();
-      this.#options.onWaiting(true);
+      this.#options.onWaiting();
     }
     this.#waiting.push(bytes);
     this.#waitingBytes += bytes.length;
@@ -63,15 +61,12 @@ export class WalBatcher {
 
   /** A quorum has everything below durably. */
   durable(lsn: Lsn): void {
+    this.#durableLsn = lsn;
     const underWay = this.#underWay;
-    if (underWay.length === 0 || underWay[0]!.end > lsn) return;
-    const nowMs = this.#options.clock.monotonicMs();
-    while (underWay.length > 0 && underWay[0]!.end <= lsn)
-      this.#meanMs += (nowMs - underWay.shift()!.sentMs - this.#meanMs) * newest;
+    while (underWay.length > 0 && underWay[0]! <= lsn) underWay.shift();
     if (underWay.length === 0) this.sendNow();
   }
 
-  /** To be called every few milliseconds while something waits. */
   tick(nowMs: number): void {
     if (nowMs - this.#waitingSinceMs >= waitMs && this.#underWay.length < underWayMax) this.sendNow();
   }
@@ -81,12 +76,11 @@ export class WalBatcher {
     const bytes = this.#waiting.length === 1 ? this.#waiting[0]! : Buffer.concat(this.#waiting, this.#waitingBytes);
     this.#waiting = [];
     this.#waitingBytes = 0;
-    this.#options.onWaiting(false);
     this.#send(this.#waitingLsn, bytes);
   }
 
   #send(lsn: Lsn, bytes: Buffer): void {
-    this.#underWay.push({end: lsn + bytes.length, sentMs: this.#options.clock.monotonicMs()});
+    this.#underWay.push(lsn + bytes.length);
     this.#options.onBatch(lsn, bytes);
   }
 }
