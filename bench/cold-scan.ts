@@ -1,6 +1,7 @@
 /**
  * `npm run bench -- cold-scan`: sequential scan of a table by a fresh compute (its directory deleted, all pages come from the
- * page server), against stock Postgres reading the same table from local disk with nothing of it in the file cache.
+ * page server), against stock Postgres reading the same table from local disk with nothing of it in the file cache. The first
+ * scan waits until the page server has finished compacting what was loaded.
  * mbPerSecond is Pagoda's; ratio = its rate ÷ stock's. cpuPerPage: microseconds of CPU for each page of the table, by process,
  * of the last round (on a busy machine they say more than the rate).
  *
@@ -14,7 +15,7 @@ import {Pagoda} from '../test/pagoda.ts';
 import {PostgresCluster} from '../test/postgres-cluster.ts';
 import {stockDefaults} from './commit.ts';
 import {cpuPerUnit, readCpu} from './process-cpu.ts';
-import {alternate, median, printReport} from './report.ts';
+import {alternate, median, printReport, say} from './report.ts';
 
 /** One process, no hint bits to set, nothing but the scan. */
 const scan = 'select count(*), sum(id) from big';
@@ -36,6 +37,7 @@ export async function coldScan(args: string[]): Promise<void> {
   }
   const sized = await pagoda.query(`select pg_relation_size('big')::float8 as bytes`);
   const bytes = Number(sized[0]!['bytes']);
+  say(`settled after ${(await settled(pagoda)).toFixed(0)} s`);
   let cpuPerPage: Record<string, number> = {};
   const {pagoda: a, reference: b} = await alternate({
     rounds: Number(options.rounds),
@@ -50,6 +52,7 @@ export async function coldScan(args: string[]): Promise<void> {
         const started = performance.now();
         await client.query(scan);
         const seconds = (performance.now() - started) / 1000;
+        say(`${(bytes / 1e6 / seconds).toFixed(0)} MB/s`);
         cpuPerPage = cpuPerUnit(before, readCpu(pagoda.processes(), roleOf), bytes / 8192);
         return seconds;
       } finally {
@@ -75,6 +78,18 @@ export async function coldScan(args: string[]): Promise<void> {
     bytes,
     cpuPerPage,
   });
+}
+
+/** Waits until the page server has been idle for two seconds; answers how long that took. */
+async function settled(pagoda: Pagoda): Promise<number> {
+  const started = performance.now();
+  for (let idle = 0; idle < 4;) {
+    const before = readCpu(pagoda.processes(), roleOf).get('pageserver') ?? 0;
+    await new Promise((resolve) => setTimeout(resolve, 500));
+    const ns = (readCpu(pagoda.processes(), roleOf).get('pageserver') ?? 0) - before;
+    idle = ns < 0.05 * 500e6 ? idle + 1 : 0;
+  }
+  return (performance.now() - started) / 1000;
 }
 
 function roleOf(args: readonly string[]): string {

@@ -79,7 +79,7 @@ typedef struct Pending
 	int			capacity;		/* of pages */
 } Pending;
 
-#define PENDING_RANGES 2
+#define PENDING_RANGES (PAGODA_AHEAD_MAX + 1)
 #define PENDING_MAX 32
 
 /* What the request is about, for messages. */
@@ -89,8 +89,8 @@ typedef struct Exchange
 	AgentResponse response;
 	char	   *buffer;			/* where the payload goes, or NULL: palloc'd */
 	size_t		capacity;		/* of buffer */
-	BlockNumber ahead;			/* with `ahead_count` > 0: pages to ask for behind this request */
-	int			ahead_count;
+	const AheadRange *ahead;	/* to ask for behind this request */
+	int			nahead;
 	bool		nothrow;
 	instr_time	start;
 	long		broken_since_ms;	/* since start; -1 while the connection works */
@@ -160,14 +160,14 @@ agent_relation_sizes(RelFileNode rnode, BlockNumber *nblocks, bool nothrow)
 }
 
 int
-agent_get_pages(RelFileNode rnode, ForkNumber fork, BlockNumber block, int count, char *pages, BlockNumber ahead, int ahead_count)
+agent_get_pages(RelFileNode rnode, ForkNumber fork, BlockNumber block, int count, char *pages, const AheadRange *ahead, int nahead)
 {
 	Exchange	x = {
 		.request = {.op = AGENT_GETPAGES, .fork = fork, .count = count, .spc = rnode.spcNode, .db = rnode.dbNode, .rel = rnode.relNode, .block = block},
 		.buffer = pages,
 		.capacity = (size_t) count * BLCKSZ,
 		.ahead = ahead,
-		.ahead_count = ahead_count
+		.nahead = nahead
 	};
 	Pending    *entry = agent_busy || agent_spoiled ? NULL : find_pending(&x.request);
 
@@ -307,8 +307,8 @@ try_exchange(Exchange *x, bool *retry)
 	agent_busy = true;
 	if (!transfer(x, (char *) &x->request, sizeof(x->request), true))
 		return false;
-	if (x->ahead_count > 0)
-		send_prefetch(x->request, x->ahead, x->ahead_count);
+	for (int i = 0; i < x->nahead; i++)
+		send_prefetch(x->request, x->ahead[i].block, x->ahead[i].count);
 	if (!receive_answer(x, NULL))
 		return false;
 
@@ -489,8 +489,8 @@ take_pending(Exchange *x, Pending *entry)
 	INSTR_TIME_SET_CURRENT(x->start);
 	x->broken_since_ms = -1;
 	wanted = entry;
-	if (x->ahead_count > 0)
-		send_prefetch(x->request, x->ahead, x->ahead_count);
+	for (int i = 0; i < x->nahead; i++)
+		send_prefetch(x->request, x->ahead[i].block, x->ahead[i].count);
 	if (!entry->arrived)
 	{
 		instr_time	now;

@@ -40,8 +40,9 @@ static char *fetched = NULL;
 static char *present = NULL;
 static int	buffer_pages = 0;
 
-static int	fetch_and_store(RelFileNode rnode, ForkNumber fork, BlockNumber block, int count, BlockNumber ahead, int ahead_count);
-static int	choose_ahead(BaseRelation *relation, ForkNumber fork, BlockNumber block);
+static int	fetch_and_store(RelFileNode rnode, ForkNumber fork, BlockNumber block, int count, const AheadRange *ahead, int nahead);
+static pg_noinline int choose_ahead(BaseRelation *relation, ForkNumber fork, BlockNumber block, AheadRange *ahead);
+static bool is_hole(int fd, off_t position, off_t length);
 static bool read_local(SMgrRelation reln, ForkNumber fork, BlockNumber block, char *buffer);
 static int	hole_blocks(RelFileNode rnode, ForkNumber fork, BlockNumber block, int count);
 static int	choose_count(BaseRelation *relation, ForkNumber fork, BlockNumber block);
@@ -65,7 +66,8 @@ hydrate_read(SMgrRelation reln, ForkNumber fork, BlockNumber block, char *buffer
 	BaseRelation *relation = base_lookup(rnode);
 	volatile int stored = 0;
 	int			count;
-	int			ahead_count = 0;
+	AheadRange	ahead[PAGODA_AHEAD_MAX];
+	int			nahead = 0;
 
 	if (relation->nblocks[fork] == BASE_ABSENT || block >= relation->nblocks[fork])
 	{
@@ -88,7 +90,7 @@ hydrate_read(SMgrRelation reln, ForkNumber fork, BlockNumber block, char *buffer
 		count = choose_count(relation, fork, block);
 		if (count > 1)
 			count = Max(1, hole_blocks(rnode, fork, block, count));
-		ahead_count = choose_ahead(relation, fork, block + count);
+		nahead = choose_ahead(relation, fork, block + count, ahead);
 	}
 	if (!flight_begin(rnode, fork, block, &count) && read_local(reln, fork, block, buffer))
 		return;					/* somebody was fetching it */
@@ -107,7 +109,7 @@ hydrate_read(SMgrRelation reln, ForkNumber fork, BlockNumber block, char *buffer
 
 	PG_TRY();
 	{
-		stored = fetch_and_store(rnode, fork, block, count, block + count, ahead_count);
+		stored = fetch_and_store(rnode, fork, block, count, ahead, nahead);
 	}
 	PG_FINALLY();
 	{
@@ -389,14 +391,14 @@ hole_blocks(RelFileNode rnode, ForkNumber fork, BlockNumber block, int count)
  * the local ones as they were before.
  */
 static int
-fetch_and_store(RelFileNode rnode, ForkNumber fork, BlockNumber block, int count, BlockNumber ahead, int ahead_count)
+fetch_and_store(RelFileNode rnode, ForkNumber fork, BlockNumber block, int count, const AheadRange *ahead, int nahead)
 {
 	LWLock	   *lock = base_block_lock(rnode, fork, block);
 	BaseRelation *relation;
 	int			arrived;
 
 	need_buffers(count);
-	arrived = agent_get_pages(rnode, fork, block, count, fetched, ahead, ahead_count);
+	arrived = agent_get_pages(rnode, fork, block, count, fetched, ahead, nahead);
 
 	LWLockAcquire(lock, LW_EXCLUSIVE);
 	relation = base_lookup_known(rnode);
@@ -411,20 +413,31 @@ fetch_and_store(RelFileNode rnode, ForkNumber fork, BlockNumber block, int count
 }
 
 /*
- * A reader at full speed asks for the next range before it has the present one. Not in parallel queries, whose workers read
- * each other's next ranges.
+ * A reader at full speed asks for the next ranges before it has the present one. Not in parallel queries, whose workers read
+ * each other's next ranges. Returns how many there are in `ahead`. (Inlined, its variables would be the ones of a caller that
+ * catches errors by longjmp.)
  */
-static int
-choose_ahead(BaseRelation *relation, ForkNumber fork, BlockNumber block)
+static pg_noinline int
+choose_ahead(BaseRelation *relation, ForkNumber fork, BlockNumber block, AheadRange *ahead)
 {
-	int			count;
+	int			chosen = 0;
 
 	if (relation->window[fork] < pagoda_readahead_max || pagoda_readahead_max == 1 ||
-		block >= relation->nblocks[fork] || IsParallelWorker() || ParallelContextActive())
+		IsParallelWorker() || ParallelContextActive())
 		return 0;
-	count = Min(pagoda_readahead_max, (int) (PAGODA_LOCK_SPAN - block % PAGODA_LOCK_SPAN));
-	count = Min((BlockNumber) count, relation->nblocks[fork] - block);
-	return hole_blocks(relation->rnode, fork, block, count);
+	while (chosen < PAGODA_AHEAD_MAX && block < relation->nblocks[fork])
+	{
+		int			count = Min(pagoda_readahead_max, (int) (PAGODA_LOCK_SPAN - block % PAGODA_LOCK_SPAN));
+
+		count = Min((BlockNumber) count, relation->nblocks[fork] - block);
+		count = hole_blocks(relation->rnode, fork, block, count);
+		if (count == 0)
+			break;
+		ahead[chosen].block = block;
+		ahead[chosen++].count = count;
+		block += count;
+	}
+	return chosen;
 }
 
 /*
@@ -457,7 +470,6 @@ store_pages(RelFileNode rnode, ForkNumber fork, BlockNumber block, int count)
 {
 	char		path[MAXPGPATH];
 	off_t		position = (off_t) (block % RELSEG_SIZE) * BLCKSZ;
-	ssize_t		n;
 	int			local;
 	int			fd;
 
@@ -466,12 +478,23 @@ store_pages(RelFileNode rnode, ForkNumber fork, BlockNumber block, int count)
 	if (fd < 0)
 		ereport(ERROR,
 				(errcode_for_file_access(), errmsg("could not open file \"%s\": %m", path)));
-	n = pg_pread(fd, present, (Size) count * BLCKSZ, position);
-	if (n < 0)
-		ereport(ERROR,
-				(errcode_for_file_access(), errmsg("could not read file \"%s\": %m", path)));
-	local = n / BLCKSZ;
-	memset(present + (Size) local * BLCKSZ, 0, (Size) (count - local) * BLCKSZ);
+	if (is_hole(fd, position, (off_t) count * BLCKSZ))
+	{
+		/* Reading it would fill the kernel's cache with zeros first. Nobody looks at more than the headers of new pages. */
+		for (int i = 0; i < count; i++)
+			memset(present + (Size) i * BLCKSZ, 0, HEADER_BYTES);
+		local = count;
+	}
+	else
+	{
+		ssize_t		n = pg_pread(fd, present, (Size) count * BLCKSZ, position);
+
+		if (n < 0)
+			ereport(ERROR,
+					(errcode_for_file_access(), errmsg("could not read file \"%s\": %m", path)));
+		local = n / BLCKSZ;
+		memset(present + (Size) local * BLCKSZ, 0, (Size) (count - local) * BLCKSZ);
+	}
 
 	for (int i = 0; i < local;)
 	{
@@ -493,6 +516,19 @@ store_pages(RelFileNode rnode, ForkNumber fork, BlockNumber block, int count)
 		}
 	}
 	CloseTransientFile(fd);
+}
+
+/* Does the file have these bytes, and all of them as a hole? */
+static bool
+is_hole(int fd, off_t position, off_t length)
+{
+	struct stat status;
+	off_t		data;
+
+	if (fstat(fd, &status) != 0 || status.st_size < position + length)
+		return false;
+	data = lseek(fd, position, SEEK_DATA);
+	return data < 0 ? errno == ENXIO : data >= position + length;
 }
 
 /*
@@ -634,7 +670,7 @@ read_init_fork(RelFileNode rnode, BlockNumber nblocks)
 	char	   *pages = palloc0(Max((Size) nblocks, 1) * BLCKSZ);
 
 	for (BlockNumber block = 0; block < nblocks;)
-		block += agent_get_pages(rnode, INIT_FORKNUM, block, Min(nblocks - block, PAGODA_FETCH_MAX), pages + (Size) block * BLCKSZ, 0, 0);
+		block += agent_get_pages(rnode, INIT_FORKNUM, block, Min(nblocks - block, PAGODA_FETCH_MAX), pages + (Size) block * BLCKSZ, NULL, 0);
 	return pages;
 }
 
@@ -666,7 +702,7 @@ hydrate_all_pages(RelFileNode rnode, ForkNumber fork)
 
 		CHECK_FOR_INTERRUPTS();
 		if (!range_is_local(rnode, fork, block, count))
-			(void) fetch_and_store(rnode, fork, block, count, 0, 0);
+			(void) fetch_and_store(rnode, fork, block, count, NULL, 0);
 	}
 }
 

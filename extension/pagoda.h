@@ -66,11 +66,21 @@ typedef struct AgentListEntry
 /* Sizes of all forks of a relation in the base. With `nothrow`, false when the agent cannot be asked. */
 extern bool agent_relation_sizes(RelFileNode rnode, BlockNumber *nblocks, bool nothrow);
 
+/* Pages that will be needed soon. */
+typedef struct AheadRange
+{
+	BlockNumber block;
+	int			count;
+} AheadRange;
+
+/* Ranges that a sequential reader has asked for beyond the one it reads: storage, agent and it work on one each. */
+#define PAGODA_AHEAD_MAX 3
+
 /*
- * Fetches up to `count` base pages; answers how many came. Cancellable. With `ahead_count`, the pages from `ahead` on are
- * asked for at once, without waiting for them.
+ * Fetches up to `count` base pages; answers how many came. Cancellable. The `nahead` ranges in `ahead` are asked for at once,
+ * unless they have been already, without waiting for them.
  */
-extern int	agent_get_pages(RelFileNode rnode, ForkNumber fork, BlockNumber block, int count, char *pages, BlockNumber ahead, int ahead_count);
+extern int	agent_get_pages(RelFileNode rnode, ForkNumber fork, BlockNumber block, int count, char *pages, const AheadRange *ahead, int nahead);
 
 /* Asks for pages that will be needed soon. */
 extern void agent_prefetch(RelFileNode rnode, ForkNumber fork, BlockNumber block, int count);

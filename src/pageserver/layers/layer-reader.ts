@@ -46,11 +46,17 @@ export class ReadPass {
   /** Kept until the read ends, so that a cache smaller than one read cannot make it go round for ever. */
   readonly #fetched = new Map<LayerReader, Map<number, Buffer>>();
   readonly cache: BlockCache;
+  readonly #isRun: boolean;
   /** Layers looked into, for metrics. */
   layersVisited = 0;
 
-  constructor(cache: BlockCache) {
+  /**
+   * `isRun`: many pages in order are read. A block of images, fetched for that, is used up at once; it would only push others
+   * out of the cache.
+   */
+  constructor(cache: BlockCache, isRun = false) {
     this.cache = cache;
+    this.#isRun = isRun;
   }
 
   /** Blocks have been noted that are to be fetched. */
@@ -98,7 +104,7 @@ export class ReadPass {
   async #fetchGroup(layer: LayerReader, group: readonly MissingBlock[], end: number): Promise<void> {
     let blocks;
     try {
-      blocks = await layer.fetchBlocks(group, end);
+      blocks = await layer.fetchBlocks(group, end, !this.#isRun);
     } catch (error) {
       // The next attempt sees the layers that have taken its place.
       if (layer.retired) return;
@@ -254,15 +260,15 @@ export class LayerReader implements BlockOwner {
     return this.#decodeRoot(rootOffset, await this.readStored(rootOffset, size - rootOffset));
   }
 
-  /** One flight for blocks of this layer that lie in [group[0].offset, end). */
-  async fetchBlocks(group: readonly MissingBlock[], end: number): Promise<Map<number, Buffer>> {
+  /** One flight for blocks of this layer that lie in [group[0].offset, end). `keepAll`: see ReadPass. */
+  async fetchBlocks(group: readonly MissingBlock[], end: number, keepAll: boolean): Promise<Map<number, Buffer>> {
     const start = group[0]!.offset;
     const joined = this.#flights.get(start);
     if (joined !== undefined) {
       const blocks = await joined;
       if (group.every((b) => blocks.has(b.offset))) return blocks;
     }
-    const flight = this.#fetchNow(group, start, end);
+    const flight = this.#fetchNow(group, start, end, keepAll);
     this.#flights.set(start, flight);
     try {
       return await flight;
@@ -271,28 +277,37 @@ export class LayerReader implements BlockOwner {
     }
   }
 
-  async #fetchNow(group: readonly MissingBlock[], start: number, end: number): Promise<Map<number, Buffer>> {
+  async #fetchNow(
+    group: readonly MissingBlock[],
+    start: number,
+    end: number,
+    keepAll: boolean,
+  ): Promise<Map<number, Buffer>> {
+    const objectBytes = this.description.size;
     try {
-      return this.#decode(group, start, await this.#getRange(start, end - start, {objectBytes: this.description.size}));
+      return this.#decode(group, start, await this.#getRange(start, end - start, {objectBytes}), keepAll);
     } catch (error) {
       if (!(error instanceof LayerCorruption)) throw error;
       // Perhaps only the way, or a copy on local disk, is damaged: once more, from the object itself.
-      const fresh = {objectBytes: this.description.size, fresh: true};
-      const blocks = this.#decode(group, start, await this.#getRange(start, end - start, fresh));
+      const bytes = await this.#getRange(start, end - start, {objectBytes, fresh: true});
+      const blocks = this.#decode(group, start, bytes, keepAll);
       this.#onRepair(error);
       return blocks;
     }
   }
 
-  #decode(group: readonly MissingBlock[], start: number, bytes: Buffer): Map<number, Buffer> {
+  #decode(group: readonly MissingBlock[], start: number, bytes: Buffer, keepAll: boolean): Map<number, Buffer> {
     const blocks = new Map<number, Buffer>();
+    const last = group.at(-1)!;
     for (const b of group) {
       const stored = bytes.subarray(b.offset - start, b.offset - start + b.storedBytes);
       let raw: Buffer;
       if (b.type === blockType.root) raw = this.#decodeRoot(b.offset, stored);
       else raw = this.decodeStored(b.offset, b.type, stored);
       blocks.set(b.offset, raw);
-      this.#cache.insert(this, b.offset, raw);
+      // The next run begins where this one ends, mostly within its last block.
+      const usedUp = !keepAll && b !== last && b.type === blockType.data && this.description.kind === 'image';
+      if (!usedUp) this.#cache.insert(this, b.offset, raw);
     }
     return blocks;
   }

@@ -33,6 +33,8 @@ import {valueKind} from './value.ts';
 import {TimelineWriter, existingSlruPages, relOf} from './write-path.ts';
 
 const waitMsDefault = 60_000;
+/** Somebody reads in order who asks for so many pages at once. */
+const runPagesMin = 8;
 /** Ingest waits so long, per layer it writes, for each layer that compaction is behind. */
 const debtStepMs = 100;
 
@@ -291,7 +293,7 @@ export class Timeline implements TimelineReader {
     this.#checkReadable(at);
     const {state} = this;
     if (state.shard.count > 1) this.#checkOwned(rel, block, count);
-    const pass = new ReadPass(state.context.cache);
+    const pass = new ReadPass(state.context.cache, count >= runPagesMin);
     const pages = tryRelPages(state, pass, rel, block, count, at, into);
     const {layersPerRead} = state.context.metrics;
     if (pages !== undefined) {
