@@ -83,7 +83,7 @@ export async function wakeBranch(
   const pages = new TenantPages({store, storage, clock}, project.tenant_id);
   await pages.attach();
   await pages.unarchiveTimeline(branch.timeline_id);
-  const safekeepers = safekeeperEffects({store, storage});
+  const safekeepers = safekeeperEffects({store, storage, clock});
   const nowMs = clock.nowMs();
   // The pageserver has woken the ancestors too.
   for (let id: string | null = branchId; id !== null;) {

@@ -186,6 +186,53 @@ const scenarios: readonly Scenario[] = [
     act: (control) => submit(control, 'restore_from_archive', {members: [1, 2, 4]}),
   },
   {
+    name: 'bring a timeline to a safekeeper that was down when it was made',
+    prepare: async (control, world) => {
+      await makeProject(control);
+      for (const key of world.walTimelines.keys()) if (key.startsWith('3/')) world.walTimelines.delete(key);
+    },
+    act: async (control) => {
+      const {timeline_id: timelineId} = await control.store
+        .selectFrom('branches')
+        .select('timeline_id')
+        .executeTakeFirstOrThrow();
+      const timeline = {tenantId: 't', timelineId, systemId: '1', pgVersion: 150_000, startLsn: importLsn, members: []};
+      await submit(control, 'complete_timeline', {timeline: {...timeline, missing: [3]}});
+    },
+  },
+  {
+    name: 'a replaced safekeeper is back with its files',
+    prepare: async (control, world) => {
+      await makeProject(control);
+      const [key, timeline] = [...world.walTimelines].find(([name]) => name.startsWith('3/'))!;
+      await submit(control, 'replace_safekeeper', {remove: [3], add: [4]});
+      world.walTimelines.set(key, timeline);
+    },
+    act: async (control) => {
+      const {id: replacedBy} = await control.store
+        .selectFrom('operations')
+        .select('id')
+        .where('kind', '=', 'replace_safekeeper')
+        .executeTakeFirstOrThrow();
+      await submit(control, 'exclude_safekeeper', {nodeId: 3, replacedBy});
+    },
+  },
+  {
+    name: 'detach a branch from its parent',
+    prepare: async (control) => {
+      await makeProject(control);
+      await call(control, 'POST', `/projects/${(await projectOf(control)).id}/branches`, {branch: {name: 'b'}});
+    },
+    act: async (control) => {
+      const {id} = await control.store
+        .selectFrom('branches')
+        .select('id')
+        .where('name', '=', 'b')
+        .executeTakeFirstOrThrow();
+      await submit(control, 'detach_branch', {}, id);
+    },
+  },
+  {
     name: 'archive a branch',
     prepare: async (control) => {
       await makeProject(control);
@@ -354,7 +401,7 @@ test('every kind of operation has a scenario above', () => {
 
 test('storage that is down for a while delays an operation and does not fail it', async () => {
   const world = new FakeWorld();
-  world.broken.add('safekeeper-2');
+  world.broken.add('safekeeper-2').add('safekeeper-3');
   const control = await startControl(world, {waitMsMax: 100});
   const {status, json} = await call(control, 'POST', '/projects', {project: {name: 'p'}});
   assert.equal(status, 201);
@@ -365,7 +412,7 @@ test('storage that is down for a while delays an operation and does not fail it'
   };
   assert.equal(operations[0]!.status, 'running');
   assert.equal(branch.current_state, 'init');
-  world.broken.delete('safekeeper-2');
+  world.broken.clear();
   await control.runner.wait(
     operations.map((o) => o.id),
     10_000,

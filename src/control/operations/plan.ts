@@ -24,6 +24,8 @@ export interface Step {
   /** Answers what to add to the state. */
   effect?(context: StepContext): Promise<OperationState | undefined>;
   record?(trx: StoreTransaction, context: StepContext & {readonly nowMs: number}): Promise<void>;
+  /** Operations of their own that follow from it, submitted in the same transaction. */
+  follow?(state: OperationState): readonly OperationDraft[];
 }
 
 export interface Plan {

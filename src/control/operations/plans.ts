@@ -13,6 +13,7 @@ import {
 } from '#control/operations/plan-context.ts';
 import {deleteParentPlan, detachBranchPlan} from '#control/operations/detach-plan.ts';
 import {excludeSafekeeperPlan} from '#control/operations/exclude-safekeeper-plan.ts';
+import {completeTimelinePlan} from '#control/operations/complete-timeline-plan.ts';
 import type {Plan} from '#control/operations/plan.ts';
 import {migratePlan} from '#control/operations/migrate-plan.ts';
 import {replaceSafekeeperPlan} from '#control/operations/replace-safekeeper-plan.ts';
@@ -43,6 +44,7 @@ export function makePlans(context: PlanContext): Plan[] {
     detachBranchPlan(context),
     deleteParentPlan(context),
     migratePlan(context),
+    completeTimelinePlan(context),
   ];
 }
 

@@ -18,6 +18,7 @@ import {
   whereIs,
 } from '#control/operations/plan-context.ts';
 import type {OperationState, Plan, StepContext} from '#control/operations/plan.ts';
+import type {OperationDraft} from '#control/operations/runner.ts';
 import {safekeeperEffects} from '#control/operations/safekeeper-effects.ts';
 import {TenantPages} from '#control/tenant-pages.ts';
 import {forgetBranch} from '#control/store/forget.ts';
@@ -69,9 +70,9 @@ export function restoreBranchPlan(context: PlanContext): Plan {
       {
         name: 'create-safekeeper-timelines',
         async effect({state}) {
-          await safekeepers.createTimelines(read(state).keptId, read(state).lsn as Lsn);
-          return undefined;
+          return {follow: await safekeepers.createTimelines(read(state).keptId, read(state).lsn as Lsn)};
         },
+        follow: (state) => state['follow'] as OperationDraft[],
       },
       {
         name: 'tell-pageserver',

@@ -4,6 +4,7 @@ import {addImportedCatalog} from '#control/catalog-copy.ts';
 import {buildSpec, liveEndpoint, recordStarted} from '#control/operations/compute-plans.ts';
 import {pagesOf, pgVersionNumber, type PlanContext, whereIs} from '#control/operations/plan-context.ts';
 import type {Plan, Step} from '#control/operations/plan.ts';
+import type {OperationDraft} from '#control/operations/runner.ts';
 import {safekeeperEffects} from '#control/operations/safekeeper-effects.ts';
 import {undoProject} from '#control/operations/undo.ts';
 import {TenantPages} from '#control/tenant-pages.ts';
@@ -96,9 +97,9 @@ export function safekeeperSteps(context: PlanContext): Step[] {
     {
       name: 'create-safekeeper-timelines',
       async effect({operation, state}) {
-        await safekeepers.createTimelines(operation.branch_id, state['lsn'] as Lsn);
-        return undefined;
+        return {follow: await safekeepers.createTimelines(operation.branch_id, state['lsn'] as Lsn)};
       },
+      follow: (state) => state['follow'] as OperationDraft[],
     },
     {
       name: 'tell-pageserver',

@@ -212,6 +212,7 @@ export class OperationRunner {
     const nowMs = clock.nowMs();
     await store.transaction().execute(async (trx) => {
       await step?.record?.(trx, {operation, state, nowMs});
+      await this.submit(trx, step?.follow?.(state) ?? []);
       await trx
         .updateTable('operations')
         .set({
