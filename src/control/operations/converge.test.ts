@@ -14,7 +14,7 @@ async function observe(control: TestControl, world: FakeWorld): Promise<unknown>
   const projects: unknown[] = [];
   for (const {id} of (json as unknown as {projects: {id: string}[]}).projects) {
     const {branches} = (await call(control, 'GET', `/projects/${id}/branches?sort_by=name`)).json as unknown as {
-      branches: {id: string; name: string; current_state: string}[];
+      branches: {id: string; name: string; current_state: string; parent_id?: string}[];
     };
     const {endpoints} = (await call(control, 'GET', `/projects/${id}/endpoints`)).json as unknown as {
       endpoints: {current_state: string; pending_state?: string}[];
@@ -30,7 +30,7 @@ async function observe(control: TestControl, world: FakeWorld): Promise<unknown>
       ),
     );
     projects.push({
-      branches: branches.map((b) => [b.name, b.current_state]),
+      branches: branches.map((b) => [b.name, b.current_state, b.parent_id !== undefined]),
       endpoints: endpoints.map((e) => [e.current_state, e.pending_state]),
       operations: operations.map((o) => [o.action, o.status]),
       roles,
@@ -142,6 +142,28 @@ const scenarios: readonly Scenario[] = [
         },
         {directory: '/somewhere', superuser: 'postgres'},
       ),
+  },
+  {
+    name: 'detach a branch',
+    prepare: async (control) => {
+      await makeProject(control);
+      await call(control, 'POST', `/projects/${(await projectOf(control)).id}/branches`, {branch: {name: 'b'}});
+    },
+    act: async (control) => {
+      const row = await control.store
+        .selectFrom('branches')
+        .selectAll()
+        .where('name', '=', 'b')
+        .executeTakeFirstOrThrow();
+      const operation = {projectId: row.project_id, branchId: row.id, action: 'detach_parent_branch'};
+      const ids = await control.store
+        .transaction()
+        .execute((trx) =>
+          control.runner.submit(trx, [{...operation, kind: 'detach_branch', locks: [`detach:${row.id}`]}]),
+        );
+      await control.runner.kick();
+      await control.runner.wait(ids, 10_000);
+    },
   },
   {
     name: 'suspend and start',
