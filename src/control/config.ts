@@ -1,5 +1,6 @@
 /** What `pagoda control --config FILE` reads. */
 import type {AutoArchiveConfig} from '#control/auto-archive.ts';
+import type {WalTrimConfig} from '#control/wal-trim.ts';
 
 export interface PageserverNode {
   readonly nodeId: number;
@@ -58,6 +59,7 @@ export interface ControlConfig {
   /** What an endpoint's suspend_timeout_seconds 0 means; -1 never. Default 300. */
   readonly suspendTimeoutSeconds?: number;
   readonly archive?: AutoArchiveConfig;
+  readonly walTrim?: WalTrimConfig;
   /** How clients reach computes: hosts are `<endpoint>.<domain>:<port>`. Without a proxy: the compute's own loopback port. */
   readonly proxy?: {readonly domain: string; readonly port: number};
   /** The first user's API key is written here (mode 0600) when the database is new. */

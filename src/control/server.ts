@@ -10,6 +10,7 @@ import {ApiContext} from '#control/api/context.ts';
 import {startBranchExpiry} from '#control/api/branch-expiry.ts';
 import {buildApi} from '#control/api/server.ts';
 import {AutoArchive} from '#control/auto-archive.ts';
+import {WalTrim} from '#control/wal-trim.ts';
 import {Autosuspend} from '#control/autosuspend.ts';
 import {InitdbBootstrap} from '#control/bootstrap.ts';
 import type {ControlConfig} from '#control/config.ts';
@@ -148,6 +149,8 @@ export async function runControl(config: ControlConfig): Promise<RunningControl>
   autosuspend.start();
   const autoArchive = new AutoArchive({store, runner, clock, log, config: config.archive});
   autoArchive.start();
+  const walTrim = new WalTrim({store, storage, clock, log, config: config.walTrim});
+  walTrim.start();
   const farewells = new SafekeeperFarewells({store, runner, storage, clock, log});
   farewells.start();
   failover.start();
@@ -161,6 +164,7 @@ export async function runControl(config: ControlConfig): Promise<RunningControl>
       await expiry.stop();
       await autosuspend.stop();
       await autoArchive.stop();
+      await walTrim.stop();
       await farewells.stop();
       await api.close();
       await internal.close();

@@ -17,6 +17,8 @@ export interface TimelineInfo {
   readonly lastRecordLsn: Lsn;
   /** Where its own WAL begins. */
   readonly initialLsn?: Lsn;
+  /** Nobody needs WAL below; absent: not known. */
+  readonly walNeededLsn?: Lsn;
   readonly ancestorTimelineId?: string;
   readonly ancestorLsn?: Lsn;
   readonly logicalSizeBytes?: number;
@@ -109,6 +111,8 @@ export interface SafekeeperClient {
   exclude(tenantId: string, timelineId: string, membership: Membership): Promise<void>;
   /** What the object store has of the timeline; undefined: nothing. */
   archive(tenantId: string, timelineId: string): Promise<WalArchiveStatus | undefined>;
+  /** Nobody needs WAL below `lsn`: whole segments of it leave the object store. Answers up to where they have. */
+  trimArchive(tenantId: string, timelineId: string, lsn: Lsn): Promise<Lsn>;
   /** The timeline comes back from the object store on a node that has lost it; answers the LSN where the branch goes on. */
   restoreFromArchive(
     tenantId: string,
@@ -378,6 +382,9 @@ class HttpPageserver implements PageserverClient {
       state: String(json['state']),
       lastRecordLsn: readLsn(json['lastRecordLsn'], `timeline ${timelineId}`),
       ...(typeof initialLsn === 'string' ? {initialLsn: readLsn(initialLsn, `timeline ${timelineId}`)} : {}),
+      ...(typeof json['walNeededLsn'] === 'string'
+        ? {walNeededLsn: readLsn(json['walNeededLsn'], `timeline ${timelineId}`)}
+        : {}),
       ...(typeof json['ancestorTimelineId'] === 'string' ? {ancestorTimelineId: json['ancestorTimelineId']} : {}),
       ...(ancestorLsn === undefined || ancestorLsn === null
         ? {}
@@ -490,6 +497,12 @@ class HttpSafekeeper implements SafekeeperClient {
       archivedLsn: readLsn(json['archivedLsn'], where),
       restoreLsn: readLsn(json['restoreLsn'], where),
     };
+  }
+
+  async trimArchive(tenantId: string, timelineId: string, lsn: Lsn): Promise<Lsn> {
+    const path = `/v1/tenant/${tenantId}/timeline/${timelineId}/archive/trim`;
+    const {json} = await this.#http.call('POST', path, {body: {lsn: formatLsn(lsn)}, timeoutMs: 120_000});
+    return readLsn(json['trimmedLsn'], `the WAL archive of timeline ${timelineId}`);
   }
 
   async restoreFromArchive(

@@ -70,6 +70,9 @@ export class TenantPages {
     return {
       ...first,
       lastRecordLsn: Math.min(...infos.map((info) => info.lastRecordLsn)) as Lsn,
+      ...(first.walNeededLsn === undefined
+        ? {}
+        : {walNeededLsn: Math.min(...infos.map((info) => info.walNeededLsn ?? 0)) as Lsn}),
       ...(stopped?.ingestError === undefined ? {} : {ingestError: stopped.ingestError}),
     };
   }

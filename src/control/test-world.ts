@@ -60,6 +60,9 @@ export class FakeWorld implements StorageClients {
   readonly retention = new Map<string, number>();
   /** Timelines that have left their ancestor. */
   readonly detached = new Set<string>();
+  /** From where every timeline's WAL is needed, as pageservers say. */
+  walNeeded: Lsn | undefined;
+  readonly trims: {nodeId: number; timelineId: string; lsn: Lsn}[] = [];
   /** Timelines that are asleep. */
   readonly asleep = new Set<string>();
   /** Endpoint id → when its compute was last used, ms. */
@@ -131,6 +134,7 @@ export class FakeWorld implements StorageClients {
           timeline && {
             state: 'active',
             lastRecordLsn: timeline.lastRecordLsn,
+            ...(this.walNeeded === undefined ? {} : {walNeededLsn: this.walNeeded}),
             initialLsn: importLsn,
             logicalSizeBytes: 1234,
           }
@@ -205,6 +209,11 @@ export class FakeWorld implements StorageClients {
       },
       archive: async () =>
         this.archived && {startLsn: importLsn, archivedLsn: this.archived, restoreLsn: this.archived},
+      trimArchive: async (_tenantId, timelineId, lsn) => {
+        this.#maybeFail(`safekeeper-${nodeId}`);
+        this.trims.push({nodeId, timelineId, lsn});
+        return lsn;
+      },
       restoreFromArchive: async (_tenantId, timelineId, {generation}, lsn) => {
         this.#maybeFail(`safekeeper-${nodeId}`);
         const at = lsn ?? this.archived!;

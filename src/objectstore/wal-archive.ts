@@ -4,6 +4,7 @@
  *   wal/<tenant>/<timeline>/<segment file name>                              a whole segment
  *   wal/<tenant>/<timeline>/<segment file name>.<end LSN>.<term>.partial     its first part, up to the end LSN
  *   wal/<tenant>/<timeline>/term-<term>.json                                 what the timeline is, and its term history
+ *   wal/<tenant>/<timeline>/trimmed-<LSN>.json                               WAL below is not kept any more
  *
  * LSN and term are 16 upper-hex digits. An object of WAL is the raw bytes and a footer of 40 bytes, little-endian: magic
  * "PGDWALSG", version u32, CRC-32C of the bytes u32, start LSN u64, end LSN u64, 0 u32, CRC-32C of the footer before it u32.
@@ -13,6 +14,7 @@ import {type Lsn, formatLsn, lsnToHex, parseLsn, readLsn64, writeLsn64} from '#p
 import {parseSegmentFileName, segmentFileName, walSegmentSizeDefault} from '#postgres/wal/segment.ts';
 import {assert} from '#runtime/assert.ts';
 import {crc32c} from '#runtime/crc.ts';
+import {failpoint} from '#runtime/failpoint.ts';
 import {type ObjectStore, ObjectStoreError} from './object-store.ts';
 
 export const walFooterBytes = 40;
@@ -20,6 +22,7 @@ const footerMagic = Buffer.from('PGDWALSG', 'latin1');
 const footerVersion = 2;
 const manifestVersion = 1;
 const partialPattern = /^([0-9A-F]{24})\.([0-9A-F]{16})\.([0-9A-F]{16})\.partial$/;
+const trimPattern = /^trimmed-([0-9A-F]{16})\.json$/;
 const manifestPattern = /^term-([0-9A-F]{16})\.json$/;
 
 /** The archive holds something else than it should: damage, or WAL of two histories. Nothing may be trimmed on its word. */
@@ -117,12 +120,13 @@ export class WalArchive {
 
   /**
    * True: the object is there, whole, and says that it holds these LSNs (and these bytes, when their checksum is given).
-   * False: it is not there. Throws WalArchiveError when it holds something else.
+   * False: it is not there, and was not trimmed. Throws WalArchiveError when it holds something else.
    */
   async verify(piece: WalPiece, crc?: number): Promise<boolean> {
     const key = this.key(piece);
     const head = await this.#store.head(key);
-    if (head === undefined) return false;
+    // What was trimmed had been there, and nobody needs it any more.
+    if (head === undefined) return piece.endLsn <= (await this.trimmedLsn());
     const size = piece.endLsn - piece.startLsn + walFooterBytes;
     if (head.size !== size) throw this.#wrong(key, `has ${head.size} bytes, not ${size}`);
     const footer = this.#decodeFooter(key, await this.#store.getRange(key, size - walFooterBytes, walFooterBytes));
@@ -198,6 +202,68 @@ export class WalArchive {
     }
     await this.#store.delete(longer.map((piece) => this.key(piece)));
     this.#pieces = undefined;
+  }
+
+  /** WAL below was given up by trim(); 0: none was. */
+  async trimmedLsn(): Promise<Lsn> {
+    const keys = (await this.#store.list(`${this.prefix}trimmed-`)).map(({key}) => key);
+    let trimmed = 0;
+    for (const key of keys) {
+      const name = trimPattern.exec(key.slice(this.prefix.length));
+      if (name === null) continue;
+      let bytes: Buffer;
+      try {
+        bytes = await this.#store.get(key);
+      } catch (error) {
+        if (error instanceof ObjectStoreError && error.code === 'not-found') continue; // a later one took its place
+        throw error;
+      }
+      const at = parseInt(name[1]!, 16) as Lsn;
+      if (!bytes.equals(this.#trimMark(at))) throw this.#wrong(key, 'is not the mark that its name says');
+      trimmed = Math.max(trimmed, at);
+    }
+    return trimmed as Lsn;
+  }
+
+  /** Where the timeline's WAL begins, as far as it is kept. */
+  async firstLsn(manifest: WalManifest): Promise<Lsn> {
+    return Math.max(manifest.startLsn, await this.trimmedLsn()) as Lsn;
+  }
+
+  /**
+   * Gives up WAL below `lsn`, the start of a segment: first a mark says so, then the objects go. May be repeated, and by any number
+   * at once; what an interrupted one has left goes with the next. Answers how many objects of WAL went.
+   */
+  async trim(lsn: Lsn): Promise<number> {
+    assert(lsn % this.#segmentSize === 0, 'WAL is trimmed by whole segments');
+    const before = await this.trimmedLsn();
+    const below = Math.max(lsn, before) as Lsn;
+    const old = (await this.list()).filter((piece) => piece.endLsn <= below);
+    if (below > before) {
+      if (old.length === 0) return 0;
+      failpoint('safekeeper.trim-mark.before');
+      try {
+        await this.#store.put(this.#trimKey(below), this.#trimMark(below), {ifNoneMatch: '*'});
+      } catch (error) {
+        if (!(error instanceof ObjectStoreError) || error.code !== 'exists') throw error;
+      }
+      failpoint('safekeeper.trim-mark.after');
+    }
+    await this.#store.delete(old.map((piece) => this.key(piece)));
+    const marks = (await this.#store.list(`${this.prefix}trimmed-`)).map(({key}) => key);
+    await this.#store.delete(marks.filter((key) => key < this.#trimKey(below)));
+    failpoint('safekeeper.trim.after');
+    this.#pieces = undefined;
+    return old.length;
+  }
+
+  #trimKey(lsn: Lsn): string {
+    return `${this.prefix}trimmed-${lsnToHex(lsn)}.json`;
+  }
+
+  #trimMark(lsn: Lsn): Buffer {
+    const body = {version: 1, prefix: this.prefix, trimmedLsn: formatLsn(lsn)};
+    return Buffer.from(JSON.stringify({...body, crc: crc32c(Buffer.from(JSON.stringify(body)))}));
   }
 
   /** Everything of the timeline. */

@@ -271,6 +271,7 @@ function infoJson(info: TimelineInfo): Record<string, unknown> {
     remoteConsistentLsn: formatLsn(info.remoteConsistentLsn),
     initialLsn: formatLsn(info.initialLsn),
     gcCutoffLsn: formatLsn(info.gcCutoffLsn),
+    walNeededLsn: formatLsn(info.walNeededLsn),
     ...(info.ancestorLsn === undefined ? {} : {ancestorLsn: formatLsn(info.ancestorLsn)}),
   };
 }
@@ -283,6 +284,7 @@ function archivedJson({archivedAtMs, ...archived}: ArchivedTimeline): Record<str
     archivedAt: formatTime(archivedAtMs),
     lastRecordLsn: formatLsn(archived.lastRecordLsn),
     initialLsn: formatLsn(archived.initialLsn),
+    walNeededLsn: formatLsn(archived.walNeededLsn),
     ...(archived.ancestorLsn === undefined ? {} : {ancestorLsn: formatLsn(archived.ancestorLsn)}),
   };
 }

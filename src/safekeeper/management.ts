@@ -1,5 +1,6 @@
 /** The management HTTP of a safekeeper. */
 import {type Lsn, formatLsn, parseLsn} from '#postgres/lsn.ts';
+import {walSegmentSizeDefault} from '#postgres/wal/segment.ts';
 import {HttpError, type HttpRequest, type HttpResponse, type Route} from '#runtime/http.ts';
 import {readRestorePoint, restoreState} from '#safekeeper/restore.ts';
 import type {WalArchive} from '#objectstore/wal-archive.ts';
@@ -32,6 +33,8 @@ export interface ManagementOptions {
  *   DELETE /:timeline           200, also when it is gone; the id can never be used again. With ?archive=delete its WAL leaves
  *                               the object store too: only when the branch itself is deleted, never for one member
  *   PUT    /:timeline/membership, POST /:timeline/pull, POST /:timeline/exclude     see wire/membership.ts
+ *   POST   /:timeline/archive/trim   {lsn}: nobody needs WAL below any more; whole segments of it leave the object store.
+ *                               {trimmedLsn, objects}; may be repeated, at any member
  *   GET    /:timeline/archive   {startLsn, archivedLsn, restoreLsn, objects, bytes}: what the object store has, whether the
  *                               timeline is here or not; a branch restored from it goes on at restoreLsn
  *   POST   /:timeline/restore_from_archive   {membership, lsn?}: when all members have lost their disks. 201 {lsn, …status}:
@@ -198,13 +201,30 @@ export function managementRoutes({nodeId, registry, metricsText, pull}: Manageme
         return {
           status: 200,
           json: {
-            startLsn: formatLsn(point.manifest.startLsn),
+            startLsn: formatLsn(point.firstLsn),
             archivedLsn: formatLsn(point.archivedLsn),
             restoreLsn: formatLsn(point.restoreLsn),
             objects: point.objects,
             bytes: point.bytes,
           },
         };
+      },
+    },
+    {
+      method: 'POST',
+      path: '/v1/tenant/:tenant/timeline/:timeline/archive/trim',
+      handler: async (request) => {
+        node(request);
+        const id = timelineId(request);
+        const tenantId = allowed(request, id);
+        const body = (await request.json()) as {lsn?: unknown} | null;
+        const lsn = valid(() => parseLsn(String(body?.lsn)));
+        const {archivedLsn} = existing(tenantId, id).acceptor.state;
+        // One segment more than is needed stays: the record that the needed WAL begins in has its beginning there.
+        const segment = Math.floor(Math.min(lsn, archivedLsn) / walSegmentSizeDefault) - 1;
+        const wal = archive(tenantId, id);
+        const objects = segment > 0 ? await wal.trim((segment * walSegmentSizeDefault) as Lsn) : 0;
+        return {status: 200, json: {trimmedLsn: formatLsn(await wal.trimmedLsn()), objects}};
       },
     },
     {

@@ -11,6 +11,8 @@ import type {Membership} from '#wire/safekeeper.ts';
 
 export interface RestorePoint {
   readonly manifest: WalManifest;
+  /** From here on WAL is kept: where the timeline begins, or up to where it was trimmed. */
+  readonly firstLsn: Lsn;
   /** WAL is there without a gap up to here; may lie inside a record. */
   readonly archivedLsn: Lsn;
   /** The end of the last whole record: where a branch that is restored goes on. */
@@ -23,10 +25,17 @@ export interface RestorePoint {
 export async function readRestorePoint(archive: WalArchive): Promise<RestorePoint | undefined> {
   const manifest = await archive.manifest();
   if (manifest === undefined) return undefined;
-  const pieces = chain(await archive.list(), manifest.startLsn);
-  const archivedLsn = pieces.at(-1)?.endLsn ?? manifest.startLsn;
+  const firstLsn = await archive.firstLsn(manifest);
+  const listed = await archive.list();
+  const pieces = chain(listed, firstLsn);
+  if (pieces.length === 0 && listed.length > 0)
+    throw new WalArchiveError(
+      `archived WAL of timeline ${manifest.timelineId} (tenant ${manifest.tenantId}) should begin at ${formatLsn(firstLsn)}, but what is there begins at ${formatLsn(listed[0]!.startLsn)}; look with \`pagoda wal fsck\``,
+    );
+  const archivedLsn = pieces.at(-1)?.endLsn ?? firstLsn;
   return {
     manifest,
+    firstLsn,
     archivedLsn,
     restoreLsn: await lastRecordEnd(archive, manifest, pieces),
     objects: pieces.length,
@@ -117,5 +126,7 @@ async function lastRecordEnd(archive: WalArchive, manifest: WalManifest, pieces:
     }
     if (boundary.endLsn > firstLsn || i === 0) return boundary.endLsn;
   }
+  if (read.length > 0)
+    throw new WalArchiveError(`no record starts in the archived WAL of timeline ${manifest.timelineId}`);
   return manifest.startLsn;
 }

@@ -145,6 +145,27 @@ const sleepingBranch: Driver = async ({cell, tenant, timeline}) => {
 };
 
 /** Safekeeper 4, which is no member, copies the timeline, and lets go of it again. */
+/** WAL that nobody needs leaves the object store. */
+const trim: Driver = async (stage) => {
+  const {cell, tenant, timeline, hasFired} = stage;
+  await archive(stage);
+  if (hasFired()) return;
+  try {
+    const url = (node: string, rest = ''): string =>
+      `${cell.urlOf(`${node}-http`)}/v1/tenant/${tenant}/timeline/${timeline}${rest}`;
+    const pageserver = await cell.token('pageserver');
+    const {json} = await requestJson({method: 'GET', url: url('pageserver'), token: pageserver, timeoutMs: 5000});
+    const body = {lsn: (json as {remoteConsistentLsn: string}).remoteConsistentLsn};
+    const token = await cell.token('safekeeper');
+    for (const node of safekeeperNames)
+      await requestJson({method: 'POST', url: url(node, '/archive/trim'), token, body, timeoutMs: 5000}).catch(
+        () => {},
+      );
+  } catch {
+    await sleep(200);
+  }
+};
+
 const copy: Driver = async ({cell, tenant, timeline, hasFired}) => {
   const token = await cell.token('safekeeper');
   const base = (node: string): string => `${cell.urlOf(`${node}-http`)}/v1/tenant/${tenant}/timeline/${timeline}`;
@@ -206,6 +227,9 @@ export const rows: Readonly<Record<string, Row>> = {
   'safekeeper.archive-put.after': {driver: archive, short: true},
   'safekeeper.archive-record.before': {driver: archive},
   'safekeeper.archive-record.after': {driver: archive},
+  'safekeeper.trim-mark.before': {driver: trim},
+  'safekeeper.trim-mark.after': {driver: trim},
+  'safekeeper.trim.after': {driver: trim},
   'safekeeper.drop.before': {driver: archive},
   'safekeeper.drop.after': {driver: archive},
   'safekeeper.pull.before': {driver: copy},

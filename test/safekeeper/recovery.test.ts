@@ -198,6 +198,53 @@ test(
 );
 
 test(
+  'trimmed WAL leaves the archive, is refused to who asks for it, and the branch comes back from what is left',
+  {timeout: 120_000},
+  async () => {
+    await using cell = await Cell.create();
+    await cell.createTimeline();
+    const writer = await Writer.elect(cell, [1, 2, 3]);
+    const wal = await writer.write(Array.from({length: 70}, () => mebibyte));
+    writer.close();
+    await until(async () => (await cell.lsn(1, 'archivedLsn')) === writer.lsn);
+    await cell.pageserverHas(2, writer.lsn);
+    for (const nodeId of [1, 2, 3]) await until(() => cell.walFiles(nodeId).length === 0);
+    const needed = Math.floor(writer.lsn / segmentSize) * segmentSize;
+    const trim = async (lsn: number): Promise<Record<string, unknown>> => {
+      const body = {lsn: formatLsn(lsn as Lsn)};
+      const {status, json} = await cell.http(2, 'POST', `/${cell.timelineId}/archive/trim`, body);
+      assert.equal(status, 200, JSON.stringify(json));
+      return json;
+    };
+    // One segment below stays, and never is more trimmed than what is archived.
+    const first = needed - segmentSize;
+    assert.equal((await trim(needed))['trimmedLsn'], formatLsn(first as Lsn));
+    assert.equal((await trim(needed + 100 * segmentSize))['objects'], 0);
+    assert.ok((await cell.read(1, first as Lsn, writer.lsn)).equals(wal.subarray(first - startLsn)));
+    await assert.rejects(async () => await cell.read(1, startLsn, writer.lsn), /nor in its archive/);
+    for (const nodeId of [1, 2, 3]) {
+      await cell.stop(nodeId);
+      rmSync(join(cell.dataDir(nodeId), cell.tenantId), {recursive: true});
+      await cell.start(nodeId);
+    }
+    const {json} = await cell.http(3, 'GET', `/${cell.timelineId}/archive`);
+    assert.equal(json['startLsn'], formatLsn(first as Lsn));
+    assert.equal(json['restoreLsn'], formatLsn(writer.lsn));
+    const membership = {...cell.membership, generation: 2};
+    for (const nodeId of [1, 2, 3])
+      assert.equal(
+        (await cell.http(nodeId, 'POST', `/${cell.timelineId}/restore_from_archive`, {membership})).json['lsn'],
+        formatLsn(writer.lsn),
+      );
+    const next = await Writer.elect(cell, [1, 2, 3], 2);
+    assert.equal(next.lsn, writer.lsn);
+    const more = await next.write([20 * mebibyte, 9]);
+    next.close();
+    assert.ok((await cell.read(2, writer.lsn, next.lsn)).equals(more));
+  },
+);
+
+test(
   'restored at a later LSN that a pageserver has: WAL between is not there, and says so',
   {timeout: 60_000},
   async () => {

@@ -100,9 +100,9 @@ async function checkArchive(source: ArchiveSource, good: Say, bad: Say): Promise
     );
   if (source.endLsn === source.startLsn || damaged > 0) return;
   let records = 0;
-  const {endLsn, failure} = await readRecords(source, source.startLsn, () => ++records > 0);
-  if (failure === undefined)
-    good(`${name}: ${records} records from ${formatLsn(source.startLsn)} to ${formatLsn(endLsn)}`);
+  const from = await findRecordStart(source, source.startLsn, true);
+  const {endLsn, failure} = await readRecords(source, from, () => ++records > 0);
+  if (failure === undefined) good(`${name}: ${records} records from ${formatLsn(from)} to ${formatLsn(endLsn)}`);
   else bad(`${name}: WAL does not decode behind ${formatLsn(endLsn)}: ${failure.reason}`);
 }
 

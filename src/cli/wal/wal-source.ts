@@ -96,8 +96,9 @@ export class ArchiveSource implements WalSource {
   static async find(archive: WalArchive): Promise<ArchiveSource | undefined> {
     const manifest = await archive.manifest();
     if (manifest === undefined) return undefined;
-    const endLsn = chain(await archive.list(), manifest.startLsn).at(-1)?.endLsn ?? manifest.startLsn;
-    return new ArchiveSource(archive, manifest.startLsn, endLsn);
+    const firstLsn = await archive.firstLsn(manifest);
+    const endLsn = chain(await archive.list(), firstLsn).at(-1)?.endLsn ?? firstLsn;
+    return new ArchiveSource(archive, firstLsn, endLsn);
   }
 
   private constructor(archive: WalArchive, startLsn: Lsn, endLsn: Lsn) {

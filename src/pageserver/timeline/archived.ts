@@ -16,6 +16,8 @@ export interface ArchivedTimeline {
   readonly initialLsn: Lsn;
   /** Its end: WAL behind it, if there is any, is at the safekeepers. */
   readonly lastRecordLsn: Lsn;
+  /** As of when it was archived: TimelineInfo.walNeededLsn. */
+  readonly walNeededLsn: Lsn;
   readonly pgVersion: number;
   readonly systemId: string;
   readonly logicalSizeBytes: number;
@@ -31,6 +33,7 @@ export function archivedFromIndex(index: TimelineIndex, archivedAtMs: number): A
     ...(ancestorTimelineId === undefined ? {} : {ancestorTimelineId, ancestorLsn: index.ancestorLsn ?? invalidLsn}),
     initialLsn: index.initialLsn,
     lastRecordLsn: index.diskConsistentLsn,
+    walNeededLsn: Math.min(index.gcCutoffLsn, index.diskConsistentLsn) as Lsn,
     pgVersion: index.pgVersion,
     systemId: index.systemId,
     logicalSizeBytes: index.logicalSizeBytes,

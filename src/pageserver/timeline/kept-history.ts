@@ -61,6 +61,11 @@ export function firstReadable(state: TimelineState): Lsn {
   return Math.max(state.initialLsn, Math.min(first, state.diskConsistentLsn - 1)) as Lsn;
 }
 
+/** WAL below is of no use to anybody: it is in layers, and the history that may be read begins later. */
+export function walNeededFrom(state: TimelineState): Lsn {
+  return Math.min(state.gcCutoffLsn, state.remoteConsistentLsn, ...state.leases.keys()) as Lsn;
+}
+
 /**
  * LSNs of the timeline's own history below the cutoff that must stay readable, ascending, without those that are doubled. Forgets
  * leases that ended.

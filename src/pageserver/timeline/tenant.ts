@@ -187,6 +187,7 @@ export class Tenant {
       ...(ancestor === undefined ? {} : {ancestorTimelineId: ancestor.state.timelineId, ancestorLsn: ancestor.lsn}),
       initialLsn,
       lastRecordLsn: state.diskConsistentLsn,
+      walNeededLsn: Math.min(state.gcCutoffLsn, state.diskConsistentLsn) as Lsn,
       pgVersion,
       systemId,
       logicalSizeBytes,

@@ -20,7 +20,7 @@ import {
   type TimelineLifecycle,
   defaultRetention,
 } from './index-object.ts';
-import {checkKept, heldPoints, lease} from './kept-history.ts';
+import {checkKept, heldPoints, lease, walNeededFrom} from './kept-history.ts';
 import {type Key, checkpointStateKey, keyKind, rangeOf, relationMapKey, slruPrefix, wholeKeySpace} from './key.ts';
 import {buildPage, read, readOn, tryBlob, tryBlobs, tryCollect, tryRelInfo, tryRelPages} from './read-path.ts';
 import {LsnWaiters} from './lsn-waiters.ts';
@@ -59,6 +59,8 @@ export interface TimelineInfo {
   readonly retention: Retention;
   /** History below is not kept, but for branch points and leases. */
   readonly gcCutoffLsn: Lsn;
+  /** Archived WAL below can be trimmed; validated like remoteConsistentLsn. */
+  readonly walNeededLsn: Lsn;
   readonly ingestError?: string;
   readonly uploadError?: string;
   readonly compactionError?: string;
@@ -227,6 +229,7 @@ export class Timeline implements TimelineReader {
       l0Layers: s.layers.l0Count,
       retention: s.retention,
       gcCutoffLsn: s.gcCutoffLsn,
+      walNeededLsn: walNeededFrom(s),
       ...(s.ingestError === undefined ? {} : {ingestError: s.ingestError}),
       ...(uploadError === undefined ? {} : {uploadError}),
       ...(compactionError === undefined ? {} : {compactionError}),
