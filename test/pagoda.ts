@@ -37,11 +37,13 @@ export class Pagoda {
   readonly dir: string;
   readonly #base: number;
   readonly #keep: boolean;
+  readonly #upOptions: readonly string[];
   #supervisor: ChildProcess | undefined;
   #output = '';
   #status: Status | undefined;
 
-  private constructor(dir: string, base: number, keep: boolean) {
+  private constructor(dir: string, base: number, keep: boolean, upOptions: readonly string[]) {
+    this.#upOptions = upOptions;
     this.dir = dir;
     this.#base = base;
     this.#keep = keep;
@@ -49,10 +51,10 @@ export class Pagoda {
   }
 
   /** Resolves when the banner has been printed. */
-  static async start(options: {dir?: string} = {}): Promise<Pagoda> {
+  static async start(options: {dir?: string; upOptions?: readonly string[]} = {}): Promise<Pagoda> {
     const dir = options.dir ?? mkdtempSync(join(tmpdir(), 'pagoda-'));
     chmodSync(dir, 0o711);
-    const pagoda = new Pagoda(dir, await freeBlock(), options.dir !== undefined);
+    const pagoda = new Pagoda(dir, await freeBlock(), options.dir !== undefined, options.upOptions ?? []);
     await pagoda.up();
     return pagoda;
   }
@@ -80,6 +82,7 @@ export class Pagoda {
         String(base + 1),
         '--internal-port',
         String(base + 10),
+        ...this.#upOptions,
       ],
       {stdio: ['ignore', 'pipe', 'pipe'], cwd: root},
     );

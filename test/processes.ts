@@ -36,9 +36,7 @@ export function processesOf(dir: string): Process[] {
   const above = new Set<number>();
   for (let pid = process.pid; pid > 1; pid = all.find((p) => p.pid === pid)?.parent ?? 0) above.add(pid);
   const ours = new Set(
-    all
-      .filter((p) => !above.has(p.pid) && p.args.some((a) => a === dir || a.startsWith(`${dir}/`)))
-      .map((p) => p.pid),
+    all.filter((p) => !above.has(p.pid) && p.args.some((a) => a === dir || a.startsWith(`${dir}/`))).map((p) => p.pid),
   );
   for (let grew = true; grew;) {
     grew = false;

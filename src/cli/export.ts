@@ -13,8 +13,9 @@ import {type Lsn, parseLsn} from '#postgres/lsn.ts';
 import {type RelTag, blockSize, globalTablespace, relPath, relSegmentBlocks} from '#postgres/relation.ts';
 import {readTar} from '#postgres/tar.ts';
 import {PagesClient, type RelListEntry, pagesPerRequestMax} from '#wire/pages.ts';
+import {shardOfBlock} from '#wire/shard.ts';
 import {type Arguments, UsageError} from '#cli/arguments.ts';
-import {connectInternally, lsnAt, onePlace, timelinePath} from '#cli/internal-client.ts';
+import {connectInternally, lsnAt, onePlace} from '#cli/internal-client.ts';
 import type {Layout} from '#cli/layout.ts';
 
 export const exportOptions = {'--branch': 'value', '--at': 'value', '--out': 'value'} as const;
@@ -36,23 +37,28 @@ export async function exportBranch(args: Arguments, layout: Layout): Promise<voi
   const place = await onePlace(client, args.options.get('--branch'));
   const wanted =
     (await lsnAt(client, place, args.options.get('--at'))) ??
-    String((await client.ask('GET', timelinePath(place)))['lastRecordLsn']);
+    String((await client.askTimeline(place, 'GET', ''))['lastRecordLsn']);
   const lease = (): Promise<unknown> =>
-    client.ask('PUT', `${timelinePath(place)}/lease`, {lsn: wanted, ttlSeconds: leaseSeconds});
+    Promise.all(
+      place.shards.map((shard) =>
+        client.askTimeline(place, 'PUT', '/lease', {lsn: wanted, ttlSeconds: leaseSeconds}, shard),
+      ),
+    );
   await lease();
   let leasedMs = systemClock.monotonicMs();
 
-  const {headers, body} = await client.stream(`${timelinePath(place)}/basebackup?lsn=${encodeURIComponent(wanted)}`);
+  const {headers, body} = await client.streamTimeline(place, `/basebackup?lsn=${encodeURIComponent(wanted)}`);
   const lsn = parseLsn(headers['x-pagoda-lsn'] ?? wanted);
   const databases = await unpack(systemDisk, out, body);
-  const {host, port, token} = await client.pages();
-  const pages = await PagesClient.connect({host, port}, token, place.tenantId, place.timelineId);
+  const shards: PagesClient[] = [];
   let relations = 0;
   let bytes = 0;
   try {
+    for (const shard of place.shards)
+      shards.push(await PagesClient.connect(shard, await client.pageToken(), shard.shardId, place.timelineId));
     for (const {spcNode, dbNode} of [{spcNode: globalTablespace, dbNode: 0}, ...databases]) {
-      for (const entry of await pages.listDb(spcNode, dbNode, {requestLsn: lsn})) {
-        await writeRelation(systemDisk, out, pages, entry, lsn);
+      for (const entry of await shards[0]!.listDb(spcNode, dbNode, {requestLsn: lsn})) {
+        await writeRelation(systemDisk, out, shards, entry, lsn);
         relations++;
         bytes += entry.blocks * blockSize;
         if (systemClock.monotonicMs() - leasedMs < (leaseSeconds * 1000) / 3) continue;
@@ -61,7 +67,7 @@ export async function exportBranch(args: Arguments, layout: Layout): Promise<voi
       }
     }
   } finally {
-    pages.close();
+    for (const pages of shards) pages.close();
   }
   const owner = runsAsRoot ? 'postgres' : (environment['USER'] ?? '');
   configure(systemDisk, out, owner);
@@ -112,7 +118,7 @@ async function unpack(
 async function writeRelation(
   disk: Disk,
   out: string,
-  pages: PagesClient,
+  shards: readonly PagesClient[],
   {rel, blocks}: RelListEntry,
   lsn: Lsn,
 ): Promise<void> {
@@ -129,6 +135,8 @@ async function writeRelation(
         const at = next;
         next += pagesPerRequestMax;
         const wanted = Math.min(pagesPerRequestMax, count - at);
+        // Stripes begin at multiples of pagesPerRequestMax: a request has one owner.
+        const pages = shards[shardOfBlock(shards.length, rel, base + at)]!;
         const run = await pages.getPageRun(rel, base + at, wanted, {requestLsn: lsn});
         if (run.bytes.length !== wanted * blockSize)
           throw new Error(`block ${base + at} of ${first}: ${run.bytes.length} bytes came instead of ${wanted} pages`);

@@ -10,7 +10,7 @@ import {safekeepersHelp} from '#cli/safekeepers.ts';
 
 export const help = `pagoda: serverless Postgres on this machine
 
-  pagoda up [--data DIR] [--port N] [--api-port N] [--internal-port N] [--listen ADDRESS]
+  pagoda up [--data DIR] [--port N] [--api-port N] [--internal-port N] [--listen ADDRESS] [--shards N]
                          start everything (also: npm start); Ctrl-C stops it in order
   pagoda status [-o json|env]
                          what runs, and how to connect
@@ -26,6 +26,7 @@ ${inspectHelp}${branchesHelp}${safekeepersHelp}  pagoda wal fsck BRANCH|FOLDER
   --data DIR             data directory (default: PAGODA_DATA, else ./.pagoda)
   --port N               Postgres clients (default 54320)
   --api-port N           API v2 (default 54321)
+  --shards N             shards of every project made from now on (default 1): docs/operating.md
   --internal-port N      first of 20 ports for the roles among themselves (default 54330)
 
 A single role, for an installation on several machines: pagoda ROLE --config FILE

@@ -2,6 +2,7 @@
 import {systemClock} from '#runtime/clock.ts';
 import {requestJson, requestStream} from '#runtime/http.ts';
 import {TokenIssuer} from '#wire/auth.ts';
+import type {ShardLocation} from '#wire/compute-spec.ts';
 import {UsageError} from '#cli/arguments.ts';
 import {internalPorts, type Layout} from '#cli/layout.ts';
 import {readSupervisor} from '#cli/up.ts';
@@ -14,21 +15,35 @@ export interface BranchPlace {
   readonly tenantId: string;
   readonly timelineId: string;
   readonly isDefault: boolean;
+  /** Shard 0, which knows everything but pages of others, comes first. */
+  readonly shards: readonly ShardLocation[];
 }
 
 export interface InternalClient {
   /** Branches with this id or name; all without one. */
   readonly places: (branch: string | undefined) => Promise<BranchPlace[]>;
   /** A call of the control plane's internal routes. Throws UsageError with what it said. */
-  readonly askControl: (method: string, path: string, body?: unknown) => Promise<Readonly<Record<string, unknown>>>;
-  /** The same of the pageserver's management HTTP. */
-  readonly ask: (method: string, path: string, body?: unknown) => Promise<Readonly<Record<string, unknown>>>;
-  readonly stream: (
+  readonly askControl: (method: string, path: string, body?: unknown) => Promise<Json>;
+  /** The same of a pageserver's management HTTP. */
+  readonly ask: (method: string, path: string, body?: unknown) => Promise<Json>;
+  /** Of the timeline of a place: `path` is what follows; at its first shard, or another. */
+  readonly askTimeline: (
+    place: BranchPlace,
+    method: string,
     path: string,
+    body?: unknown,
+    shard?: ShardLocation,
+  ) => Promise<Json>;
+  readonly streamTimeline: (
+    place: BranchPlace,
+    path: string,
+    shard?: ShardLocation,
   ) => Promise<{headers: Readonly<Record<string, string | undefined>>; body: AsyncIterable<Buffer>}>;
-  /** Where the page service listens, and a token for it. */
-  readonly pages: () => Promise<{host: string; port: number; token: string}>;
+  /** A token for page services. */
+  readonly pageToken: () => Promise<string>;
 }
+
+type Json = Readonly<Record<string, unknown>>;
 
 /** What takes long here is bounded by the user's patience. */
 const longMsMax = 24 * 3_600_000;
@@ -40,45 +55,47 @@ export async function connectInternally(layout: Layout): Promise<InternalClient>
   if (notes === undefined) throw new UsageError(`nothing runs on ${layout.data}. Start it with \`pagoda up\``);
   const issuer = await TokenIssuer.load(layout.keys, 'control', systemClock);
   const ports = internalPorts(notes.ports.internal);
-  const url = (aud: 'control' | 'pageserver', path: string): string =>
-    `http://${host}:${aud === 'control' ? ports.control : ports.pageserverHttp}${path}`;
-  const call = async (
-    aud: 'control' | 'pageserver',
-    method: string,
-    path: string,
-    body?: unknown,
-  ): Promise<Readonly<Record<string, unknown>>> => {
+  const controlUrl = `http://${host}:${ports.control}`;
+  const nodeUrl = (node: {readonly host: string; readonly httpPort: number}): string =>
+    `http://${node.host}:${node.httpPort}`;
+  const timelineUrl = (place: BranchPlace, path: string, shard = place.shards[0]!): string =>
+    `${nodeUrl(shard)}/v1/tenant/${shard.shardId}/timeline/${place.timelineId}${path}`;
+  const call = async (aud: 'control' | 'pageserver', method: string, url: string, body?: unknown): Promise<Json> => {
     const {status, json} = await requestJson({
       method,
-      url: url(aud, path),
+      url,
       token: await issuer.sign({aud, scope: 'node'}),
       ...(body === undefined ? {} : {body}),
       timeoutMs: longMsMax,
     });
-    const answer = (json ?? {}) as Readonly<Record<string, unknown>>;
+    const answer = (json ?? {}) as Json;
     if (status >= 300) throw new UsageError(String(answer['message'] ?? `status ${status}`));
     return answer;
   };
   return {
-    askControl: (method, path, body) => call('control', method, `/internal/v1${path}`, body),
-    ask: (method, path, body) => call('pageserver', method, path, body),
+    askControl: (method, path, body) => call('control', method, `${controlUrl}/internal/v1${path}`, body),
+    ask: (method, path, body) =>
+      call('pageserver', method, `${nodeUrl({host, httpPort: ports.pageserverHttp})}${path}`, body),
+    askTimeline: (place, method, path, body, shard) =>
+      call('pageserver', method, timelineUrl(place, path, shard), body),
     async places(branch) {
       const query = branch === undefined ? '' : `?branch=${encodeURIComponent(branch)}`;
-      return (await call('control', 'GET', `/internal/v1/branch_places${query}`))['branches'] as BranchPlace[];
+      const answer = await call('control', 'GET', `${controlUrl}/internal/v1/branch_places${query}`);
+      return answer['branches'] as BranchPlace[];
     },
-    async stream(path) {
+    async streamTimeline(place, path, shard) {
       const token = await issuer.sign({aud: 'pageserver', scope: 'node'});
-      const {status, headers, body} = await requestStream({method: 'GET', url: url('pageserver', path), token});
+      const {status, headers, body} = await requestStream({
+        method: 'GET',
+        url: timelineUrl(place, path, shard),
+        token,
+      });
       if (status < 300) return {headers, body};
       const parts: Buffer[] = [];
       for await (const part of body) parts.push(part);
       throw new UsageError(Buffer.concat(parts).toString('utf8'));
     },
-    pages: async () => ({
-      host,
-      port: ports.pageserver,
-      token: await issuer.sign({aud: 'pageserver', scope: 'node'}),
-    }),
+    pageToken: () => issuer.sign({aud: 'pageserver', scope: 'node'}),
   };
 }
 
@@ -91,8 +108,6 @@ export async function onePlace(client: InternalClient, branch: string | undefine
   throw new UsageError(`name one branch with --branch: ${names.join(', ')}`);
 }
 
-export const timelinePath = (place: BranchPlace): string => `/v1/tenant/${place.tenantId}/timeline/${place.timelineId}`;
-
 /** `at` as an LSN: it is one, or a time within the branch's history. Undefined without `at`. */
 export async function lsnAt(
   client: InternalClient,
@@ -101,7 +116,7 @@ export async function lsnAt(
 ): Promise<string | undefined> {
   if (at === undefined || /^[0-9A-Fa-f]+\/[0-9A-Fa-f]+$/.test(at)) return at;
   const query = `timestamp=${encodeURIComponent(at)}`;
-  const answer = await client.ask('GET', `${timelinePath(place)}/lsn_by_timestamp?${query}`);
+  const answer = await client.askTimeline(place, 'GET', `/lsn_by_timestamp?${query}`);
   if (answer['kind'] === 'past' || answer['kind'] === 'nodata')
     throw new UsageError(`branch ${place.name} has no history at ${at} (${String(answer['kind'])})`);
   return String(answer['lsn']);

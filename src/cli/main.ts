@@ -17,7 +17,7 @@ async function main(argv: readonly string[]): Promise<void> {
   const layoutOf = (options: ReadonlyMap<string, string>): Layout => Layout.choose(options, workingDirectory);
   switch (command) {
     case 'up': {
-      const args = parseArguments(rest, {...dataOption, ...portOptions, '--listen': 'value'});
+      const args = parseArguments(rest, {...dataOption, ...portOptions, '--listen': 'value', '--shards': 'value'});
       const {up} = await import('#cli/up.ts');
       return up(args, layoutOf(args.options));
     }

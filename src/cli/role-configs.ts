@@ -30,6 +30,8 @@ export interface InstallationChoices {
   readonly listen: string;
   /** The proxy serves Postgres clients; without it computes are reached directly on loopback. */
   readonly withProxy: boolean;
+  /** Of projects made from now on. */
+  readonly shards?: number;
   /** Of the pageserver and the safekeepers. */
   readonly objectStore: ObjectStoreConfig;
 }
@@ -136,6 +138,7 @@ function controlConfig(choices: InstallationChoices): ControlConfig {
     })),
     computes: localComputes(choices),
     ...(choices.withProxy ? {proxy: {domain: 'localhost', port: ports.proxy}} : {}),
+    ...(choices.shards === undefined ? {} : {shardsPerTenant: choices.shards}),
     ...(suspendSeconds === undefined ? {} : {suspendTimeoutSeconds: suspendSeconds}),
     archive: {
       ...(ageSeconds === undefined ? {} : {ageSeconds}),

@@ -8,6 +8,7 @@
  * first (nobody new), then the computes, gracefully, then what they need.
  */
 import {generateKeys} from '#wire/auth.ts';
+import {shardCountMax} from '#wire/shard.ts';
 import {type Clock, systemClock} from '#runtime/clock.ts';
 import {joinPath, systemDisk} from '#runtime/disk.ts';
 import {createLog} from '#runtime/log.ts';
@@ -29,6 +30,14 @@ import {type InstallationChoices, localComputes, portsInUse, type RoleConfig, ro
 import {RoleProcess} from '#cli/role-process.ts';
 import {setUp, setUpNames} from '#cli/setup.ts';
 
+function readShards(text: string | undefined): {shards?: number} {
+  if (text === undefined) return {};
+  const shards = Number(text);
+  if (!Number.isInteger(shards) || shards < 1 || shards > shardCountMax)
+    throw new UsageError(`--shards must be a number from 1 to ${shardCountMax}, not ${JSON.stringify(text)}`);
+  return {shards};
+}
+
 /** What `status` and `stop` read while the supervisor runs. */
 export interface SupervisorFile {
   readonly pid: number;
@@ -41,6 +50,7 @@ export interface SupervisorFile {
 export async function up(args: Arguments, layout: Layout): Promise<void> {
   const ports = choosePorts(args.options);
   const listen = args.options.get('--listen') ?? '127.0.0.1';
+  const shards = readShards(args.options.get('--shards'));
   const disk = systemDisk;
   disk.makeDirectory(layout.data);
   // Postgres runs as another user than root and must be able to pass through; what is private lies in closed folders.
@@ -72,7 +82,7 @@ export async function up(args: Arguments, layout: Layout): Promise<void> {
     const withProxy = disk.exists(joinPath(packageRoot, 'src', 'proxy', 'server.ts'));
     const objectStore = chooseObjectStore(layout, environment['PAGODA_OBJECT_STORE'], disk, systemRandom);
     await checkObjectStore(objectStore);
-    const choices: InstallationChoices = {layout, ports, installation, listen, withProxy, objectStore};
+    const choices: InstallationChoices = {layout, ports, installation, listen, withProxy, objectStore, ...shards};
     await checkPorts(choices);
     await checkReachable(layout);
     supervisor = new Supervisor(choices, systemClock, report);

@@ -1,9 +1,15 @@
-/** Where the data of a branch is, for operators' commands: its tenant, timeline and pageserver. */
+/** Where the data of a branch is, for operators' commands: its tenant, its timeline, and where each shard is held. */
 import {HttpError, type Route} from '#runtime/http.ts';
 import {asHttpError, type Claims, requireNode} from '#wire/auth.ts';
+import {shardLocations} from '#control/attachments.ts';
+import type {StorageClients} from '#control/storage-client.ts';
 import type {Store} from '#control/store/schema.ts';
 
-export function branchPlaceRoutes(store: Store): Route[] {
+export function branchPlaceRoutes(context: {
+  readonly store: Store;
+  readonly storage: Pick<StorageClients, 'pageservers'>;
+}): Route[] {
+  const {store} = context;
   return [
     {
       method: 'GET',
@@ -33,7 +39,12 @@ export function branchPlaceRoutes(store: Store): Route[] {
         );
         if (wanted !== null && branches.length === 0)
           throw new HttpError(404, 'not_found', `there is no branch ${wanted}`);
-        return {status: 200, json: {branches: branches.map((row) => ({...row, isDefault: row.isDefault === 1}))}};
+        const places = branches.map(async (row) => ({
+          ...row,
+          isDefault: row.isDefault === 1,
+          shards: await shardLocations(context, row.tenantId),
+        }));
+        return {status: 200, json: {branches: await Promise.all(places)}};
       },
     },
   ];

@@ -56,6 +56,8 @@ export interface ControlConfig {
     readonly binDir: string;
     readonly extensionLibrary: string;
   };
+  /** Shards of a project made from now on (wire/shard.ts), spread over the pageservers; for good. Default 1. */
+  readonly shardsPerTenant?: number;
   /** What an endpoint's suspend_timeout_seconds 0 means; -1 never. Default 300. */
   readonly suspendTimeoutSeconds?: number;
   readonly archive?: AutoArchiveConfig;

@@ -1,5 +1,6 @@
 /** The control plane as a process: API v2 on one port, internal routes on another, operations taken up again at start. */
 import {TokenIssuer, TokenVerifier} from '#wire/auth.ts';
+import {shardCountMax} from '#wire/shard.ts';
 import {systemClock} from '#runtime/clock.ts';
 import {systemDisk} from '#runtime/disk.ts';
 import {type Route, startHttpServer} from '#runtime/http.ts';
@@ -54,12 +55,15 @@ export function allInternalRoutes(
     ...safekeeperAdminRoutes(options),
     ...pageserverAdminRoutes(options),
     ...branchAdminRoutes(options),
-    ...branchPlaceRoutes(options.store),
+    ...branchPlaceRoutes(options),
     ...projectImportRoutes(api),
   ];
 }
 
 export async function runControl(config: ControlConfig): Promise<RunningControl> {
+  const {shardsPerTenant = 1} = config;
+  if (!Number.isInteger(shardsPerTenant) || shardsPerTenant < 1 || shardsPerTenant > shardCountMax)
+    throw new Error(`shardsPerTenant is ${shardsPerTenant}: a tenant has 1 to ${shardCountMax} shards`);
   const log = createLog({component: 'control'});
   const [clock, random, disk] = [systemClock, systemRandom, systemDisk];
   const issuer = await TokenIssuer.load(config.keysDir, 'control', clock);

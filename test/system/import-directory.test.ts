@@ -146,7 +146,8 @@ test('a cluster with several databases and roles is imported; dumps are the same
   const shopNow = await dump(libpqEnvironment(as('shop', 'app', 'app secret')));
   same(shopNow, shopDump);
   const chiefsNow = await dump(libpqEnvironment(as('chiefs', 'chief', 'chief secret')));
-  const withoutTrigger = (text: string): string => text.replace(/^(-- Name: .* Type: |ALTER |CREATE )EVENT TRIGGER.*\n( .*\n)*/gm, '');
+  const withoutTrigger = (text: string): string =>
+    text.replace(/^(-- Name: .* Type: |ALTER |CREATE )EVENT TRIGGER.*\n( .*\n)*/gm, '');
   same(withoutTrigger(chiefsNow), withoutTrigger(chiefsDump));
   const [endpoint] = (await pagoda.api<{endpoints: {id: string}[]}>('GET', `/projects/${project}/endpoints`)).endpoints;
   await run(

@@ -2,7 +2,7 @@
 import {systemDisk} from '#runtime/disk.ts';
 import {exitProcess, printLine} from '#runtime/process.ts';
 import {type Arguments, UsageError} from '#cli/arguments.ts';
-import {type InternalClient, connectInternally, lsnAt, onePlace, timelinePath} from '#cli/internal-client.ts';
+import {type BranchPlace, type InternalClient, connectInternally, lsnAt, onePlace} from '#cli/internal-client.ts';
 import type {Layout} from '#cli/layout.ts';
 import {parseObjectStore} from '#cli/object-store-choice.ts';
 
@@ -11,6 +11,7 @@ export const inspectOptions = {
   '--at': 'value',
   '--copy': 'value',
   '--out': 'value',
+  '--shard': 'value',
   '--tables': 'flag',
   '--json': 'flag',
 } as const;
@@ -22,8 +23,8 @@ export const inspectHelp = `  pagoda verify [--branch B] [--at LSN|TIME]
                          (folder:/path or s3://…) damaged and missing ones are put back
   pagoda sizes [--branch B] [--tables]
                          what branches and tables occupy, and what keeps it
-  pagoda layers [--branch B] --out FILE.svg
-                         a picture of a branch's layers
+  pagoda layers [--branch B] [--shard N] --out FILE.svg
+                         a picture of a branch's layers, of one shard when there are several
 `;
 
 type Json = Readonly<Record<string, unknown>>;
@@ -49,7 +50,13 @@ const branchOf = (args: Arguments): string | undefined => args.options.get('--br
 async function verify(client: Client, args: Arguments): Promise<void> {
   const place = await onePlace(client, branchOf(args));
   const lsn = await lsnAt(client, place, args.options.get('--at'));
-  const answer = await client.ask('POST', `${timelinePath(place)}/verify${lsn === undefined ? '' : `?lsn=${lsn}`}`);
+  // At one LSN in all shards.
+  const query = `?lsn=${lsn ?? String((await client.askTimeline(place, 'GET', ''))['lastRecordLsn'])}`;
+  const answer = sumOfShards(
+    await Promise.all(
+      place.shards.map((shard) => client.askTimeline(place, 'POST', `/verify${query}`, undefined, shard)),
+    ),
+  );
   if (args.options.has('--json')) printLine(JSON.stringify(answer, undefined, 2));
   else {
     printLine(
@@ -59,6 +66,18 @@ async function verify(client: Client, args: Arguments): Promise<void> {
     printLine(answer['problemCount'] === 0 ? 'every page can be read' : `${String(answer['problemCount'])} problems`);
   }
   if (answer['problemCount'] !== 0) exitProcess(1);
+}
+
+/** Each shard rebuilds its own pages; relations are known to all of them, the rest to shard 0. */
+function sumOfShards(answers: readonly Json[]): Json {
+  const sum = (field: string): number => answers.reduce((total, answer) => total + Number(answer[field]), 0);
+  return {
+    ...answers[0],
+    pages: sum('pages'),
+    newPages: sum('newPages'),
+    problemCount: sum('problemCount'),
+    problems: answers.flatMap((answer) => answer['problems'] as string[]),
+  };
 }
 
 async function scrub(client: Client, args: Arguments): Promise<void> {
@@ -93,31 +112,44 @@ async function sizes(client: Client, args: Arguments): Promise<void> {
   const tables = args.options.has('--tables');
   const answers: Json[] = [];
   for (const place of places) {
-    const answer = await client.ask('GET', `${timelinePath(place)}/sizes${tables ? '?relations=true' : ''}`);
-    answers.push({...place, ...answer});
-    if (args.options.has('--json')) continue;
-    printLine(
-      `branch ${place.name} (${place.branchId}): logical ${mb(Number(answer['logicalBytes']))}, stored ${mb(Number(answer['storedBytes']))} in ${String(answer['layers'])} layers, not uploaded yet ${mb(Number(answer['memoryBytes']))}`,
-    );
-    for (const {what, bytes} of answer['pinnedBy'] as {what: string; bytes: number}[])
-      printLine(`  kept by ${what}: ${mb(bytes)}`);
-    const relations = (answer['relations'] ?? []) as {
-      rel: {spcNode: number; dbNode: number; relNode: number; fork: number};
-      logicalBytes: number;
-      storedBytes: number;
-      versions: number;
-    }[];
-    for (const {rel, logicalBytes, storedBytes, versions} of relations.filter((r) => r.storedBytes > 0).slice(0, 50)) {
-      const name =
-        rel.relNode === 0
-          ? 'metadata'
-          : `${rel.spcNode}/${rel.dbNode}/${rel.relNode}${['', '_fsm', '_vm', '_init'][rel.fork]}`;
-      printLine(
-        `  ${name.padEnd(28)} logical ${mb(logicalBytes).padStart(10)}  stored ${mb(storedBytes).padStart(10)}  ${versions} versions`,
+    for (const shard of place.shards) {
+      const answer = await client.askTimeline(
+        place,
+        'GET',
+        `/sizes${tables ? '?relations=true' : ''}`,
+        undefined,
+        shard,
       );
+      answers.push({...place, shard: shard.shardId, ...answer});
+      if (!args.options.has('--json'))
+        printSizes(place, place.shards.length > 1 ? shard.shardId.slice(33) : '', answer);
     }
   }
   if (args.options.has('--json')) printLine(JSON.stringify(answers, undefined, 2));
+}
+
+/** `shard`: the end of its id, when there are several. */
+function printSizes(place: BranchPlace, shard: string, answer: Json): void {
+  printLine(
+    `branch ${place.name} (${place.branchId})${shard === '' ? '' : `, shard ${shard}`}: logical ${mb(Number(answer['logicalBytes']))}, stored ${mb(Number(answer['storedBytes']))} in ${String(answer['layers'])} layers, not uploaded yet ${mb(Number(answer['memoryBytes']))}`,
+  );
+  for (const {what, bytes} of answer['pinnedBy'] as {what: string; bytes: number}[])
+    printLine(`  kept by ${what}: ${mb(bytes)}`);
+  const relations = (answer['relations'] ?? []) as {
+    rel: {spcNode: number; dbNode: number; relNode: number; fork: number};
+    logicalBytes: number;
+    storedBytes: number;
+    versions: number;
+  }[];
+  for (const {rel, logicalBytes, storedBytes, versions} of relations.filter((r) => r.storedBytes > 0).slice(0, 50)) {
+    const name =
+      rel.relNode === 0
+        ? 'metadata'
+        : `${rel.spcNode}/${rel.dbNode}/${rel.relNode}${['', '_fsm', '_vm', '_init'][rel.fork]}`;
+    printLine(
+      `  ${name.padEnd(28)} logical ${mb(logicalBytes).padStart(10)}  stored ${mb(storedBytes).padStart(10)}  ${versions} versions`,
+    );
+  }
 }
 
 async function layers(client: Client, args: Arguments): Promise<void> {
@@ -126,7 +158,10 @@ async function layers(client: Client, args: Arguments): Promise<void> {
   const place = await onePlace(client, branchOf(args));
   const name = encodeURIComponent(`${place.name} (${place.branchId})`);
   const parts: Buffer[] = [];
-  for await (const part of (await client.stream(`${timelinePath(place)}/layers.svg?name=${name}`)).body)
+  const number = Number(args.options.get('--shard') ?? 0);
+  const shard = place.shards[number];
+  if (shard === undefined) throw new UsageError(`branch ${place.name} has ${place.shards.length} shards, from 0`);
+  for await (const part of (await client.streamTimeline(place, `/layers.svg?name=${name}`, shard)).body)
     parts.push(part);
   systemDisk.writeFileAtomic(out, Buffer.concat(parts), 0o644);
   printLine(`written: ${out}`);

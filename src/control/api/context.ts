@@ -32,7 +32,7 @@ export interface ApiOptions {
   readonly clock: Clock;
   readonly random: Random;
   readonly log: Log;
-  readonly config: Pick<ControlConfig, 'regionId' | 'proxy'>;
+  readonly config: Pick<ControlConfig, 'regionId' | 'proxy' | 'shardsPerTenant'>;
   readonly operationWaitMsMax?: number;
   readonly isDeadPageserver?: (nodeId: number) => boolean;
 }
@@ -47,7 +47,7 @@ export class ApiContext {
   readonly clock: Clock;
   readonly random: Random;
   readonly log: Log;
-  readonly config: Pick<ControlConfig, 'regionId' | 'proxy'>;
+  readonly config: Pick<ControlConfig, 'regionId' | 'proxy' | 'shardsPerTenant'>;
   readonly #waitMsMax: number;
   readonly #isDeadPageserver: (nodeId: number) => boolean;
 

@@ -195,12 +195,13 @@ export async function createProject(
   const roleName = wanted.branch?.role_name ?? `${databaseName}_owner`;
   checkRoleName(roleName);
   checkDatabaseName(databaseName);
-  const [place] = placeShards({
+  const places = placeShards({
     nodes: context.storage.pageservers,
+    count: context.config.shardsPerTenant ?? 1,
     avoid: context.deadPageservers(),
     load: await pageserverLoad(context.store),
   });
-  if (!place || context.storage.safekeepers.length === 0)
+  if (places.length === 0 || context.storage.safekeepers.length === 0)
     throw apiErrors.notReady('the control plane knows no pageserver or no safekeeper');
 
   const {random} = context;
@@ -245,14 +246,16 @@ export async function createProject(
     await trx.insertInto('projects').values(project).execute();
     await trx
       .insertInto('attachments')
-      .values({
-        tenant_id: project.tenant_id,
-        shard_number: 0,
-        shard_count: 1,
-        pageserver_id: place.pageserverId,
-        generation: nextGeneration(0, context.clock),
-        secondary_id: place.secondaryId ?? null,
-      })
+      .values(
+        places.map(({pageserverId, secondaryId}, number) => ({
+          tenant_id: project.tenant_id,
+          shard_number: number,
+          shard_count: places.length,
+          pageserver_id: pageserverId,
+          generation: nextGeneration(0, context.clock),
+          secondary_id: secondaryId ?? null,
+        })),
+      )
       .execute();
     await trx
       .insertInto('branches')

@@ -1,0 +1,136 @@
+/**
+ * A project of four shards: what it answers is what Postgres would, through computes that start anew, branches from the past,
+ * archiving, and pageservers that are killed; and every shard has its part and only that.
+ */
+import assert from 'node:assert/strict';
+import {execFile} from 'node:child_process';
+import {readdirSync, rmSync} from 'node:fs';
+import {join} from 'node:path';
+import {test} from 'node:test';
+import {setTimeout as sleep} from 'node:timers/promises';
+import {promisify} from 'node:util';
+import {Pagoda} from '../pagoda.ts';
+import {postgresBinDir} from '../postgres-cluster.ts';
+
+const run = promisify(execFile);
+
+/** Everything a client can see, and what pg_amcheck says of every database. */
+async function contents(pagoda: Pagoda, uri: string): Promise<Record<string, unknown>> {
+  const [row] = await pagoda.query(
+    `select (select md5(string_agg(id || ' ' || n || ' ' || filler, ',' order by id)) from big) as big,
+       (select md5(string_agg(id || ' ' || n, ',' order by id)) from small) as small,
+       (select count(*)::int from cut) as cut, (select sum(length(t))::text from toasted) as toasted,
+       (select count(*)::int from log) as log, (select sum(n)::text from big where n % 7 = 0) as by_index`,
+    uri,
+  );
+  return row!;
+}
+
+async function amcheck(pagoda: Pagoda, endpointId: string): Promise<string> {
+  const {host, port} = pagoda.computeSocket(endpointId);
+  const args = ['-h', host, '-p', String(port), '-U', 'pagoda_admin', '--all', '--install-missing'];
+  try {
+    const {stdout, stderr} = await run(join(postgresBinDir, 'pg_amcheck'), [...args, '--heapallindexed'], {
+      maxBuffer: 1 << 26,
+    });
+    return stdout + stderr;
+  } catch (error) {
+    const {stdout, stderr} = error as {stdout: string; stderr: string};
+    return stdout + stderr;
+  }
+}
+
+/** A compute that has none of the pages. */
+async function startAnew(pagoda: Pagoda, endpointId: string): Promise<void> {
+  await pagoda.suspend(endpointId);
+  rmSync(join(pagoda.computeDir(endpointId), 'data'), {recursive: true, force: true});
+}
+
+async function cell(pagoda: Pagoda, killPageserver: () => void): Promise<void> {
+  const main = await pagoda.mainBranch();
+  const {uri} = main;
+  // More than one stripe of 16 MiB; small relations, which are one stripe each, by the dozen in the catalog.
+  await pagoda.query(
+    `create table big (id int primary key, n int, filler text);
+     insert into big select i, i, repeat(md5(i::text), 6) from generate_series(1, 180000) i;
+     create index on big (n);
+     create table small as select i as id, i as n from generate_series(1, 2000) i;
+     create table cut as select i, repeat('x', 900) as filler from generate_series(1, 30000) i;
+     create table gone as select * from big limit 20000;
+     create table log (i int);
+     create table toasted as select i, string_agg(md5((i * 1000 + j)::text), '') as t
+       from generate_series(1, 300) i, generate_series(1, 300) j group by i;
+     alter table toasted alter t set storage external`,
+    uri,
+  );
+  await pagoda.query('vacuum (freeze) big', uri);
+  const admin = await pagoda.admin(main.endpointId);
+  await admin.query(`create database by_wal template neondb strategy wal_log`).catch(() => {});
+  await admin.query('create database by_file strategy file_copy');
+  await admin.end();
+  const before = await contents(pagoda, uri);
+  const [{at}] = (await pagoda.query('select pg_current_wal_flush_lsn()::text as at', uri)) as [{at: string}];
+
+  // Updates clear visibility bits, deletes and vacuum cut the end off, TRUNCATE and DROP take files away.
+  await pagoda.query('update big set n = n + 1 where id % 11 = 0', uri);
+  await pagoda.query('delete from cut where i > 5000', uri);
+  await pagoda.query('vacuum (truncate) cut', uri);
+  await pagoda.query(
+    'drop table gone; truncate small; insert into small select i, -i from generate_series(1, 500) i',
+    uri,
+  );
+  const changed = await contents(pagoda, uri);
+  assert.notDeepEqual(changed, before);
+  await startAnew(pagoda, main.endpointId);
+  assert.deepEqual(await contents(pagoda, uri), changed);
+  assert.equal(await amcheck(pagoda, main.endpointId), '');
+
+  // The past, in every shard.
+  const past = await pagoda.branch({name: 'past', parent_lsn: at});
+  assert.deepEqual(await contents(pagoda, past.uri), before);
+  await pagoda.query('update big set n = 0 where id % 2 = 0; insert into log values (1)', past.uri);
+  const ofBranch = await contents(pagoda, past.uri);
+  for (const branch of ['main', 'past'])
+    assert.match(await pagoda.cli('verify', '--branch', branch), /every page can be read/);
+  assert.match(await pagoda.cli('verify', '--at', at), /every page can be read/);
+
+  // Archived and woken.
+  await startAnew(pagoda, past.endpointId);
+  const path = `/projects/${pagoda.status.projectId}/branches/${past.branchId}`;
+  const state = async (): Promise<string> =>
+    (await pagoda.api<{branch: {current_state: string}}>('GET', path)).branch.current_state;
+  for (const until = Date.now() + 90_000; (await state()) !== 'archived'; await sleep(200))
+    assert.ok(Date.now() < until, `${await state()}\n${pagoda.logTails()}`);
+  assert.deepEqual(await contents(pagoda, past.uri), ofBranch);
+
+  // Killed while somebody writes.
+  const writer = (async () => {
+    for (let i = 0; i < 60; i++)
+      await pagoda.query(`insert into log values (${i}); update big set n = n + 1 where id % 60 = ${i}`, uri);
+  })();
+  killPageserver();
+  await writer;
+  killPageserver();
+  const written = await contents(pagoda, uri);
+  assert.equal(written['log'], 60);
+  await startAnew(pagoda, main.endpointId);
+  assert.deepEqual(await contents(pagoda, uri), written);
+  assert.equal(await amcheck(pagoda, main.endpointId), '');
+  assert.match(await pagoda.cli('verify'), /every page can be read/);
+  assert.match(await pagoda.cli('scrub'), /nothing is missing or damaged/);
+}
+
+test('a project of four shards', async () => {
+  process.env['PAGODA_ARCHIVE_AGE_SECONDS'] = '1';
+  process.env['PAGODA_ARCHIVE_IDLE_SECONDS'] = '4';
+  await using pagoda = await Pagoda.start({upOptions: ['--shards', '4']});
+  await cell(pagoda, () => process.kill(pagoda.pidOf('pageserver'), 'SIGKILL'));
+
+  const tenants = readdirSync(join(pagoda.dir, 'objects', 'tenants'));
+  assert.deepEqual(
+    tenants.map((name) => name.slice(32)).sort(),
+    ['-0004', '-0104', '-0204', '-0304'],
+    'a shard of a project has its own objects',
+  );
+  await pagoda.api('DELETE', `/projects/${pagoda.status.projectId}`);
+});
