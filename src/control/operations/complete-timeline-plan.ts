@@ -2,16 +2,16 @@
  * A timeline is made when a majority of its safekeepers has it: one that is down delays nobody. This brings it to those that were
  * missing, as soon as they answer. One that is no member any more, or a timeline that is gone, is not waited for.
  *
- * It may be made late as it could have been made in time: who never had the timeline has voted for nobody and acknowledged nothing.
+ * It is made as it would have been in time, whatever has become of the membership since: who never had the timeline has voted for nobody
+ * and acknowledged nothing, and learns from its peers what has changed, as a member that was away.
  */
 import type {PlanContext} from '#control/operations/plan-context.ts';
 import {type OperationState, type Plan, SkippedError} from '#control/operations/plan.ts';
 import type {OperationDraft} from '#control/operations/runner.ts';
-import {membershipOf, readSafekeeperSet, type SafekeeperSet} from '#control/safekeeper-set.ts';
+import {allNodes, membershipOf, readSafekeeperSet, type SafekeeperSet} from '#control/safekeeper-set.ts';
 import type {NewSafekeeperTimeline} from '#control/storage-client.ts';
 
 const kind = 'complete_timeline';
-const pullMsMax = 120_000;
 
 export interface IncompleteTimeline extends NewSafekeeperTimeline {
   /** Node ids. */
@@ -49,14 +49,14 @@ export function completeTimelinePlan({store, storage}: PlanContext): Plan {
             if (set === undefined) throw new SkippedError(`timeline ${timelineId} is gone`);
             if (!set.members.includes(nodeId)) continue;
             const client = storage.safekeeper(nodeId);
-            if (set.generation === 1) await client.createTimeline(timeline);
-            else {
-              const membership = membershipOf(set, storage.safekeepers);
-              const donors = membership.members.filter((member) => member.nodeId !== nodeId);
-              await client.pull(tenantId, timelineId, membership, donors, pullMsMax);
-            }
-            // Deleted while it was being made: whoever deletes has asked this node before it had it.
-            if ((await safekeeperSet(timelineId)) === undefined) await client.deleteTimeline(tenantId, timelineId);
+            // It may be a member anew, with a copy.
+            if ((await client.status(tenantId, timelineId)) !== undefined) continue;
+            await client.createTimeline(timeline);
+            // Deleted or replaced while it was made: whoever did that has asked this node before it had anything.
+            const now = await safekeeperSet(timelineId);
+            if (now === undefined) await client.deleteTimeline(tenantId, timelineId);
+            else if (!allNodes(now).includes(nodeId))
+              await client.exclude(tenantId, timelineId, membershipOf(now, storage.safekeepers));
           }
           return undefined;
         },

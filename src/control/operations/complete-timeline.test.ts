@@ -52,7 +52,7 @@ test('a timeline that is gone is not waited for', async (t) => {
   assert.deepEqual(holders(world), [1, 2]);
 });
 
-test('a member that has been replaced meanwhile is not waited for; one that missed a change gets a copy', async (t) => {
+test('a member that has been replaced meanwhile is not waited for; one that stayed in is', async (t) => {
   const [control] = await projectWithoutThird(t);
   await control.store
     .updateTable('branches')
