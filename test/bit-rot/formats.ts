@@ -277,6 +277,34 @@ async function walManifests(random: SeededRandom): Promise<Specimen> {
   };
 }
 
+async function walTrimMarks(): Promise<Specimen> {
+  const objects = new Map<string, Buffer>();
+  const truth = new Map<string, Lsn>();
+  for (const [i, id] of [timelineId, 'aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa'].entries()) {
+    const store = new MemoryObjectStore();
+    const archive = new WalArchive({store, tenantId, timelineId: id, segmentSize});
+    const startLsn = ((i + 1) * segmentSize) as Lsn;
+    const endLsn = (startLsn + segmentSize) as Lsn;
+    const piece = {segment: i + 1, startLsn, endLsn, partialTerm: undefined};
+    await archive.put(piece, Buffer.alloc(segmentSize + walFooterBytes));
+    await archive.trim(endLsn);
+    truth.set(id, endLsn);
+    for (const [key, bytes] of store.objects) objects.set(key, bytes);
+  }
+  return {
+    objects,
+    namedAs: (object) => object,
+    async read(present) {
+      const store = storeOf(present);
+      for (const [id, lsn] of truth) {
+        const got = await new WalArchive({store, tenantId, timelineId: id, segmentSize}).trimmedLsn();
+        if (got !== lsn) throw new WrongBytes(`trim mark of ${id}: ${got}, not ${lsn}`);
+      }
+      return 'whole';
+    },
+  };
+}
+
 function controlFiles(random: SeededRandom): Specimen {
   const objects = new Map<string, Buffer>();
   const truth = new Map<string, string>();
@@ -389,6 +417,7 @@ export const formats: Readonly<Record<string, (random: SeededRandom) => Specimen
   layer: layers,
   index: indexes,
   'wal-archive': walArchive,
+  'wal-trim-mark': walTrimMarks,
   'wal-manifest': walManifests,
   'local-cache': localCache,
   'store-with-copy': scrubbed,

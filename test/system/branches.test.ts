@@ -61,6 +61,32 @@ test('a branch of a branch', async () => {
   const grandchild = await pagoda.branch({parent_id: child.branchId});
   const [row] = await pagoda.query('select count(*)::int as n from in_child', grandchild.uri);
   assert.equal(row!['n'], 10);
+
+  // The one between goes; the grandchild lives on with all it read of both, while it is written to, and after all is killed.
+  const path = `/projects/${pagoda.status.projectId}/branches`;
+  const everything = `select md5(string_agg(c::text, ',' order by c.oid)) as classes,
+    (select count(*)::int from in_child) as n from (select oid, relname, relkind from pg_class where relname <> 'while_leaving') c`;
+  const before = await pagoda.query(everything, grandchild.uri);
+  await assert.rejects(pagoda.api('DELETE', `${path}/${child.branchId}`), /has child branches/);
+  const deleting = pagoda.api('DELETE', `${path}/${child.branchId}?detach_children=true`);
+  await pagoda.query('create table while_leaving as select generate_series(1, 5000) as n', grandchild.uri);
+  await deleting;
+  await pagoda.settled();
+  const {branches} = await pagoda.api<{branches: {id: string; parent_id?: string}[]}>('GET', path);
+  assert.equal(
+    branches.some((b) => b.id === child.branchId),
+    false,
+  );
+  assert.equal(branches.find((b) => b.id === grandchild.branchId)!.parent_id, undefined);
+  await pagoda.suspend(grandchild.endpointId);
+  pagoda.killEverything();
+  await pagoda.up();
+  assert.deepEqual(await pagoda.query(everything, grandchild.uri), before);
+  const [late] = await pagoda.query('select count(*)::int as n from while_leaving', grandchild.uri);
+  assert.equal(late!['n'], 5000);
+  const again = await pagoda.branch({parent_id: grandchild.branchId});
+  assert.deepEqual(await pagoda.query(everything, again.uri), before);
+  assert.match(await pagoda.cli('verify', '--branch', grandchild.branchId), /every page can be read/);
 });
 
 /** Command ids are not in WAL: a page evicted and read back inside its transaction must still know them. */
