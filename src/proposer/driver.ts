@@ -4,7 +4,9 @@
  */
 import {type Lsn, formatLsn} from '#postgres/lsn.ts';
 import type {ProposerConfig} from '#proposer/config.ts';
-import {type PeerStatus, Proposer, type ProposerInput, type ProposerOutput} from '#proposer/proposer.ts';
+import type {PeerStatus} from '#proposer/peer.ts';
+import type {ProposerInput, ProposerOutput} from '#proposer/proposer-io.ts';
+import {Proposer} from '#proposer/proposer.ts';
 import {isQuorum} from '#proposer/quorum.ts';
 import {Recovery} from '#proposer/recovery.ts';
 import {SafekeeperLink} from '#proposer/safekeeper-link.ts';

@@ -1,7 +1,8 @@
 import assert from 'node:assert/strict';
 import {test} from 'node:test';
 import type {Lsn} from '#postgres/lsn.ts';
-import {Proposer, type ProposerOutput} from '#proposer/proposer.ts';
+import type {ProposerOutput} from '#proposer/proposer-io.ts';
+import {Proposer} from '#proposer/proposer.ts';
 import {isQuorum, quorumLsn} from '#proposer/quorum.ts';
 import {WalWindow} from '#proposer/wal-window.ts';
 import type {AcceptorMessage, Member, Membership, ProposerMessage} from '#wire/safekeeper.ts';

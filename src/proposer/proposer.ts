@@ -11,181 +11,37 @@
  * Safekeepers that lack older WAL get it from one that has it (`recover`), those that lack newer from our window.
  *
  * When the membership changes (wire/membership.ts) we stay with our configuration until so many members have left it that it
- * can have no quorum, or until those that are left do not come for a while; then we take the newest we heard of and greet everybody anew, in whatever phase we are. An elected
- * proposer stays elected: only acknowledgements are collected again, since they count in one generation only.
+ * can have no quorum, or until those that are left do not come for a while; then we take the newest we heard of and greet
+ * everybody anew, in whatever phase we are. An elected proposer stays elected: only acknowledgements are collected again, since
+ * they count in one generation only.
  *
  * Invariants (reliability.md 1 A): 7 commitLsn is what a quorum has durable, and at least termStartLsn: WAL of older terms
  * is never committed by counting (Raft, figure 8). 8 commitLsn never goes back. 12 after `fenced` nothing is ever said.
  */
 import {type Lsn, formatLsn, invalidLsn} from '#postgres/lsn.ts';
 import {assert} from '#runtime/assert.ts';
+import {type Peer, type PeerStatus, type Vote, newPeer} from '#proposer/peer.ts';
+import type {
+  ProposerInput,
+  ProposerMutation,
+  ProposerOptions,
+  ProposerOutput,
+  ProposerSnapshot,
+} from '#proposer/proposer-io.ts';
 import {isQuorum, quorumLsn} from '#proposer/quorum.ts';
-import {WalWindow, type WalWindowSnapshot} from '#proposer/wal-window.ts';
+import {WalStreams} from '#proposer/wal-streams.ts';
 import {allMembers} from '#wire/membership.ts';
-import type {AcceptorMessage, Membership, ProposerMessage, TermHistory, WalFeedback} from '#wire/safekeeper.ts';
+import type {AcceptorMessage, Membership, ProposerMessage, TermHistory} from '#wire/safekeeper.ts';
 
-/** Sent to one safekeeper and not yet durable there. */
-const inFlightBytesMax = 8 * 1024 * 1024;
-/** Not yet durable at a quorum: beyond, the compute's stream is paused; it goes on at half of it. */
-const undurableBytesMax = 16 * 1024 * 1024;
 /** An elected proposer whose donor is gone waits so long for it. */
 const stuckMs = 2000;
-/** WAL kept for a safekeeper that was away for a moment; and at most for one that is slow. */
-const windowBytesMin = 1024 * 1024;
-const windowBytesMax = 16 * 1024 * 1024;
-
-export type ProposerInput =
-  | {readonly kind: 'connected'; readonly peer: number}
-  | {readonly kind: 'disconnected'; readonly peer: number}
-  | {readonly kind: 'message'; readonly peer: number; readonly message: AcceptorMessage}
-  /** The compute's WAL, without gaps from termStartLsn on. The bytes must not change afterwards. */
-  | {readonly kind: 'wal'; readonly lsn: Lsn; readonly bytes: Buffer}
-  /** What a `recover` output asked for, in order. */
-  | {readonly kind: 'recovered'; readonly peer: number; readonly lsn: Lsn; readonly bytes: Buffer}
-  /** The donor failed, or has no more for now. */
-  | {readonly kind: 'recovery-ended'; readonly peer: number}
-  /** Time to tell safekeepers a commit LSN that no append has carried. */
-  | {readonly kind: 'commit-due'}
-  /** A few times a second before the election, then once: asks for signs of life. `random` in [0, 1) spreads campaigns of rivals. */
-  | {readonly kind: 'tick'; readonly nowMs: number; readonly random: number};
-
-export type ProposerOutput =
-  | {readonly kind: 'send'; readonly peer: number; readonly message: ProposerMessage}
-  /** Close the connection; connect again after a while. */
-  | {readonly kind: 'close'; readonly peer: number; readonly reason: string}
-  | {readonly kind: 'elected'; readonly term: number; readonly termStartLsn: Lsn}
-  /** Once: everything up to here is committed, the compute starts exactly here. */
-  | {readonly kind: 'synced'; readonly lsn: Lsn}
-  /** commitLsn has advanced: acknowledge it to the compute. */
-  | {readonly kind: 'committed'; readonly lsn: Lsn}
-  /** Read WAL [startLsn, …) at safekeeper `donor` under our term and step it in as `recovered`, until `stop-recovery`. */
-  | {
-      readonly kind: 'recover';
-      readonly peer: number;
-      readonly donor: number;
-      readonly startLsn: Lsn;
-      readonly term: number;
-    }
-  | {readonly kind: 'pause-recovery'; readonly peer: number}
-  | {readonly kind: 'resume-recovery'; readonly peer: number}
-  | {readonly kind: 'stop-recovery'; readonly peer: number}
-  | {readonly kind: 'pause-source'}
-  | {readonly kind: 'resume-source'}
-  /** From now on these are the safekeepers: connect to those that are new, let go of those that are gone. */
-  | {readonly kind: 'membership'; readonly membership: Membership}
-  /** A proposer of a higher term exists: this one has ended. */
-  | {readonly kind: 'fenced'; readonly term: number; readonly peer: number};
-
-/** Seeded bugs for the simulator's mutation check; production never passes any. */
-export type ProposerMutation =
-  | 'quorum-of-one'
-  | 'donor-by-lsn'
-  | 'donor-by-term'
-  | 'commit-old-terms'
-  | 'reuse-term'
-  | 'ignore-higher-term'
-  | 'commit-partial-record'
-  | 'forget-donor-history'
-  | 'joint-old-only'
-  | 'joint-new-only'
-  | 'keep-acks-across-generations'
-  | 'count-any-generation'
-  | 'votes-of-any-term'
-  | 'start-at-donors-commit'
-  | 'never-starts-over'
-  | 'never-left-alone'
-  | 'always-best-donor';
-
-export interface ProposerOptions {
-  readonly tenantId: string;
-  readonly timelineId: string;
-  readonly pgVersion: number;
-  readonly systemId: string;
-  readonly membership: Membership;
-  readonly mutations?: ReadonlySet<ProposerMutation>;
-}
-
-interface Vote {
-  readonly flushLsn: Lsn;
-  readonly commitLsn: Lsn;
-  readonly history: TermHistory;
-}
-
-export interface Peer {
-  readonly nodeId: number;
-  /** ahead: it has a newer configuration (`newer`) and takes nothing of ours. */
-  phase: 'offline' | 'greeting' | 'greeted' | 'electing' | 'streaming' | 'ahead';
-  newer: Membership | undefined;
-  vote: Vote | undefined;
-  /** Durable there in our term; stays when the connection breaks. */
-  flushLsn: Lsn;
-  /** Durable there, maybe inside a record: flow control only. */
-  syncedLsn: Lsn;
-  commitLsn: Lsn;
-  /** The next byte to send. */
-  nextLsn: Lsn;
-  commitSentLsn: Lsn;
-  recovery: 'none' | 'running' | 'paused';
-  /** Donors asked for it in this round: what the best one sends may be damaged, which only the safekeeper notices. */
-  askedDonors: readonly number[];
-  feedback: WalFeedback;
-}
-
-/** All that decides what a proposer does next, for the model check. The parts are never changed in place. */
-export interface ProposerSnapshot {
-  readonly membership: Membership;
-  readonly phase: 'greeting' | 'voting' | 'elected' | 'fenced';
-  readonly term: number;
-  readonly highestTermSeen: number;
-  readonly campaignAgain: boolean;
-  readonly campaignAtMs: number | undefined;
-  readonly history: TermHistory;
-  readonly termStartLsn: Lsn;
-  readonly commitLsn: Lsn;
-  readonly window: WalWindowSnapshot;
-  readonly sourcePaused: boolean;
-  readonly progress: number;
-  readonly progressAtMs: number | undefined;
-  readonly aloneSinceMs: number | undefined;
-  readonly peers: readonly Readonly<Peer>[];
-}
-
-export interface PeerStatus {
-  readonly nodeId: number;
-  readonly phase: string;
-  readonly flushLsn: Lsn;
-  readonly commitLsn: Lsn;
-  readonly feedback: WalFeedback;
-}
-
 const noBytes = Buffer.alloc(0);
-const noFeedback: WalFeedback = {
-  lastReceivedLsn: invalidLsn,
-  diskConsistentLsn: invalidLsn,
-  remoteConsistentLsn: invalidLsn,
-};
-
-function newPeer(nodeId: number): Peer {
-  return {
-    nodeId,
-    phase: 'offline',
-    newer: undefined,
-    vote: undefined,
-    flushLsn: invalidLsn,
-    syncedLsn: invalidLsn,
-    commitLsn: invalidLsn,
-    nextLsn: invalidLsn,
-    commitSentLsn: invalidLsn,
-    recovery: 'none',
-    askedDonors: [],
-    feedback: noFeedback,
-  };
-}
 
 export class Proposer {
   readonly #options: ProposerOptions;
   readonly #mutations: ReadonlySet<ProposerMutation> | undefined;
   readonly #peers = new Map<number, Peer>();
+  readonly #streams: WalStreams;
   #membership: Membership;
   #phase: 'greeting' | 'voting' | 'elected' | 'fenced' = 'greeting';
   #term = 0;
@@ -196,8 +52,6 @@ export class Proposer {
   #history: TermHistory = [];
   #termStartLsn: Lsn = invalidLsn;
   #commitLsn: Lsn = invalidLsn;
-  #window = new WalWindow(invalidLsn);
-  #sourcePaused = false;
   /** While not synced: what safekeepers have, in sum, and since when it has not grown. */
   #progress = 0;
   #progressAtMs: number | undefined;
@@ -209,6 +63,7 @@ export class Proposer {
     this.#mutations = options.mutations;
     this.#membership = options.membership;
     for (const {nodeId} of allMembers(options.membership)) this.#peers.set(nodeId, newPeer(nodeId));
+    this.#streams = new WalStreams(this, this.#peers, options.mutations);
   }
 
   get phase(): 'greeting' | 'voting' | 'elected' | 'fenced' {
@@ -225,14 +80,11 @@ export class Proposer {
     return this.#commitLsn;
   }
   get endLsn(): Lsn {
-    return this.#window.endLsn;
+    return this.#streams.endLsn;
   }
   /** WAL below it is on a quorum's disks; it may end inside a record, which commitLsn does not. */
   get durableLsn(): Lsn {
-    return quorumLsn(
-      this.#membership,
-      (nodeId) => Math.max(this.#peers.get(nodeId)!.syncedLsn, this.#commitLsn, this.#termStartLsn) as Lsn,
-    );
+    return this.#streams.durableLsn;
   }
   get history(): TermHistory {
     return this.#history;
@@ -257,7 +109,8 @@ export class Proposer {
     if ('peer' in input && !this.#peers.has(input.peer)) return out;
     switch (input.kind) {
       case 'wal':
-        this.#wal(input.lsn, input.bytes, out);
+        assert(this.#phase === 'elected', 'the compute streams after the election');
+        this.#streams.push(input.lsn, input.bytes, out);
         break;
       case 'message':
         this.#message(this.#peer(input.peer), input.message, out);
@@ -269,7 +122,7 @@ export class Proposer {
         this.#disconnected(this.#peer(input.peer), out);
         break;
       case 'recovered':
-        this.#recovered(this.#peer(input.peer), input.lsn, input.bytes, out);
+        this.#streams.recovered(this.#peer(input.peer), input.lsn, input.bytes, out);
         break;
       case 'recovery-ended': {
         // Not tried again here: the next tick or answer looks for a donor, so a failing one is not asked in a loop.
@@ -279,7 +132,7 @@ export class Proposer {
       case 'commit-due':
         for (const peer of this.#peers.values())
           if (peer.phase === 'streaming' && peer.commitSentLsn < this.#commitLsn)
-            this.#sendAppend(peer, noBytes, false, out);
+            this.#streams.append(peer, noBytes, false, out);
         break;
       case 'tick':
         this.#tick(input.nowMs, input.random, out);
@@ -300,8 +153,7 @@ export class Proposer {
       history: this.#history,
       termStartLsn: this.#termStartLsn,
       commitLsn: this.#commitLsn,
-      window: this.#window.snapshot(),
-      sourcePaused: this.#sourcePaused,
+      ...this.#streams.snapshot(),
       progress: this.#progress,
       progressAtMs: this.#progressAtMs,
       aloneSinceMs: this.#aloneSinceMs,
@@ -319,8 +171,7 @@ export class Proposer {
     this.#history = s.history;
     this.#termStartLsn = s.termStartLsn;
     this.#commitLsn = s.commitLsn;
-    this.#window = WalWindow.restore(s.window);
-    this.#sourcePaused = s.sourcePaused;
+    this.#streams.restore(s);
     this.#progress = s.progress;
     this.#progressAtMs = s.progressAtMs;
     this.#aloneSinceMs = s.aloneSinceMs;
@@ -334,7 +185,7 @@ export class Proposer {
       this.#commitLsn === invalidLsn || this.#commitLsn >= this.#termStartLsn || this.#has('commit-old-terms'),
       'commitLsn is at or after the own term start (7)',
     );
-    assert(this.#commitLsn <= this.#window.endLsn, 'nothing beyond the end of WAL is committed');
+    assert(this.#commitLsn <= this.#streams.endLsn, 'nothing beyond the end of WAL is committed');
   }
 
   #connected(peer: Peer, out: ProposerOutput[]): void {
@@ -353,7 +204,7 @@ export class Proposer {
 
   #disconnected(peer: Peer, out: ProposerOutput[]): void {
     peer.phase = 'offline';
-    this.#stopRecovery(peer, out);
+    this.#streams.stopRecovery(peer, out);
   }
 
   #message(peer: Peer, message: AcceptorMessage, out: ProposerOutput[]): void {
@@ -403,7 +254,7 @@ export class Proposer {
       return;
     }
     if (message.membership.generation > this.#membership.generation) {
-      this.#stopRecovery(peer, out);
+      this.#streams.stopRecovery(peer, out);
       peer.phase = 'ahead';
       peer.newer = message.membership;
       this.#followMembership(out);
@@ -450,7 +301,7 @@ export class Proposer {
     this.#membership = newest;
     const members = allMembers(newest);
     for (const peer of this.#peers.values()) {
-      this.#stopRecovery(peer, out);
+      this.#streams.stopRecovery(peer, out);
       if (members.some((m) => m.nodeId === peer.nodeId)) continue;
       this.#peers.delete(peer.nodeId);
     }
@@ -520,7 +371,7 @@ export class Proposer {
       ),
       {term: this.#term, lsn: startLsn},
     ];
-    this.#window = new WalWindow(startLsn);
+    this.#streams.begin(startLsn);
     out.push({kind: 'elected', term: this.#term, termStartLsn: this.#termStartLsn});
     for (const peer of this.#peers.values()) if (peer.phase === 'greeted') this.#sendElected(peer, out);
   }
@@ -544,11 +395,11 @@ export class Proposer {
 
   #electedResponse(peer: Peer, term: number, startLsn: Lsn, commitLsn: Lsn, out: ProposerOutput[]): void {
     if (peer.phase !== 'electing' || term !== this.#term) return;
-    if (startLsn > this.#window.endLsn || startLsn < peer.flushLsn) {
+    if (startLsn > this.#streams.endLsn || startLsn < peer.flushLsn) {
       out.push({
         kind: 'close',
         peer: peer.nodeId,
-        reason: `safekeeper ${peer.nodeId} wants WAL from ${formatLsn(startLsn)}; it had acknowledged ${formatLsn(peer.flushLsn)}, and WAL ends at ${formatLsn(this.#window.endLsn)}`,
+        reason: `safekeeper ${peer.nodeId} wants WAL from ${formatLsn(startLsn)}; it had acknowledged ${formatLsn(peer.flushLsn)}, and WAL ends at ${formatLsn(this.#streams.endLsn)}`,
       });
       return;
     }
@@ -559,27 +410,9 @@ export class Proposer {
     peer.commitLsn = commitLsn;
     peer.commitSentLsn = invalidLsn;
     this.#advanceCommit(out);
-    if (peer.commitSentLsn < this.#commitLsn && peer.nextLsn >= this.#window.endLsn)
-      this.#sendAppend(peer, noBytes, false, out);
-    for (const p of this.#peers.values()) this.#pump(p, out);
-  }
-
-  #wal(lsn: Lsn, bytes: Buffer, out: ProposerOutput[]): void {
-    assert(this.#phase === 'elected', 'the compute streams after the election');
-    this.#window.push(lsn, bytes);
-    for (const peer of this.#peers.values()) {
-      if (
-        peer.phase === 'streaming' &&
-        peer.nextLsn === lsn &&
-        peer.recovery === 'none' &&
-        lsn - peer.syncedLsn < inFlightBytesMax
-      )
-        this.#sendAppend(peer, bytes, false, out);
-    }
-    if (!this.#sourcePaused && this.#window.length > undurableBytesMax && this.#undurable() > undurableBytesMax) {
-      this.#sourcePaused = true;
-      out.push({kind: 'pause-source'});
-    }
+    if (peer.commitSentLsn < this.#commitLsn && peer.nextLsn >= this.#streams.endLsn)
+      this.#streams.append(peer, noBytes, false, out);
+    for (const p of this.#peers.values()) this.#streams.pump(p, out);
   }
 
   #appendResponse(
@@ -598,12 +431,7 @@ export class Proposer {
       peer.flushLsn = flushLsn;
       this.#advanceCommit(out);
     }
-    this.#pump(peer, out);
-    if (this.#sourcePaused && this.#undurable() < undurableBytesMax / 2) {
-      this.#sourcePaused = false;
-      out.push({kind: 'resume-source'});
-    }
-    if (this.#window.length > windowBytesMin) this.#trim();
+    this.#streams.acknowledged(peer, out);
   }
 
   #advanceCommit(out: ProposerOutput[]): void {
@@ -621,69 +449,8 @@ export class Proposer {
     if (!first) return;
     // The basebackup waits for WAL up to here: safekeepers must learn at once that it is committed.
     for (const peer of this.#peers.values())
-      if (peer.phase === 'streaming') this.#sendAppend(peer, noBytes, false, out);
+      if (peer.phase === 'streaming') this.#streams.append(peer, noBytes, false, out);
     out.push({kind: 'synced', lsn: this.#termStartLsn});
-  }
-
-  /** Sends a streaming safekeeper what it lacks, as far as flow control allows. */
-  #pump(peer: Peer, out: ProposerOutput[]): void {
-    if (peer.phase !== 'streaming') return;
-    if (peer.recovery !== 'none') {
-      if (peer.recovery === 'paused' && peer.nextLsn - peer.syncedLsn < inFlightBytesMax / 2) {
-        peer.recovery = 'running';
-        out.push({kind: 'resume-recovery', peer: peer.nodeId});
-      }
-      return;
-    }
-    while (peer.nextLsn < this.#window.endLsn || peer.nextLsn < this.#window.startLsn) {
-      if (peer.nextLsn - peer.syncedLsn >= inFlightBytesMax) return;
-      if (peer.nextLsn < this.#window.startLsn) {
-        this.#startRecovery(peer, out);
-        return;
-      }
-      this.#sendAppend(peer, this.#window.at(peer.nextLsn)!, false, out);
-    }
-  }
-
-  /**
-   * The one that has most is asked first. A recovery is only begun again when the one before it did not do, so the next asks
-   * another: one that cannot serve, or whose disk is damaged there, must not keep a safekeeper back while others are whole.
-   */
-  #startRecovery(peer: Peer, out: ProposerOutput[]): void {
-    const have = (lsn: number): Peer[] =>
-      [...this.#peers.values()].filter((one) => one !== peer && one.phase === 'streaming' && one.flushLsn >= lsn);
-    // One that lags itself may stop half way.
-    let donors = have(this.#window.startLsn);
-    if (donors.length === 0) donors = have(peer.nextLsn + 1);
-    if (donors.length === 0) return; // until one connects
-    let fresh = donors.filter((one) => !peer.askedDonors.includes(one.nodeId));
-    if (fresh.length === 0 || this.#has('always-best-donor')) {
-      fresh = donors;
-      peer.askedDonors = [];
-    }
-    const donor = fresh.reduce((best, one) => (one.flushLsn > best.flushLsn ? one : best));
-    peer.askedDonors = [...peer.askedDonors, donor.nodeId];
-    peer.recovery = 'running';
-    out.push({kind: 'recover', peer: peer.nodeId, donor: donor.nodeId, startLsn: peer.nextLsn, term: this.#term});
-  }
-
-  #recovered(peer: Peer, lsn: Lsn, bytes: Buffer, out: ProposerOutput[]): void {
-    if (peer.recovery === 'none' || peer.phase !== 'streaming') return;
-    assert(lsn === peer.nextLsn, 'a donor sends WAL without gaps');
-    this.#sendAppend(peer, bytes, false, out);
-    if (peer.nextLsn >= this.#window.startLsn) {
-      this.#stopRecovery(peer, out);
-      this.#pump(peer, out);
-    } else if (peer.recovery === 'running' && peer.nextLsn - peer.syncedLsn >= inFlightBytesMax) {
-      peer.recovery = 'paused';
-      out.push({kind: 'pause-recovery', peer: peer.nodeId});
-    }
-  }
-
-  #stopRecovery(peer: Peer, out: ProposerOutput[]): void {
-    if (peer.recovery === 'none') return;
-    peer.recovery = 'none';
-    out.push({kind: 'stop-recovery', peer: peer.nodeId});
   }
 
   #tick(nowMs: number, random: number, out: ProposerOutput[]): void {
@@ -700,8 +467,8 @@ export class Proposer {
       }
       for (const peer of this.#peers.values()) {
         if (peer.phase !== 'streaming') continue;
-        this.#sendAppend(peer, noBytes, true, out);
-        this.#pump(peer, out);
+        this.#streams.append(peer, noBytes, true, out);
+        this.#streams.pump(peer, out);
       }
     }
   }
@@ -723,36 +490,12 @@ export class Proposer {
     this.#phase = 'greeting';
     this.#progressAtMs = undefined;
     for (const peer of this.#peers.values()) {
-      this.#stopRecovery(peer, out);
+      this.#streams.stopRecovery(peer, out);
       if (peer.phase === 'electing' || peer.phase === 'streaming') peer.phase = 'greeted';
       peer.flushLsn = invalidLsn;
       peer.syncedLsn = invalidLsn;
     }
     this.#campaign(out);
-  }
-
-  #sendAppend(peer: Peer, bytes: Buffer, wantsReply: boolean, out: ProposerOutput[]): void {
-    const beginLsn = peer.nextLsn;
-    peer.nextLsn = (beginLsn + bytes.length) as Lsn;
-    peer.commitSentLsn = this.#commitLsn;
-    this.#send(
-      peer,
-      {
-        kind: 'append',
-        generation: this.#membership.generation,
-        term: this.#term,
-        beginLsn,
-        commitLsn: this.#commitLsn,
-        wantsReply,
-        bytes,
-      },
-      out,
-    );
-  }
-
-  /** WAL that no quorum has durably: it lives only in our memory and in the compute. */
-  #undurable(): number {
-    return this.#window.endLsn - this.durableLsn;
   }
 
   /** Votes and acknowledgements of another generation's quorum do not count in ours. */
@@ -767,14 +510,6 @@ export class Proposer {
       if (this.#has('joint-new-only')) return {generation, members: newMembers, newMembers: []};
     }
     return this.#membership;
-  }
-
-  #trim(): void {
-    let needed: number = this.#commitLsn;
-    for (const peer of this.#peers.values())
-      if (peer.phase === 'streaming' && peer.recovery === 'none') needed = Math.min(needed, peer.syncedLsn);
-    this.#window.trim(needed as Lsn, windowBytesMin);
-    if (this.#window.length > windowBytesMax) this.#window.trim(this.#commitLsn, windowBytesMax);
   }
 
   #send(peer: Peer, message: ProposerMessage, out: ProposerOutput[]): void {

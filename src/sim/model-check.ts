@@ -12,7 +12,8 @@
  * writes is durable at its end), broken connections, sizes and flow control.
  */
 import {type Lsn, parseLsn} from '#postgres/lsn.ts';
-import {Proposer, type ProposerInput, type ProposerOutput, type ProposerSnapshot} from '#proposer/proposer.ts';
+import type {ProposerInput, ProposerOutput, ProposerSnapshot} from '#proposer/proposer-io.ts';
+import {Proposer} from '#proposer/proposer.ts';
 import {systemClock} from '#runtime/clock.ts';
 import {assert} from '#runtime/assert.ts';
 import {exitProcess, printLine} from '#runtime/process.ts';

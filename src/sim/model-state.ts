@@ -8,7 +8,8 @@
  * it has asked already decides nothing here, and is no part of the canonical form.)
  */
 import type {AcceptorSnapshot} from '#safekeeper/acceptor.ts';
-import type {Peer, ProposerSnapshot} from '#proposer/proposer.ts';
+import type {Peer} from '#proposer/peer.ts';
+import type {ProposerSnapshot} from '#proposer/proposer-io.ts';
 import type {MembershipChangeState, SafekeeperPosition} from '#wire/membership.ts';
 import type {ProposerMessage, TermHistory} from '#wire/safekeeper.ts';
 

@@ -5,7 +5,7 @@
  *
  * Those that nothing catches are argued one by one in README.md.
  */
-import type {ProposerMutation} from '#proposer/proposer.ts';
+import type {ProposerMutation} from '#proposer/proposer-io.ts';
 import {systemClock} from '#runtime/clock.ts';
 import {executablePath, exitProcess, printLine, spawnProcess} from '#runtime/process.ts';
 import type {AcceptorMutation} from '#safekeeper/acceptor.ts';

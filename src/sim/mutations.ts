@@ -1,5 +1,5 @@
 /** Seeded bugs that a world can be built with, one set per place where they sit. */
-import type {ProposerMutation} from '#proposer/proposer.ts';
+import type {ProposerMutation} from '#proposer/proposer-io.ts';
 import type {AcceptorMutation} from '#safekeeper/acceptor.ts';
 import type {ArchiverMutation} from '#safekeeper/archiver.ts';
 

@@ -3,7 +3,8 @@
  * rules whose violation random faults hardly ever meet, such as Raft's figure 8.
  */
 import type {Lsn} from '#postgres/lsn.ts';
-import {Proposer, type ProposerInput, type ProposerOutput} from '#proposer/proposer.ts';
+import type {ProposerInput, ProposerOutput} from '#proposer/proposer-io.ts';
+import {Proposer} from '#proposer/proposer.ts';
 import {Acceptor, type AcceptorInput, type AcceptorOutput} from '#safekeeper/acceptor.ts';
 import {initialState} from '#safekeeper/timeline-storage.ts';
 import type {Mutations} from '#sim/mutations.ts';

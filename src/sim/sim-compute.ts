@@ -1,6 +1,7 @@
 /** A simulated compute: the production Proposer, and a Postgres that writes records once it may. */
 import {type Lsn, formatLsn} from '#postgres/lsn.ts';
-import {Proposer, type ProposerInput, type ProposerOutput} from '#proposer/proposer.ts';
+import type {ProposerInput, ProposerOutput} from '#proposer/proposer-io.ts';
+import {Proposer} from '#proposer/proposer.ts';
 import {Violation} from '#sim/checker.ts';
 import {describeMembership} from '#sim/describe.ts';
 import type {ComputeEnd, Connection, Network} from '#sim/network.ts';
