@@ -64,7 +64,8 @@ export type ProposerMutation =
   | 'start-at-donors-commit'
   | 'never-starts-over'
   | 'never-left-alone'
-  | 'always-best-donor';
+  | 'always-best-donor'
+  | 'offline-counts';
 
 export interface ProposerOptions {
   readonly tenantId: string;

@@ -436,7 +436,9 @@ export class Proposer {
 
   #advanceCommit(out: ProposerOutput[]): void {
     const reached = (nodeId: number): Lsn => {
-      const flushLsn = this.#peers.get(nodeId)!.flushLsn;
+      const peer = this.#peers.get(nodeId)!;
+      if (peer.phase === 'offline' && this.#has('offline-counts')) return this.#streams.endLsn;
+      const {flushLsn} = peer;
       return flushLsn >= this.#termStartLsn || this.#has('commit-old-terms') ? flushLsn : invalidLsn;
     };
     const lsn = this.#has('quorum-of-one')

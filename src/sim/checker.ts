@@ -24,8 +24,8 @@ export class Checker {
   /** The highest commit of each term, with its history: what proposers of higher terms must have. */
   readonly #commits = new Map<number, {lsn: Lsn; readonly history: TermHistory}>();
   readonly #proposerCommits = new Map<number, Lsn>();
-  /** By node: the newest generation it had said anything in when all it had was gone. */
-  readonly #forgotten = new Map<number, number>();
+  /** By node, each time all it had was gone: the newest generation it had said anything in, and how far it had WAL by its word. */
+  readonly #forgotten = new Map<number, readonly {readonly generation: number; readonly saidFlushLsn: Lsn}[]>();
   readonly #saidTerm = new Map<number, number>();
   readonly #saidFlushLsn = new Map<number, Lsn>();
 
@@ -80,10 +80,10 @@ export class Checker {
     else commit.lsn = lsn;
     if (lsn > this.#committedLsn) {
       const expected = this.logs.content(history, this.#committedLsn, lsn);
-      // One that left, or lost its disk, had it when it said so.
+      // One that left, or lost its disk, had it when it said so, in this generation or a later one.
       const has = (node: number): boolean =>
-        (this.#forgotten.get(node) ?? -1) >= membership.generation ||
-        this.#durable(node, this.#committedLsn, lsn).equals(expected);
+        this.#forgotten.get(node)?.some((f) => f.generation >= membership.generation && f.saidFlushLsn >= lsn) ===
+          true || this.#durable(node, this.#committedLsn, lsn).equals(expected);
       if (!isQuorum(membership, has))
         throw new Violation(
           `term ${term} commits ${formatLsn(lsn)}, which is not durable at a quorum of generation ${membership.generation} (6)`,
@@ -152,7 +152,8 @@ export class Checker {
 
   /** Its promises are gone with its disk, and known to be. */
   forgotten(node: number, generation: number): void {
-    this.#forgotten.set(node, generation);
+    const saidFlushLsn = this.#saidFlushLsn.get(node) ?? this.#startLsn;
+    this.#forgotten.set(node, [...(this.#forgotten.get(node) ?? []), {generation, saidFlushLsn}]);
     this.#saidTerm.delete(node);
     this.#saidFlushLsn.delete(node);
   }

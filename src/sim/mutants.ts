@@ -62,6 +62,7 @@ const proposer: readonly ProposerMutation[] = [
   'never-starts-over',
   'never-left-alone',
   'always-best-donor',
+  'offline-counts',
 ];
 
 const storage: readonly StorageMutation[] = [
