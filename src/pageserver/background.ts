@@ -77,6 +77,8 @@ export class Background {
     this.#queue(() => this.#step(timeline));
     // The next choice is made when GC and others that came meanwhile have had their turn.
     this.#queue(async () => {
+      // Steps that find everything in caches would follow one another without a turn for anybody else of the process.
+      await this.#context.clock.sleep(0);
       this.#compacting = false;
       this.#start();
     });

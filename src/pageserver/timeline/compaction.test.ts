@@ -441,3 +441,29 @@ test('an image of a branch waits until its ancestor has put into layers what the
   assert.ok(child.state.layers.descriptions().some((layer) => layer.complete));
   for (const rel of [0, 1]) assert.equal((await child.getRelPages(tagOf(0, rel), 0, 1, lsn(0x1030)))[0]![5], 7);
 });
+
+test('an image that would have nothing in it is planned once, not for ever', async (context) => {
+  const store = new MemoryObjectStore();
+  const compaction = {imageBytesPerIngested: 100};
+  const tenant = await Tenant.attach(testContext(store, {compaction}), alwaysValid, tenantId, 1);
+  const timeline = await tenant.createEmpty(testIds.firstTimeline, 15);
+  context.after(() => timeline.stop());
+  await timeline.import(async (writer) => {
+    const {spcNode, dbNode, relNode, fork} = tagOf(1, 4);
+    for (let block = 0; block < 300; block++)
+      writer.relationPageImage(spcNode, dbNode, relNode, fork, block, importLsn, Buffer.alloc(8192, 3));
+    for (const database of [100, 101]) writer.createDatabase(1663, database, true, importLsn);
+    return {lsn: importLsn, systemId: '7'};
+  });
+  const writer = await timeline.writer();
+  // A page before the imported keys changes often. Behind them is only the newest chunk of commit times, which no image has.
+  for (let i = 1; i <= 300; i++)
+    await applyToWriter(writer, {kind: 'patch', rel: 0, block: 0, fill: 1 + (i % 200)}, lsn(importLsn + i * 8), () =>
+      timeline.waitForRoom(),
+    );
+  await applyToWriter(writer, {kind: 'commit', time: 1}, lsn(importLsn + 301 * 8), () => timeline.waitForRoom());
+  await timeline.checkpoint();
+  let steps = 0;
+  while (steps < 100 && (await timeline.compactionStep())) steps++;
+  assert.ok(steps > 0 && steps < 100, `${steps} steps`);
+});

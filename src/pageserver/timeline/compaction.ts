@@ -54,6 +54,8 @@ export class Compactor {
   /** Images of everything at `lsn` are being made; those up to `from` are. */
   #sweep: {readonly lsn: Lsn; from: Buffer} | undefined;
   #imageBytesSpent = 0;
+  /** state.ingestedLayerBytes when an image turned out to have nothing in it. */
+  #emptyAt = -1;
   #brokenUntilMs = 0;
   /** Why the last step failed, while none has succeeded since. */
   lastFailure: string | undefined;
@@ -158,7 +160,7 @@ export class Compactor {
         else sweep.from = next;
       };
     const budget = state.ingestedLayerBytes * limits.compaction.imageBytesPerIngested - this.#imageBytesSpent;
-    if (state.layers.count === 0 || budget <= 0) return undefined;
+    if (state.layers.count === 0 || budget <= 0 || this.#emptyAt === state.ingestedLayerBytes) return undefined;
     const plan = state.layers.plan(wholeKeySpace, state.diskConsistentLsn);
     const inheritedPages = state.ancestor === undefined ? 0 : state.logicalSizeBytes / blockSize;
     const range = planImage(plan, limits.compaction, inheritedPages);
@@ -169,6 +171,8 @@ export class Compactor {
       const at = (state.diskConsistentLsn - 1) as Lsn;
       const {bytes} = await this.#writeImage(range, at, Math.min(budget, limits.compaction.targetBytes));
       this.#imageBytesSpent += bytes;
+      // The plan is an estimate: without another layer it would be made again, and be as wrong.
+      if (bytes === 0) this.#emptyAt = state.ingestedLayerBytes;
     };
   }
 
