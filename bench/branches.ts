@@ -4,6 +4,7 @@
  *
  *   --branches N   default 10,000
  *   --written N    of which so many have a layer of their own, default 1,000
+ *   --archived N   of which so many are archived before the restart, default 0
  */
 import {chmodSync, mkdtempSync, rmSync} from 'node:fs';
 import {tmpdir} from 'node:os';
@@ -30,7 +31,11 @@ const root = 'a'.repeat(32);
 export async function branches(args: string[]): Promise<void> {
   const {values: options} = parseArgs({
     args,
-    options: {branches: {type: 'string', default: '10000'}, written: {type: 'string', default: '1000'}},
+    options: {
+      branches: {type: 'string', default: '10000'},
+      written: {type: 'string', default: '1000'},
+      archived: {type: 'string', default: '0'},
+    },
   });
   const count = Number(options.branches);
   const dir = mkdtempSync(join(tmpdir(), 'pagoda-branches-'));
@@ -56,6 +61,8 @@ export async function branches(args: string[]): Promise<void> {
         await branch.checkpoint();
       }
     }
+    for (let i = count; i > count - Number(options.archived); i--)
+      await tenant.archive(i.toString(16).padStart(32, '0'), lsn(0x1000));
     await first.stop(60_000);
     times.sort((x, y) => x - y);
 
@@ -73,6 +80,7 @@ export async function branches(args: string[]): Promise<void> {
       p50Ms: median(times),
       p99Ms: times[Math.floor(times.length * 0.99)]!,
       branches: count,
+      archived: Number(options.archived),
       startMs,
       bytesPerBranch: bytes,
     });

@@ -113,9 +113,20 @@ export function managementRoutes(pageserver: Pageserver, metricsText: () => stri
     tenant('GET', timelinePath, async (request) => {
       const {tenantId, timelineId} = ids(request);
       const archived = pageserver.tenant(tenantId).archivedTimeline(timelineId);
+      if (archived === undefined) return {status: 200, json: infoJson(find(pageserver, request).info())};
+      const index = await pageserver.tenant(tenantId).archivedIndex(timelineId);
       return {
         status: 200,
-        json: archived === undefined ? infoJson(find(pageserver, request).info()) : archivedJson(archived),
+        json: {
+          ...archivedJson(archived),
+          // WAL behind its end, if there is any, is at the safekeepers.
+          lastRecordLsn: formatLsn(index.diskConsistentLsn),
+          initialLsn: formatLsn(index.initialLsn),
+          pgVersion: index.pgVersion,
+          systemId: index.systemId,
+          logicalSizeBytes: index.logicalSizeBytes,
+          layerBytes: index.layers.reduce((sum, layer) => sum + layer.size, 0),
+        },
       };
     }),
     node('POST', `${timelinePath}/archive`, async (request) => {
@@ -276,14 +287,12 @@ function infoJson(info: TimelineInfo): Record<string, unknown> {
   };
 }
 
-/** Of an archived timeline: its state and what is known of it. */
+/** Of an archived timeline: its state, and what is in memory of it. */
 function archivedJson({archivedAtMs, ...archived}: ArchivedTimeline): Record<string, unknown> {
   return {
     ...archived,
     state: 'archived',
     archivedAt: formatTime(archivedAtMs),
-    lastRecordLsn: formatLsn(archived.lastRecordLsn),
-    initialLsn: formatLsn(archived.initialLsn),
     walNeededLsn: formatLsn(archived.walNeededLsn),
     ...(archived.ancestorLsn === undefined ? {} : {ancestorLsn: formatLsn(archived.ancestorLsn)}),
   };

@@ -265,6 +265,7 @@ export const rows: Readonly<Record<string, Row>> = {
   'pageserver.detach.index.after': {driver: leavingBranch},
   'pageserver.archive.index.before': {driver: sleepingBranch},
   'pageserver.archive.index.after': {driver: sleepingBranch},
+  'pageserver.archive.mark.before': {driver: sleepingBranch},
   'pageserver.unarchive.index.before': {driver: sleepingBranch},
 };
 

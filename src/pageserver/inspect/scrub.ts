@@ -7,6 +7,7 @@ import {ObjectStoreError} from '#objectstore/object-store.ts';
 import {BlockCache} from '../layers/block-cache.ts';
 import {LayerCorruption} from '../layers/layer-format.ts';
 import {LayerReader} from '../layers/layer-reader.ts';
+import {parseArchivedMarkKey} from '../timeline/archived.ts';
 import {parseHotBlocksKey} from '../secondary/hot-blocks.ts';
 import {
   IndexCorruption,
@@ -106,7 +107,7 @@ async function scrubOnce(options: ScrubOptions): Promise<ScrubReport> {
     }
   }
   for (const key of names)
-    if (!named.has(key) && parseIndexObjectKey(key) === undefined && parseHotBlocksKey(key) === undefined)
+    if (!named.has(key) && ![parseIndexObjectKey, parseHotBlocksKey, parseArchivedMarkKey].some((parse) => parse(key)))
       findings.push({
         kind: 'orphan',
         object: key,

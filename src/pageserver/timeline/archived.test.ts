@@ -32,6 +32,15 @@ const limits = {
   compaction: {l0Threshold: 2, garbageRatio: 0.001},
 };
 
+/** Notes which indexes are read. */
+class IndexReads extends MemoryObjectStore {
+  readonly read: string[] = [];
+  override async get(key: string): Promise<Buffer> {
+    if (key.includes('/index-')) this.read.push(key.split('/')[3]!);
+    return super.get(key);
+  }
+}
+
 /** Fails the next put of an index. */
 class IndexFailsOnce extends MemoryObjectStore {
   crash = false;
@@ -197,7 +206,7 @@ test('what is archived leaves nothing but a line in memory; many callers wake it
   await applyToWriter(await tenant.timeline(child).writer(), change, written, async () => {});
   await tenant.archive(child, written);
   // Its end is in the object store, not only at the safekeepers.
-  assert.equal(tenant.archivedTimeline(child)?.lastRecordLsn, written);
+  assert.equal((await tenant.archivedIndex(child)).diskConsistentLsn, written);
   await tenant.archive(firstTimeline, importLsn);
   assert.deepEqual(gone, [child, firstTimeline]);
   assert.equal(tenant.timelines().length, 0);
@@ -220,4 +229,60 @@ test('what is archived leaves nothing but a line in memory; many callers wake it
   assert.deepEqual(active, [firstTimeline, child]);
   assert.deepEqual([...tenant.timeline(firstTimeline).state.branchPoints.keys()], [child]);
   await assert.rejects(tenant.wake('e'.repeat(32)), code('not-found'));
+});
+
+test('an attachment reads the indexes of what is awake only; marks of what was woken since mean nothing, and go', async (context) => {
+  const store = new IndexReads();
+  const open: Tenant[] = [];
+  const attach = async (generation: number): Promise<Tenant> => {
+    for (const timeline of open.at(-1)?.timelines() ?? []) timeline.stop();
+    store.read.length = 0;
+    const tenant = await Tenant.attach(testContext(store, limits), alwaysValid, tenantId, generation);
+    open.push(tenant);
+    return tenant;
+  };
+  context.after(() => open.forEach((tenant) => tenant.timelines().forEach((timeline) => timeline.stop())));
+  let tenant = await attach(1);
+  await createRoot(tenant);
+  const child = (n: number): string => n.toString(16).padStart(32, '0');
+  for (let n = 1; n <= 20; n++) {
+    await tenant.createBranch(child(n), n <= 10 ? firstTimeline : child(n - 10), undefined);
+  }
+  for (let n = 20; n >= 1; n--) await tenant.archive(child(n), importLsn);
+  const before = tenant.archivedTimelines();
+  const held = [...tenant.timeline(firstTimeline).state.branchPoints];
+
+  tenant = await attach(2);
+  assert.deepEqual(store.read, [firstTimeline], 'twenty archived branches cost no read');
+  assert.deepEqual(new Set(tenant.archivedTimelines()), new Set(before));
+  assert.deepEqual(new Map(tenant.timeline(firstTimeline).state.branchPoints), new Map(held));
+
+  // Woken: its mark and its parent's stay behind.
+  await tenant.wake(child(11));
+  tenant = await attach(3);
+  assert.deepEqual(store.read.sort(), [child(1), child(11), firstTimeline].sort());
+  assert.deepEqual(tenant.timelines().length, 3);
+  const marks = (): string[] => [...store.objects.keys()].filter((key) => key.includes('/archived-'));
+  assert.equal(marks().length, 20);
+  await sweepOrphans(testContext(store, limits), tenant);
+  assert.equal(marks().length, 18);
+
+  // The parent's index did not get as far as saying that it is awake: the child that needs it decides.
+  await tenant.archive(child(11), importLsn);
+  await tenant.archive(child(1), importLsn);
+  tenant = await attach(4);
+  const awake = [...store.objects.keys()].filter((key) => key.includes(`/${child(1)}/`));
+  const asleep = new Map(awake.map((key) => [key, store.objects.get(key)!]));
+  await tenant.wake(child(11));
+  for (const key of store.objects.keys()) if (key.includes(`/${child(1)}/`)) store.objects.delete(key);
+  for (const [key, bytes] of asleep) store.objects.set(key, bytes);
+  tenant = await attach(5);
+  assert.equal(tenant.has(child(1)), true);
+  assert.equal(tenant.archivedTimeline(child(1)), undefined);
+
+  // Without a mark the index tells.
+  for (const key of marks()) store.objects.delete(key);
+  tenant = await attach(6);
+  assert.equal(tenant.archivedTimelines().length, 18);
+  assert.equal(store.read.length, 21);
 });

@@ -3,10 +3,12 @@
  *
  * A layer object is an orphan when it carries this attachment's generation or an older one, is in no index of the tenant, and
  * is not being written now: indexes of older generations are not read any more by anybody, and layers are put into the index
- * by the process that writes them, under its own generation. An index object is an orphan when a later one was loaded, or validated.
+ * by the process that writes them, under its own generation. An index object, or the mark of an archived timeline beside it, is an
+ * orphan when a later index was loaded, or validated.
  * The generation is validated after the list was made and before anything is deleted: a pageserver that was replaced
  * meanwhile deletes nothing. Objects of a higher generation are not ours to judge.
  */
+import {parseArchivedMarkKey} from './archived.ts';
 import {
   decodeIndex,
   indexObjectKey,
@@ -56,7 +58,8 @@ export async function sweepOrphans(context: PageserverContext, tenant: Tenant): 
     const newest = newestIndex(objects.map(({key}) => key));
     if (newest === undefined || newest.generation > generation || judged.has(timelineId)) continue;
     indexes.set(timelineId, newest);
-    if (objects.length - 1 <= (tenant.archivedTimeline(timelineId)?.layers ?? 0)) continue;
+    const others = objects.filter(({key}) => parseArchivedMarkKey(key) === undefined).length - 1;
+    if (others <= (tenant.archivedTimeline(timelineId)?.layers ?? 0)) continue;
     const key = indexObjectKey(tenantId, timelineId, newest.generation, newest.sequence);
     const index = decodeIndex(await context.store.get(key), {tenantId, timelineId, ...newest});
     for (const layer of index.layers) known.add(timelinePrefix(tenantId, layer.timelineId ?? timelineId) + layer.name);
@@ -65,7 +68,8 @@ export async function sweepOrphans(context: PageserverContext, tenant: Tenant): 
   const orphans: string[] = [];
   for (const {key} of listed) {
     const timelineId = timelineOf(key);
-    const index = parseIndexObjectKey(key);
+    // A mark goes as the index that it belongs to.
+    const index = parseIndexObjectKey(key) ?? parseArchivedMarkKey(key)?.at;
     if (index === undefined) {
       const written = layerGeneration(key);
       // Of timelines that are here, and of those that were deleted (an index is the first object of a timeline and the last).
@@ -74,8 +78,7 @@ export async function sweepOrphans(context: PageserverContext, tenant: Tenant): 
       continue;
     }
     const newest = indexes.get(timelineId);
-    if (newest === undefined || key === indexObjectKey(tenantId, timelineId, newest.generation, newest.sequence))
-      continue;
+    if (newest === undefined) continue;
     if (
       index.generation < newest.generation ||
       (index.generation === newest.generation && index.sequence < newest.sequence)

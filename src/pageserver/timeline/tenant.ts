@@ -12,7 +12,7 @@ import {
   tenantPrefix,
   timelinePrefix,
 } from './index-object.ts';
-import {type ArchivedTimeline, archivedFromIndex} from './archived.ts';
+import {type ArchivedTimeline, archivedFromIndex, archivedMarkKey, parseArchivedMarkKey} from './archived.ts';
 import {checkKept} from './kept-history.ts';
 import type {PageserverContext} from './state.ts';
 import {TimelineError} from './timeline-reader.ts';
@@ -44,7 +44,7 @@ export class Tenant {
   }
 
   /**
-   * Loads every timeline of the tenant from the object store. TimelineError 'conflict' when the store holds an index of a
+   * Loads every timeline of the tenant that is not archived from the object store. TimelineError 'conflict' when the store holds an index of a
    * higher generation: this attachment is not the latest.
    */
   static async attach(
@@ -54,7 +54,7 @@ export class Tenant {
     generation: number,
   ): Promise<Tenant> {
     const tenant = new Tenant(context, validator, tenantId, generation);
-    const indexes = await loadIndexes(context, tenantId, generation);
+    const {indexes, marked} = await loadIndexes(context, tenantId, generation);
     // Ancestors first.
     const loading = new Set<string>();
     const load = (index: TimelineIndex): Timeline => {
@@ -77,6 +77,7 @@ export class Tenant {
       tenant.#timelines.set(index.timelineId, timeline);
       return timeline;
     };
+    for (const archived of marked) tenant.#archived.set(archived.timelineId, archived);
     for (const index of indexes.values()) {
       if (index.archivedAtMs === undefined || index.lifecycle !== 'active') load(index);
       else tenant.#archived.set(index.timelineId, archivedFromIndex(index, index.archivedAtMs));
@@ -179,22 +180,44 @@ export class Tenant {
       throw error;
     }
     if (this.#timelines.get(timelineId) !== timeline) return; // deleted or detached meanwhile
-    const {ancestor, initialLsn, systemId, pgVersion, logicalSizeBytes, layers} = state;
-    this.#timelines.delete(timelineId);
-    this.#archived.set(timelineId, {
+    const {ancestor, layers} = state;
+    const archived: ArchivedTimeline = {
       timelineId,
       archivedAtMs,
       ...(ancestor === undefined ? {} : {ancestorTimelineId: ancestor.state.timelineId, ancestorLsn: ancestor.lsn}),
-      initialLsn,
-      lastRecordLsn: state.diskConsistentLsn,
       walNeededLsn: Math.min(state.gcCutoffLsn, state.diskConsistentLsn) as Lsn,
-      pgVersion,
-      systemId,
-      logicalSizeBytes,
       layers: layers.count,
-      layerBytes: layers.bytes,
-    });
+    };
+    this.#timelines.delete(timelineId);
+    this.#archived.set(timelineId, archived);
     timeline.stop();
+    const {safeIndex} = timeline;
+    if (safeIndex === undefined) return;
+    try {
+      failpoint('pageserver.archive.mark.before');
+      await this.#context.store.put(archivedMarkKey(this.tenantId, safeIndex, archived), Buffer.alloc(0), {
+        ifNoneMatch: '*',
+      });
+    } catch (error) {
+      // Then an attachment reads the index.
+      this.#context.log.warn('an archived branch has no mark', {timeline: timelineId, error: (error as Error).message});
+    }
+  }
+
+  /** The index of an archived timeline, from the object store. TimelineError 'not-found' when it is archived no more. */
+  async archivedIndex(timelineId: string): Promise<TimelineIndex> {
+    const index = await this.#readIndex(timelineId);
+    if (index === undefined || !this.#archived.has(timelineId))
+      throw new TimelineError(
+        'not-found',
+        `tenant ${this.tenantId} timeline ${timelineId} has just been woken or deleted; try again`,
+      );
+    return index;
+  }
+
+  async #readIndex(timelineId: string): Promise<TimelineIndex | undefined> {
+    const {indexes} = await loadIndexes(this.#context, this.tenantId, this.#generation, timelineId);
+    return indexes.get(timelineId);
   }
 
   /** Loads an archived timeline, and its ancestors. Repeating it gives the same timeline. */
@@ -213,7 +236,7 @@ export class Tenant {
     if (archived === undefined) return this.timeline(timelineId);
     const {ancestorTimelineId} = archived;
     const ancestor = ancestorTimelineId === undefined ? undefined : await this.wake(ancestorTimelineId);
-    const index = (await loadIndexes(this.#context, this.tenantId, this.#generation, timelineId)).get(timelineId);
+    const index = await this.#readIndex(timelineId);
     // Deleted or detached meanwhile; or its ancestor has gone to sleep again.
     if (this.#archived.get(timelineId) !== archived) return this.timeline(timelineId);
     if (index === undefined)
@@ -400,7 +423,7 @@ export class Tenant {
         'conflict',
         `tenant ${this.tenantId} timeline ${timelineId} has ${children} child timelines; delete or detach them first`,
       );
-    const index = (await loadIndexes(this.#context, this.tenantId, this.#generation, timelineId)).get(timelineId);
+    const index = await this.#readIndex(timelineId);
     if (this.#archived.get(timelineId) !== archived) return;
     if (index !== undefined) {
       const ancestor = this.#timelines.get(archived.ancestorTimelineId ?? '');
@@ -440,13 +463,19 @@ async function deleteObjects(context: PageserverContext, prefix: string): Promis
 const loadTriesMax = 20;
 const loadPauseMs = 50;
 
+interface Loaded {
+  readonly indexes: Map<string, TimelineIndex>;
+  /** Archived timelines whose index was not read: a mark says it all. None when `timelineId` was given. */
+  readonly marked: ArchivedTimeline[];
+}
+
 /** The newest index of each timeline whose generation is not above `generation`. */
 async function loadIndexes(
   context: PageserverContext,
   tenantId: string,
   generation: number,
   timelineId?: string,
-): Promise<Map<string, TimelineIndex>> {
+): Promise<Loaded> {
   for (let tries = 1; ; tries++) {
     try {
       return await listAndLoadIndexes(context, tenantId, generation, timelineId);
@@ -463,13 +492,18 @@ async function listAndLoadIndexes(
   tenantId: string,
   generation: number,
   only: string | undefined,
-): Promise<Map<string, TimelineIndex>> {
+): Promise<Loaded> {
   const prefix = `${tenantPrefix(tenantId)}timelines/`;
   const newest = new Map<string, {generation: number; sequence: number}>();
+  const marks: NonNullable<ReturnType<typeof parseArchivedMarkKey>>[] = [];
   for (const {key} of await context.store.list(only === undefined ? prefix : timelinePrefix(tenantId, only))) {
     const at = parseIndexObjectKey(key);
     const timelineId = key.slice(prefix.length, key.indexOf('/', prefix.length));
-    if (at === undefined) continue;
+    if (at === undefined) {
+      const mark = only === undefined ? parseArchivedMarkKey(key) : undefined;
+      if (mark !== undefined) marks.push(mark);
+      continue;
+    }
     if (at.generation > generation)
       throw new TimelineError(
         'conflict',
@@ -483,12 +517,29 @@ async function listAndLoadIndexes(
     )
       newest.set(timelineId, at);
   }
+  const marked = new Map<string, ArchivedTimeline>();
+  for (const {at, archived} of marks) {
+    const {timelineId} = archived;
+    const index = newest.get(timelineId);
+    // A mark of an earlier index: it has been woken since, and deleting the mark has not come to it.
+    if (index?.generation === at.generation && index.sequence === at.sequence) marked.set(timelineId, archived);
+  }
   const indexes = new Map<string, TimelineIndex>();
-  await Promise.all(
-    [...newest].map(async ([timelineId, at]) => {
-      const bytes = await context.store.get(indexObjectKey(tenantId, timelineId, at.generation, at.sequence));
-      indexes.set(timelineId, decodeIndex(bytes, {tenantId, timelineId, ...at}));
-    }),
-  );
-  return indexes;
+  const readAll = (wanted: readonly string[]): Promise<void[]> =>
+    Promise.all(
+      wanted.map(async (timelineId) => {
+        const at = newest.get(timelineId)!;
+        const bytes = await context.store.get(indexObjectKey(tenantId, timelineId, at.generation, at.sequence));
+        indexes.set(timelineId, decodeIndex(bytes, {tenantId, timelineId, ...at}));
+      }),
+    );
+  for (let wanted = [...newest.keys()].filter((timelineId) => !marked.has(timelineId)); wanted.length > 0;) {
+    await readAll(wanted);
+    // What is awake needs its ancestors, whatever their marks say.
+    wanted = [...indexes.values()]
+      .map(({ancestorTimelineId}) => ancestorTimelineId)
+      .filter((timelineId) => timelineId !== undefined)
+      .filter((timelineId) => marked.delete(timelineId));
+  }
+  return {indexes, marked: [...marked.values()]};
 }
