@@ -8,7 +8,7 @@
  *
  *   --seconds S   per run, default 3     --rounds N   default 3     --fresh   record the WAL anew
  */
-import {type ChildProcess, spawn} from 'node:child_process';
+import type {ChildProcess} from 'node:child_process';
 import {mkdtempSync, rmSync} from 'node:fs';
 import {tmpdir} from 'node:os';
 import {join} from 'node:path';
@@ -22,6 +22,7 @@ import {systemDisk} from '#runtime/disk.ts';
 import {requestJson, requestStream} from '#runtime/http.ts';
 import {TokenIssuer, generateKeys} from '#wire/auth.ts';
 import {PagesClient} from '#wire/pages.ts';
+import {endChild, startChild} from './child.ts';
 import {type Recording, recordWal} from './recorded-wal.ts';
 import {alternate, median, percentile, printReport, say} from './report.ts';
 
@@ -250,27 +251,4 @@ class EchoChild {
   async [Symbol.asyncDispose](): Promise<void> {
     await endChild(this.#child);
   }
-}
-
-/** Starts a process of this folder and waits for its line of JSON. */
-function startChild(file: string, argument: string): Promise<{child: ChildProcess; ready: unknown}> {
-  const child = spawn(process.execPath, [join(import.meta.dirname, file), argument], {
-    stdio: ['ignore', 'pipe', 'inherit'],
-  });
-  process.once('exit', () => child.kill('SIGKILL'));
-  return new Promise((resolve, reject) => {
-    let out = '';
-    child.stdout.on('data', (chunk: Buffer) => {
-      out += chunk.toString();
-      const line = /^\{.*\}$/m.exec(out);
-      if (line !== null) resolve({child, ready: JSON.parse(line[0])});
-    });
-    child.once('exit', (code) => reject(new Error(`${file} ended with ${code}`)));
-  });
-}
-
-async function endChild(child: ChildProcess): Promise<void> {
-  const exited = new Promise<void>((resolve) => child.once('exit', () => resolve()));
-  child.kill('SIGKILL');
-  await exited;
 }

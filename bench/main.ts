@@ -8,6 +8,7 @@ import {branches} from './branches.ts';
 import {commit} from './commit.ts';
 import {coldScan} from './cold-scan.ts';
 import {getPage} from './getpage.ts';
+import {large} from './large.ts';
 import {ingest} from './ingest.ts';
 import {proxy} from './proxy.ts';
 import {redo} from './redo.ts';
@@ -32,6 +33,7 @@ const benchmarks: Readonly<Record<string, {readonly run: (args: string[]) => Pro
   proxy: {run: proxy, what: 'pgbench -S through the front door, against straight to the compute and PgBouncer'},
   unarchive: {run: unarchive, what: 'archived branch to first row, of 10 MB and of 300 MB'},
   wake: {run: wake, what: 'suspended endpoint to first row'},
+  large: {run: large, what: 'branch and wake at the page server, an imported cluster of any size against a small one'},
   getpage: {run: getPage, what: 'pages per second of the page service, against a bare socket'},
   'cold-scan': {run: coldScan, what: 'sequential scan through a fresh compute, against stock with a dropped cache'},
 };

@@ -12,8 +12,9 @@
  *   --quick           a small load, the end and 3 earlier LSNs (part of npm test)
  *   --lsns N          that many earlier LSNs
  *   --seed N          of the choice of LSNs, restarts and WAL chunks; printed at the start
- *   --churn           layers of 1 MiB, compaction at every one of them, GC of all history before the LSN that is compared, and a
- *                     block cache of 4 MiB
+ *   --churn           layers of 1 MiB, compaction at every one of them, GC of all history before the LSN that is compared, a block
+ *                     cache of 4 MiB, and before every fourth comparison everything archived, attached anew from the object
+ *                     store alone, and woken
  *   --set NAME=VALUE  a setting of the cluster, for example full_page_writes=on (repeatable)
  *   --keep DIR        leave base/, the stopped cluster and the object store in DIR
  *   --again DIR       no load: compare once more what --keep left
@@ -133,6 +134,7 @@ async function main(): Promise<boolean> {
     for (const [i, target] of plan.targets.entries()) {
       const control = await standby.advance(target.lsn);
       const replayedAt = Date.now();
+      if (options.churn && i % 4 === 3) await storage.sleepAndWake();
       if (options.churn) await storage.keep(target.lsn, [target.checkpoint.endLsn]);
       const timeline = i % 2 === 1 ? await storage.branch(target.lsn) : storage.timeline;
       const result = await compare(target, control, timeline);

@@ -99,6 +99,25 @@ export class Storage {
     return this.timeline;
   }
 
+  /**
+   * Archives the timeline and its branches, lets go of everything, attaches the tenant anew from the object store alone, and wakes
+   * the timeline; the branches sleep on.
+   */
+  async sleepAndWake(): Promise<void> {
+    const tenant = this.#tenant!;
+    const archive = async (): Promise<void> => {
+      const branches = tenant.timelines().filter(({timelineId}) => timelineId !== this.#timelineId);
+      for (const {timelineId, lastRecordLsn} of [...branches, this.timeline])
+        await tenant.archive(timelineId, lastRecordLsn);
+    };
+    await (this.#background === undefined ? archive() : this.#background.alone(archive));
+    await tenant.detach();
+    this.#tenant = await Tenant.attach(this.#context, alwaysValid, this.#tenantId, ++this.#generation);
+    if (this.#tenant.timelines().length > 0) throw new Error('what was archived is awake after a restart');
+    await this.#tenant.wake(this.#timelineId);
+    this.#churn();
+  }
+
   /** With `churn`: everything from `from` on will be read, and the single `points`; the rest is garbage from now on. */
   async keep(from: Lsn, points: readonly Lsn[]): Promise<void> {
     this.#held = points;
