@@ -13,6 +13,7 @@ const packed = new Set([
   'backup_label',
   'base',
   'global',
+  'pg_commit_ts',
   'pg_logical',
   'pg_multixact',
   'pg_stat',
