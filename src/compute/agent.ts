@@ -37,6 +37,7 @@ import {Lease, relayPort, type ReplicaBase, standbySettings} from '#compute/stan
 import {WalRelay} from '#compute/wal-relay.ts';
 import type {ComputeSpec, SchemaSource} from '#wire/compute-spec.ts';
 import {copySchema} from '#compute/schema-copy.ts';
+import {type HotBlock, WarmSource} from '#compute/warm-source.ts';
 import {uploadStatistics} from '#compute/graceful-stop.ts';
 import {Locations} from '#compute/locations.ts';
 import {TokenSource} from '#compute/token-source.ts';
@@ -71,11 +72,13 @@ interface Incarnation extends Base {
 interface Base {
   readonly lease: Lease;
   readonly pages: StoppableSource;
+  readonly warm: WarmSource;
   readonly hydration: HydrationServer;
 }
 
-async function closeBase({lease, pages, hydration}: Base): Promise<void> {
+async function closeBase({lease, pages, warm, hydration}: Base): Promise<void> {
   lease.stop();
+  warm.stop();
   pages.stop();
   await hydration.close();
 }
@@ -151,8 +154,9 @@ class ComputeAgent {
   #current: Incarnation | undefined;
   /** Set as soon as it runs, so that a failed start can be cleaned up. */
   #proposer: ProposerProcess | undefined;
-  /** Used by the first start; later ones start their own. */
+  /** Waits for its task: of a spare agent, or started as soon as a new incarnation was needed. */
   #spareProposer: ProposerProcess | undefined;
+  #isFirstStart = true;
   #http: {port: number; close(): Promise<void>} | undefined;
   #pgPort = 0;
   #catalogApplied: boolean;
@@ -242,13 +246,20 @@ class ComputeAgent {
     const paths = this.#paths;
     const started = this.#clock.monotonicMs();
     this.#prepareDirectories();
-    const primary = this.#spec.mode === 'primary' ? await this.#elect() : undefined;
+    const election = this.#spec.mode === 'primary' ? this.#elect() : undefined;
+    election?.catch(() => {}); // awaited below
+    // A branch that rested is at the pageserver up to where the election will find it: that basebackup need not wait for it.
+    const early = election && this.#isFirstStart ? await this.#unpack(undefined).catch(() => undefined) : undefined;
+    this.#isFirstStart = false;
+    const primary = await election;
     const electedMs = this.#clock.monotonicMs() - started;
 
     this.#state = 'unpacking';
-    const {lsn, replica} = await this.#unpack(primary?.lsn);
+    const isEarlyGood = early !== undefined && early.lsn === primary?.lsn;
+    const {lsn, replica} = isEarlyGood ? early : await this.#unpack(primary?.lsn);
     const {prewarmed, settings} = this.#prepareHotBlocks();
     const base = await this.#openBase(lsn);
+    base.warm.warm(prewarmed);
     const unpackedMs = this.#clock.monotonicMs() - started;
 
     this.#state = 'starting';
@@ -303,8 +314,9 @@ class ComputeAgent {
       term: primary?.term,
       pgPort: this.#pgPort,
       electedMs: Math.round(electedMs),
+      ...(early === undefined ? {} : {earlyBasebackup: isEarlyGood}),
       unpackedMs: Math.round(unpackedMs),
-      prewarmed,
+      prewarmed: prewarmed.length,
       totalMs: Math.round(this.#clock.monotonicMs() - started),
     });
   }
@@ -352,22 +364,23 @@ class ComputeAgent {
     // Of the newest LSN nobody has to wait for it.
     if (this.#spec.mode === 'static') await lease.granted;
     const pages = openPageSource(shared);
+    const warm = new WarmSource(pages, this.#clock);
     const hydration = await HydrationServer.start({
       path: hydrationSocket,
-      pages,
+      pages: warm,
       log: this.#log,
       metrics: this.#metrics,
     });
     changeOwner(hydrationSocket, this.#config.systemUser);
-    return {lease, pages, hydration};
+    return {lease, pages, warm, hydration};
   }
 
-  #prepareHotBlocks(): {prewarmed: number; settings: Record<string, string>} {
+  #prepareHotBlocks(): {prewarmed: readonly HotBlock[]; settings: Record<string, string>} {
     const {pgdata, hotBlocks, run, hydrationSocket} = this.#paths;
     const {library, settings} = hotBlockSettings(this.#disk, this.#config.binDir);
     const prewarmed = restoreHotBlocks(this.#disk, pgdata, hotBlocks);
-    this.#prewarming = prewarmed > 0;
-    if (prewarmed > 0) changeOwner(joinPath(pgdata, 'autoprewarm.blocks'), this.#config.systemUser);
+    this.#prewarming = prewarmed.length > 0;
+    if (prewarmed.length > 0) changeOwner(joinPath(pgdata, 'autoprewarm.blocks'), this.#config.systemUser);
     return {
       prewarmed,
       settings: {
@@ -451,6 +464,16 @@ class ComputeAgent {
     return relay;
   }
 
+  async #prepareProposer(): Promise<void> {
+    if (this.#spareProposer) return;
+    const {proposerCommand} = this.#config;
+    try {
+      this.#spareProposer = (await prepareCompute({proposerCommand, mark: this.#paths.proposerConfig})).proposer;
+    } catch (error) {
+      this.#log.warn('a proposer could not be prepared', {error});
+    }
+  }
+
   async #startProposer(config: string): Promise<ProposerProcess> {
     const onFenced = (reason: string): void => void this.#fence(reason);
     const spare = this.#spareProposer;
@@ -490,7 +513,10 @@ class ComputeAgent {
   async #restart(): Promise<void> {
     this.#state = 'electing';
     for (let failures = 0; this.#stopping === undefined; failures++) {
+      // Starting Node takes longer than ending Postgres: both at once.
+      const spare = this.#spec.mode === 'primary' ? this.#prepareProposer() : undefined;
       await this.#tearDown();
+      await spare;
       try {
         await this.#launch();
         return;
@@ -588,6 +614,7 @@ class ComputeAgent {
     }
     this.#state = 'stopping';
     await this.#tearDown();
+    this.#spareProposer?.kill();
     this.#disk.remove(this.#paths.pgdata);
     this.#finish('stopped', 'asked to stop');
     await this.#clock.sleep(20); // the answer to POST /stop leaves first

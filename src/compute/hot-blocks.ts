@@ -6,7 +6,9 @@
  *
  * The format is autoprewarm's: a line `<<N>>`, then N lines `database,tablespace,filenode,fork,block`.
  */
+import type {ForkNumber} from '#postgres/relation.ts';
 import {type Disk, joinPath, replaceFile} from '#runtime/disk.ts';
+import type {HotBlock} from '#compute/warm-source.ts';
 
 /** 64 MiB: about half a second of reading that nobody waits for, but that has the pageserver busy. */
 export const hotBlocksMax = 8192;
@@ -28,13 +30,24 @@ export function keepHotBlocks(disk: Disk, pgdata: string, keptFile: string): voi
   if (disk.exists(path)) replaceFile(disk, keptFile, disk.readFile(path));
 }
 
-/** Before a start: gives the list to Postgres, cut to `hotBlocksMax` blocks. Answers how many. A damaged list is passed over. */
-export function restoreHotBlocks(disk: Disk, pgdata: string, keptFile: string): number {
-  if (!disk.exists(keptFile)) return 0;
+/** Before a start: gives the list to Postgres, cut to `hotBlocksMax` blocks. Answers which. A damaged list is passed over. */
+export function restoreHotBlocks(disk: Disk, pgdata: string, keptFile: string): readonly HotBlock[] {
+  if (!disk.exists(keptFile)) return [];
   const blocks = readHotBlocks(disk.readFile(keptFile).toString('latin1'));
-  if (blocks.length === 0) return 0;
+  if (blocks.length === 0) return [];
   replaceFile(disk, joinPath(pgdata, listName), Buffer.from(`<<${blocks.length}>>\n${blocks.join('\n')}\n`));
-  return blocks.length;
+  return parseHotBlocks(blocks);
+}
+
+/** Lines of the list as places. */
+export function parseHotBlocks(lines: readonly string[]): HotBlock[] {
+  return lines.map((line) => {
+    const [dbNode, spcNode, relNode, fork, block] = line.split(',').map(Number);
+    return {
+      rel: {spcNode: spcNode!, dbNode: dbNode!, relNode: relNode!, fork: Math.min(fork!, 3) as ForkNumber},
+      block: block!,
+    };
+  });
 }
 
 /** Of a longer list every n-th block stays: its order is that of the buffers, which says nothing of how hot one is. */
