@@ -45,7 +45,7 @@ export async function commit(args: string[]): Promise<void> {
   const theirs = stockTarget(stock.primary);
   for (const target of [ours, theirs]) {
     await initialise(target, Number(options.scale));
-    await pgbench(target, '-N', 8, Math.min(3, seconds)); // caches, segments to recycle
+    await pgbench(target, '-N', 8, 10); // caches, segments to recycle, the roles' code compiled
   }
   const {pagoda: a, reference: b} = await alternate({
     rounds: Number(options.rounds),
