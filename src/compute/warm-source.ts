@@ -71,8 +71,13 @@ export class WarmSource implements HydrationSource {
 
   async getPages(rel: RelTag, block: number, count: number): Promise<PageRun> {
     const known = this.#pages.get(formatRel(rel));
-    if (known?.has(block) === true && known.has(block + count - 1)) {
-      const pages = await Promise.all(Array.from({length: count}, (_, i) => known.get(block + i)));
+    const wanted: Promise<Buffer | undefined>[] = [];
+    for (let at = block; at < block + count; at++) {
+      const page = known?.get(at);
+      if (page !== undefined) wanted.push(page);
+    }
+    if (wanted.length === count) {
+      const pages = await Promise.all(wanted);
       if (pages.every((page) => page !== undefined))
         return {bytes: count === 1 ? pages[0]! : Buffer.concat(pages), release() {}};
     }
