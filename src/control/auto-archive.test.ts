@@ -65,6 +65,5 @@ test('old branches that rest are archived, children first; others never; whateve
   nowMs += 600_000;
   await archive.sweep();
   assert.equal((await states())['other'], 'archived');
-  await archive.stop();
   await control.stop();
 });

@@ -2,10 +2,11 @@
  * Branches that are old and that nobody has used for long are archived: the default branch and protected ones never, one with
  * children after all of them. One at a time: nothing is in a hurry here.
  */
-import type {Clock, Timer} from '#runtime/clock.ts';
+import type {Clock} from '#runtime/clock.ts';
 import type {Log} from '#runtime/log.ts';
 import {whyNot} from '#control/operations/archive-plan.ts';
 import type {OperationRunner} from '#control/operations/runner.ts';
+import {startSweep, type Sweep} from '#control/sweep.ts';
 import type {BranchTable, Store} from '#control/store/schema.ts';
 
 /** Neon's. */
@@ -36,8 +37,6 @@ export class AutoArchive {
   readonly #ageMs: number;
   readonly #idleMs: number;
   readonly #refusedUntil = new Map<string, number>();
-  #timer: Timer | undefined;
-  #sweeping = Promise.resolve();
   #stopped = false;
 
   constructor(options: AutoArchiveOptions) {
@@ -46,20 +45,18 @@ export class AutoArchive {
     this.#idleMs = (options.config?.idleSeconds ?? idleSecondsDefault) * 1000;
   }
 
-  start(): void {
-    if (this.#stopped || this.#ageMs < 0) return;
+  /** undefined: nothing is ever archived. */
+  start(): Sweep | undefined {
+    if (this.#ageMs < 0) return undefined;
     const {clock, log} = this.#options;
-    this.#timer = clock.setTimer(Math.min(sweepMsMax, Math.max(this.#idleMs / 2, 500)), () => {
-      this.#sweeping = this.sweep()
-        .catch((error: unknown) => log.error('branches to archive could not be looked for', {error}))
-        .then(() => this.start());
-    });
-  }
-
-  async stop(): Promise<void> {
-    this.#stopped = true;
-    this.#timer?.cancel();
-    await this.#sweeping;
+    const everyMs = Math.min(sweepMsMax, Math.max(this.#idleMs / 2, 500));
+    const sweep = startSweep({clock, log, everyMs, what: 'looking for branches to archive', sweep: () => this.sweep()});
+    return {
+      stop: () => {
+        this.#stopped = true;
+        return sweep.stop();
+      },
+    };
   }
 
   async sweep(): Promise<void> {

@@ -3,11 +3,12 @@
  * any other. What counts as use is the agent's to say (compute/activity.ts). The agent looks once more before it stops:
  * somebody who came in between is served, and the operation ends as `skipped`.
  */
-import type {Clock, Timer} from '#runtime/clock.ts';
+import type {Clock} from '#runtime/clock.ts';
 import type {Log} from '#runtime/log.ts';
 import type {ComputeLauncher} from '#control/launcher.ts';
 import type {OperationRunner} from '#control/operations/runner.ts';
 import {forgetStaticEndpoints} from '#control/static-endpoints.ts';
+import {startSweep, type Sweep} from '#control/sweep.ts';
 import type {Store} from '#control/store/schema.ts';
 
 const sweepEveryMs = 1000;
@@ -29,27 +30,20 @@ export class Autosuspend {
   readonly #options: AutosuspendOptions;
   /** Endpoint id → what its agent said last. */
   readonly #known = new Map<string, {startedAt: number | null; lastActiveMs: number; askAtMs: number}>();
-  #timer: Timer | undefined;
-  #sweeping = Promise.resolve();
-  #stopped = false;
 
   constructor(options: AutosuspendOptions) {
     this.#options = options;
   }
 
-  start(): void {
-    if (this.#stopped) return;
-    this.#timer = this.#options.clock.setTimer(sweepEveryMs, () => {
-      this.#sweeping = this.sweep()
-        .catch((error: unknown) => this.#options.log.error('idle endpoints could not be looked for', {error}))
-        .then(() => this.start());
+  start(): Sweep {
+    const {clock, log} = this.#options;
+    return startSweep({
+      clock,
+      log,
+      everyMs: sweepEveryMs,
+      what: 'looking for idle endpoints',
+      sweep: () => this.sweep(),
     });
-  }
-
-  async stop(): Promise<void> {
-    this.#stopped = true;
-    this.#timer?.cancel();
-    await this.#sweeping;
   }
 
   async sweep(): Promise<void> {

@@ -7,12 +7,12 @@
  *
  * Any number of callers may ask for one endpoint at once: they share one start (a thundering herd starts one compute).
  */
-import {sql} from 'kysely';
 import type {Log} from '#runtime/log.ts';
 import type {Clock} from '#runtime/clock.ts';
 import {apiErrors} from '#control/api/errors.ts';
 import type {ComputeLauncher, ComputeReport, RunningCompute} from '#control/launcher.ts';
 import type {OperationRunner} from '#control/operations/runner.ts';
+import {stopped} from '#control/store/endpoint-stopped.ts';
 import type {Store} from '#control/store/schema.ts';
 
 const wakeMsMax = 55_000;
@@ -116,12 +116,7 @@ export class Endpoints {
     const nowMs = this.#clock.nowMs();
     const changed = await this.#store
       .updateTable('endpoints')
-      .set((e) => ({
-        current_state: 'idle' as const,
-        suspended_at: nowMs,
-        updated_at: nowMs,
-        active_ms: sql<number>`active_ms + ${nowMs} - coalesce(${e.ref('started_at')}, ${nowMs})`,
-      }))
+      .set(stopped(nowMs))
       .where('id', '=', endpointId)
       .where('current_state', '=', 'active')
       .executeTakeFirst();

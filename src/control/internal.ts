@@ -9,6 +9,7 @@ import type {Endpoints} from '#control/endpoints.ts';
 import {nextGeneration} from '#control/generations.ts';
 import {branchOf, staticEndpoint, type StaticEndpointContext} from '#control/static-endpoints.ts';
 import type {EndpointTable, Store} from '#control/store/schema.ts';
+import {addTransfer} from '#control/usage.ts';
 
 export interface InternalOptions extends StaticEndpointContext {
   readonly endpoints: Endpoints;
@@ -29,6 +30,7 @@ export function internalRoutes(options: InternalOptions): Route[] {
     guarded('POST', '/internal/v1/endpoints/:id/wake', (request, claims) => wake(options, request, claims)),
     guarded('POST', '/internal/v1/point_in_time', (request, claims) => pointInTime(options, request, claims)),
     guarded('GET', '/internal/v1/tenants/:tenant/locations', (request, claims) => locations(options, request, claims)),
+    guarded('POST', '/internal/v1/transfer', (request, claims) => noteTransfer(options, request, claims)),
     guarded('POST', '/internal/v1/token', (_request, claims) => refreshToken(options, claims)),
   ];
 }
@@ -226,6 +228,21 @@ async function locations(
   if ((await readAttachments(store, tenantId)).length === 0)
     throw new HttpError(404, 'tenant_not_found', `there is no tenant ${tenantId}`);
   return {status: 200, json: {shards: await shardLocations({store, storage}, tenantId)}};
+}
+
+/** A proxy tells what it has passed on to clients since the last time: body `{bytes: {endpoint id: bytes}}`. */
+async function noteTransfer(
+  {store, clock}: InternalOptions,
+  request: HttpRequest,
+  claims: Claims,
+): Promise<HttpResponse> {
+  requireNode(claims, 'proxy');
+  const {bytes} = ((await request.json()) ?? {}) as {bytes?: unknown};
+  const counts = Object.entries(typeof bytes === 'object' && bytes !== null ? bytes : {});
+  if (!counts.every(([, count]) => Number.isSafeInteger(count) && (count as number) >= 0))
+    throw new HttpError(400, 'bad_request', 'the body must be {bytes: {endpoint id: bytes}}');
+  await addTransfer(store, clock.nowMs(), Object.fromEntries(counts) as Record<string, number>);
+  return {status: 200, json: {}};
 }
 
 /** A compute changes its token for a fresh one while its branch exists. */

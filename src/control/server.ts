@@ -8,6 +8,7 @@ import {createLog} from '#runtime/log.ts';
 import {systemRandom} from '#runtime/random.ts';
 import {readSecretFile} from '#runtime/secret-file.ts';
 import {ApiContext} from '#control/api/context.ts';
+import {startBackups} from '#control/api/backup-schedule.ts';
 import {startBranchExpiry} from '#control/api/branch-expiry.ts';
 import {buildApi} from '#control/api/server.ts';
 import {AutoArchive} from '#control/auto-archive.ts';
@@ -34,6 +35,7 @@ import {schemaDumper} from '#control/schema-dump.ts';
 import {PasswordVault} from '#control/scram.ts';
 import {HttpStorageClients} from '#control/storage-client.ts';
 import {openStore} from '#control/store/open.ts';
+import {startUsageSampling} from '#control/usage.ts';
 
 export interface RunningControl {
   readonly apiPort: number;
@@ -141,18 +143,20 @@ export async function runControl(config: ControlConfig): Promise<RunningControl>
   await api.listen({host: config.apiHost, port: config.apiPort});
   const bound = api.server.address();
   const apiPort = typeof bound === 'object' && bound !== null ? bound.port : config.apiPort;
-  const expiry = startBranchExpiry(context);
-  const autosuspend = new Autosuspend({
-    store,
-    runner,
-    launcher,
-    clock,
-    log,
-    defaultSeconds: config.suspendTimeoutSeconds ?? suspendTimeoutSecondsDefault,
-  });
-  autosuspend.start();
-  const autoArchive = new AutoArchive({store, runner, clock, log, config: config.archive});
-  autoArchive.start();
+  const sweeps = [
+    startBranchExpiry(context),
+    startUsageSampling({store, storage, clock, log}),
+    startBackups(context),
+    new AutoArchive({store, runner, clock, log, config: config.archive}).start(),
+    new Autosuspend({
+      store,
+      runner,
+      launcher,
+      clock,
+      log,
+      defaultSeconds: config.suspendTimeoutSeconds ?? suspendTimeoutSecondsDefault,
+    }).start(),
+  ];
   const walTrim = new WalTrim({store, storage, clock, log, config: config.walTrim});
   walTrim.start();
   const farewells = new SafekeeperFarewells({store, runner, storage, clock, log});
@@ -165,10 +169,8 @@ export async function runControl(config: ControlConfig): Promise<RunningControl>
     internalPort: internal.port,
     async stop() {
       await failover.stop();
-      await expiry.stop();
-      await autosuspend.stop();
-      await autoArchive.stop();
       await walTrim.stop();
+      await Promise.all(sweeps.map((sweep) => sweep?.stop()));
       await farewells.stop();
       await api.close();
       await internal.close();

@@ -93,6 +93,12 @@ export class ControlClient {
     return true;
   }
 
+  /** Bytes that clients were sent, by endpoint. Throws when the control plane does not take them. */
+  async reportTransfer(bytes: Readonly<Record<string, number>>): Promise<void> {
+    const {status} = await this.#ask('POST', '/internal/v1/transfer', 5000, {bytes});
+    if (status !== 200) throw proxyErrors.control();
+  }
+
   /** Where the compute was last; connect there first. */
   lastAddress(endpointId: string): ComputeAddress | undefined {
     return this.#addresses.get(endpointId);

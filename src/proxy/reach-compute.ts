@@ -6,6 +6,7 @@ import {ComputeRefused, type ComputeSession, ComputeUnreachable, loginAtCompute}
 import type {ComputeAddress, ControlClient} from '#proxy/control-client.ts';
 import {proxyErrors} from '#proxy/errors.ts';
 import type {ScramKeys} from '#proxy/scram.ts';
+import type {Traffic} from '#proxy/traffic.ts';
 
 export interface Reached {
   readonly session: ComputeSession;
@@ -28,7 +29,7 @@ export async function reachCompute(
   endpointId: string,
   startup: ReadonlyMap<string, string>,
   keys: ScramKeys,
-  context: {control: ControlClient; clock: Clock; random: Random; log: Log},
+  context: {control: ControlClient; traffic: Traffic; clock: Clock; random: Random; log: Log},
   whenFull: 'wait' | 'tell' = 'wait',
 ): Promise<Reached> {
   const {control, clock, random, log} = context;
@@ -43,7 +44,9 @@ export async function reachCompute(
       fail(new Error(`no answer within ${computeLoginMsMax / 1000} s`)),
     );
     try {
-      return {session: await loginAtCompute({address, parameters: startup, keys, random, deadline}), address};
+      const session = await loginAtCompute({address, parameters: startup, keys, random, deadline});
+      context.traffic.track(endpointId, session.socket);
+      return {session, address};
     } catch (error) {
       if (error instanceof ComputeRefused && error.sqlState === '53300' && whenFull === 'wait') {
         if (clock.monotonicMs() - startedMs > fullMsMax) throw error;

@@ -18,6 +18,7 @@ import {Pools} from '#proxy/pooler/pooled-session.ts';
 import {type SessionContext, serveClient, serveWebSocket} from '#proxy/session.ts';
 import {answerSqlRequest} from '#proxy/sql-over-http.ts';
 import {SqlPool} from '#proxy/sql-pool.ts';
+import {Traffic} from '#proxy/traffic.ts';
 
 /** What a WebSocket may send before it is authenticated: startup, password, frame heads. */
 const webSocketBytesMax = startupBytesMax + messageBytesMax;
@@ -36,6 +37,7 @@ export async function runProxy(config: ProxyConfig): Promise<{port: number; stop
       issuer: await TokenIssuer.load(config.keysDir, 'proxy', clock),
       clock,
     }),
+    traffic: new Traffic(),
     cancels: new CancelRegistry(random),
     pools: new Pools(clock),
     throttle: new FailureThrottle(clock),
@@ -57,6 +59,8 @@ export async function runProxy(config: ProxyConfig): Promise<{port: number; stop
     socket.once('close', opened);
     void serveClient(socket, context, opened);
   });
+  const report = (bytes: Record<string, number>): Promise<void> => context.control.reportTransfer(bytes);
+  context.traffic.start(clock, log, report);
   log.info('serving', {host: config.host, port: listener.port, domains: context.domains.join(',')});
   return {
     port: listener.port,
@@ -65,6 +69,8 @@ export async function runProxy(config: ProxyConfig): Promise<{port: number; stop
       pool.closeAll();
       context.pools.closeAll();
       await listener.close();
+      context.traffic.stop();
+      await context.traffic.flush(log, report);
     },
   };
 }

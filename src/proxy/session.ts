@@ -33,12 +33,14 @@ import {
 import {type Pools, servePooled} from '#proxy/pooler/pooled-session.ts';
 import {type Reached, reachCompute} from '#proxy/reach-compute.ts';
 import {type Route, routeOf} from '#proxy/route.ts';
+import type {Traffic} from '#proxy/traffic.ts';
 
 export interface SessionContext extends LoginContext {
   readonly identity: TlsIdentity;
   readonly domains: readonly string[];
   readonly requireTls: 'always' | 'remote';
   readonly cancels: CancelRegistry;
+  readonly traffic: Traffic;
   readonly pools: Pools;
   readonly clock: Clock;
   readonly log: Log;

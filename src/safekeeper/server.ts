@@ -271,6 +271,8 @@ function acceptConnection(connection: FrameConnection, door: Door): void {
       );
     if (closed) return;
     if (service === 'proposer') {
+      // Nobody else writes WAL: a proxy or pageserver that was taken over must not.
+      if (claims.scope === 'node') requireNode(claims, 'control');
       timeline.attachProposer(connection);
       sendJson(connection, frameWelcome, {nodeId: door.nodeId});
     } else if (service === 'state') {

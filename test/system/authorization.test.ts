@@ -12,6 +12,7 @@ import {inspectRoutes} from '#pageserver/inspect/routes.ts';
 import {managementRoutes as pageserverRoutes} from '#pageserver/management.ts';
 import {type Clock, systemClock} from '#runtime/clock.ts';
 import type {Route} from '#runtime/http.ts';
+import {connectFrames, sendJson} from '#runtime/net.ts';
 import {managementRoutes as safekeeperRoutes} from '#safekeeper/management.ts';
 import {generateKeys, type KeyRole, keyRoles, TokenIssuer} from '#wire/auth.ts';
 import {Pagoda} from '../pagoda.ts';
@@ -49,6 +50,7 @@ const doors: Readonly<Record<string, Door>> = {
   'control GET /internal/v1/branches/:id/wal': control,
   'control POST /internal/v1/branches/:id/restore_from_archive': control,
   'control GET /internal/v1/branch_places': control,
+  'control POST /internal/v1/transfer': only('proxy'),
   'control POST /internal/v1/imports': control,
   'control GET /internal/v1/imports/:id': control,
   'control GET /internal/v1/pageservers': control,
@@ -105,9 +107,9 @@ const tables: Readonly<Record<Service, readonly Route[]>> = {
   safekeeper: safekeeperRoutes(nothing),
 };
 
-const tenant = 'ab'.repeat(16);
+const nobodysTenant = 'ab'.repeat(16);
 const otherTenant = 'cd'.repeat(16);
-const timeline = '12'.repeat(16);
+const nobodysTimeline = '12'.repeat(16);
 const otherTimeline = '34'.repeat(16);
 
 let pagoda: Pagoda;
@@ -137,13 +139,34 @@ const base = (service: Service): string => {
   return `http://127.0.0.1:${internal + {control: 9, pageserver: 8, safekeeper: 4}[service]}`;
 };
 
+/**
+ * The services that speak in frames: each hello, and what its token must be. `tenant`: the token of the timeline in the hello
+ * opens it too. Whoever is not let in is told `refused` and cut off.
+ */
+const frameDoors: readonly {
+  readonly service: 'safekeeper' | 'pageserver' | 'broker';
+  readonly hello: Readonly<Record<string, unknown>>;
+  readonly door: Door;
+}[] = [
+  {service: 'safekeeper', hello: {service: 'proposer'}, door: {node: ['control'], tenant: true}},
+  {service: 'safekeeper', hello: {service: 'wal', startLsn: '0/0'}, door: tenantOrPeer},
+  {service: 'safekeeper', hello: {service: 'wal', startLsn: '0/0', copy: true}, door: only('safekeeper')},
+  {service: 'safekeeper', hello: {service: 'state'}, door: only('safekeeper', 'control')},
+  {service: 'pageserver', hello: {}, door: tenantOrPeer},
+  {service: 'broker', hello: {role: 'publish'}, door: only('safekeeper')},
+  {service: 'broker', hello: {role: 'subscribe'}, door: only('pageserver', 'safekeeper', 'control')},
+];
+/** The same in all three protocols. */
+const frame = {hello: 1, welcome: 2, refused: 3};
+
 interface Kind {
   readonly name: string;
-  readonly token: (service: Service) => Promise<string | undefined>;
+  readonly token: (service: Service | 'broker') => Promise<string | undefined>;
   readonly expected: (door: Door) => 'in' | 401 | 403;
 }
 
-function kinds(): Kind[] {
+/** Tokens of every kind, of this tenant and timeline and of others. */
+function kinds(tenant = nobodysTenant, timeline = nobodysTimeline): Kind[] {
   const issuer = issuers.get('control')!;
   const closed = (status: 401 | 403) => (door: Door) => (door.open === true ? 'in' : status);
   return [
@@ -208,7 +231,8 @@ test('each internal route opens for the tokens of its row and for no other', asy
         continue;
       }
       const url =
-        base(service) + path.replace(':tenant', tenant).replace(':timeline', timeline).replace(':id', '999999');
+        base(service) +
+        path.replace(':tenant', nobodysTenant).replace(':timeline', nobodysTimeline).replace(':id', '999999');
       for (const kind of kinds()) {
         const token = await kind.token(service);
         const response = await fetch(url, {
@@ -235,6 +259,39 @@ test('each internal route opens for the tokens of its row and for no other', asy
   assert.ok(asked > 400, `${asked} combinations`);
 });
 
+test('each service that speaks in frames opens for the tokens of its row and for no other', async () => {
+  // Nobody writes to it: a hello as its proposer disturbs no compute.
+  const made = await pagoda.api<{branch: {id: string}}>('POST', `/projects/${pagoda.status.projectId}/branches`, {});
+  await pagoda.settled();
+  const {branches} = (await (
+    await fetch(`${base('control')}/internal/v1/branch_places?branch=${made.branch.id}`, {
+      headers: {authorization: `Bearer ${await issuers.get('control')!.sign({aud: 'control', scope: 'node'})}`},
+    })
+  ).json()) as {branches: {tenantId: string; timelineId: string}[]};
+  const {tenantId, timelineId} = branches[0]!;
+  const ports = {broker: 0, safekeeper: 1, pageserver: 7};
+  const wrong: string[] = [];
+  let asked = 0;
+  for (const {service, hello, door} of frameDoors)
+    for (const kind of kinds(tenantId, timelineId)) {
+      const token = await kind.token(service);
+      const port = pagoda.status.ports.internal + ports[service];
+      const connection = await connectFrames({host: '127.0.0.1', port});
+      const answer = await new Promise<number | 'closed'>((resolve) => {
+        connection.onFrame = (type) => resolve(type);
+        connection.onClose = () => resolve('closed');
+        sendJson(connection, frame.hello, {tenantId, timelineId, ...hello, ...(token === undefined ? {} : {token})});
+      });
+      connection.destroy();
+      asked++;
+      const expected = kind.expected(door) === 'in' ? frame.welcome : frame.refused;
+      if (answer !== expected)
+        wrong.push(`${service} ${JSON.stringify(hello)}, token ${kind.name}: ${answer}, expected ${expected}`);
+    }
+  assert.deepEqual(wrong, []);
+  assert.ok(asked > 80, `${asked} combinations`);
+});
+
 test('the agent of a compute opens for the token of its control plane alone', async () => {
   const {endpointId} = await pagoda.mainBranch();
   await pagoda.query('select 1');
@@ -251,7 +308,9 @@ test('the agent of a compute opens for the token of its control plane alone', as
     for (const [method, path] of [
       ['GET', '/status'],
       ['GET', '/metrics'],
+      ['GET', '/catalog'],
       ['POST', '/configure'],
+      ['POST', '/copy_schema'],
       ['POST', '/stop'],
     ] as const) {
       const response = await fetch(`http://127.0.0.1:${httpPort}${path}`, {

@@ -42,6 +42,7 @@ const bodies: Readonly<Record<string, unknown>> = {
   'POST /projects/:project_id/branches/:branch_id/databases': {database: {name: 'x', owner_name: 'y'}},
   'PATCH /projects/:project_id/branches/:branch_id/databases/:database_name': {database: {}},
   'PATCH /projects/:project_id/snapshots/:snapshot_id': {snapshot: {}},
+  'PUT /projects/:project_id/branches/:branch_id/backup_schedule': {schedule: []},
   'POST /api_keys': {key_name: 'x'},
   'POST /organizations/:org_id/api_keys': {key_name: 'x'},
 };

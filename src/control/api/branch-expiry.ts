@@ -1,8 +1,8 @@
 /** Branches whose time has come are deleted, by the same rules as by hand. One that cannot go yet is tried again. */
-import type {Timer} from '#runtime/clock.ts';
 import {deleteBranch} from '#control/api/branch-routes.ts';
 import type {ApiContext} from '#control/api/context.ts';
 import {deleteSnapshot} from '#control/api/snapshot-routes.ts';
+import {startSweep, type Sweep} from '#control/sweep.ts';
 
 const sweepEveryMs = 2_000;
 /** After a refusal (its children go soon, an operation runs) the next try waits this long. */
@@ -10,28 +10,16 @@ const refusedMs = 60_000;
 /** A branch whose children expire within this time waits for them. */
 const soonMs = 3_600_000;
 
-export function startBranchExpiry(context: ApiContext): {stop(): Promise<void>} {
+export function startBranchExpiry(context: ApiContext): Sweep {
   const {clock, log} = context;
   const refusedUntil = new Map<string, number>();
-  let stopped = false;
-  let timer: Timer | undefined;
-  let sweeping = Promise.resolve();
-  const again = (): void => {
-    if (!stopped)
-      timer = clock.setTimer(sweepEveryMs, () => {
-        sweeping = sweepExpiredBranches(context, refusedUntil)
-          .catch((error: unknown) => log.error('expired branches could not be looked for', {error}))
-          .then(again);
-      });
-  };
-  again();
-  return {
-    async stop() {
-      stopped = true;
-      timer?.cancel();
-      await sweeping;
-    },
-  };
+  return startSweep({
+    clock,
+    log,
+    everyMs: sweepEveryMs,
+    what: 'looking for expired branches',
+    sweep: () => sweepExpiredBranches(context, refusedUntil),
+  });
 }
 
 /** `refusedUntil`: branch id → when it may be tried again, ms. */

@@ -12,8 +12,9 @@ import {type ApiRoute, route} from '#control/api/route.ts';
 import {branchListQuery, createBranchBody, deleteBranchQuery, updateBranchBody} from '#control/api/schemas.ts';
 import {type StorageFacts, Views} from '#control/api/views.ts';
 import {copyCatalog} from '#control/catalog-copy.ts';
+import {newBranch} from '#control/branch-row.ts';
 import {newBranchId, newEndpointId} from '#control/ids.ts';
-import {parseLsn} from '#control/lsn.ts';
+import {type Lsn, parseLsn} from '#control/lsn.ts';
 import {readCommittedPosition} from '#control/operations/branch-point.ts';
 import {placeNewTimeline} from '#control/placement.ts';
 import {readSafekeeperSet} from '#control/safekeeper-set.ts';
@@ -27,6 +28,7 @@ import type {
   ProjectTable,
   StoreTransaction,
 } from '#control/store/schema.ts';
+import {readUsage} from '#control/usage.ts';
 
 const listLimitDefault = 10_000;
 
@@ -50,10 +52,11 @@ export const branchRoutes: readonly ApiRoute[] = [
         cursor: query.cursor,
       });
       const facts = await storageFacts(context, project, page.items);
+      const usage = await readUsage(context.store, project.id, context.clock.nowMs());
       const views = new Views(context.config);
       return {
         body: {
-          branches: page.items.map((b, i) => views.branch(b, facts[i])),
+          branches: page.items.map((b, i) => views.branch(b, facts[i], usage.get(b.id))),
           annotations: {},
           pagination: {
             ...(page.next === undefined ? {} : {next: page.next}),
@@ -80,9 +83,11 @@ export const branchRoutes: readonly ApiRoute[] = [
       const project = await context.project(principal, params.project_id);
       const branch = await context.branch(project, params.branch_id);
       const [facts] = await storageFacts(context, project, [branch]);
+      const usage = await readUsage(context.store, project.id, context.clock.nowMs());
+      const wal = await walFacts(context, project, branch);
       return {
         body: {
-          branch: new Views(context.config).branch(branch, facts),
+          branch: new Views(context.config).branch(branch, {...facts, ...wal}, usage.get(branch.id)),
           annotation: {object: {type: 'console/branch', id: branch.id}, value: {}},
         },
       };
@@ -233,6 +238,37 @@ async function storageFacts(
   );
 }
 
+/** How far the branch's WAL is in the object store; a safekeeper that does not answer leaves it out. */
+async function walFacts(
+  {store, storage}: ApiContext,
+  project: ProjectTable,
+  branch: BranchTable,
+): Promise<Pick<StorageFacts, 'archivedLsn' | 'restoredLsn'>> {
+  const restore = await store
+    .selectFrom('operations')
+    .select('state')
+    .where('branch_id', '=', branch.id)
+    .where('kind', '=', 'restore_from_archive')
+    .where('status', '=', 'finished')
+    .orderBy('seq', 'desc')
+    .executeTakeFirst();
+  const {lsn} = JSON.parse(restore?.state ?? '{}') as {lsn?: number};
+  const archived = await Promise.all(
+    readSafekeeperSet(branch.safekeepers).members.map((nodeId) =>
+      storage
+        .safekeeper(nodeId)
+        .status(project.tenant_id, branch.timeline_id)
+        .then((status) => status?.archivedLsn)
+        .catch(() => undefined),
+    ),
+  );
+  const known = archived.filter((at) => at !== undefined);
+  return {
+    ...(known.length === 0 ? {} : {archivedLsn: Math.max(...known) as Lsn}),
+    ...(lsn === undefined ? {} : {restoredLsn: lsn as Lsn}),
+  };
+}
+
 export async function checkBranchName(trx: StoreTransaction, projectId: string, name: string): Promise<void> {
   const taken = await trx
     .selectFrom('branches')
@@ -284,6 +320,7 @@ export async function createBranch(
     readonly body: CreateBranch | null | undefined;
     readonly principal: Principal;
   },
+  restored: Partial<Pick<BranchTable, 'restored_from' | 'restore_target' | 'restore_status'>> = {},
 ): Promise<{status: number; body: unknown}> {
   const project = await context.project(principal, params.project_id);
   const wanted = body?.branch ?? {};
@@ -317,36 +354,29 @@ export async function createBranch(
       // The parent's catalog of now; a branch of the past gets what is missing when its compute starts.
       const isApplied =
         parent.catalog_applied === parent.catalog_version && point.lsn === undefined && point.timestamp === undefined;
-      const branch: BranchTable = {
-        id: branchId,
-        project_id: project.id,
-        name,
-        timeline_id: newId(random),
-        // One with the schema alone is a root: its pages are its own.
-        ...(isSchemaOnly
-          ? {parent_id: null, parent_lsn: null, parent_timestamp: null, init_source: 'schema-only'}
-          : {
-              parent_id: parent.id,
-              parent_lsn: point.lsn ?? null,
-              parent_timestamp: point.timestamp === undefined ? null : (parseTime(point.timestamp) ?? null),
-              init_source: 'parent-data',
-            }),
-        state: 'init',
-        pending_state: 'ready',
-        is_default: 0,
-        protected: wanted.protected === true ? 1 : 0,
-        hidden: 0,
-        creation_source: 'console',
-        safekeepers: await placeNewTimeline(trx, context.storage.safekeepers),
-        catalog_version: parent.catalog_version,
-        catalog_applied: isApplied && !isSchemaOnly ? parent.catalog_applied : parent.catalog_version - 1,
-        expires_at: expiresAt,
-        last_reset_at: null,
-        created_at: nowMs,
-        updated_at: nowMs,
-        state_changed_at: nowMs,
-        deleted_at: null,
-      };
+      const branch = newBranch(
+        {
+          id: branchId,
+          project_id: project.id,
+          name,
+          timeline_id: newId(random),
+          // One with the schema alone is a root: its pages are its own.
+          ...(isSchemaOnly
+            ? {parent_id: null, init_source: 'schema-only'}
+            : {
+                parent_id: parent.id,
+                parent_lsn: point.lsn ?? null,
+                parent_timestamp: point.timestamp === undefined ? null : (parseTime(point.timestamp) ?? null),
+              }),
+          protected: wanted.protected === true ? 1 : 0,
+          safekeepers: await placeNewTimeline(trx, context.storage.safekeepers),
+          catalog_version: parent.catalog_version,
+          catalog_applied: isApplied && !isSchemaOnly ? parent.catalog_applied : parent.catalog_version - 1,
+          expires_at: expiresAt,
+          ...restored,
+        },
+        nowMs,
+      );
       await trx.insertInto('branches').values(branch).execute();
       await copyCatalog(trx, context.vault, parent.id, branchId, nowMs);
       const rows: EndpointTable[] = [];

@@ -10,6 +10,7 @@ import type {Principal} from '#control/api/principal.ts';
 import {type ApiRoute, route} from '#control/api/route.ts';
 import {createProjectBody, listQuery, updateProjectBody} from '#control/api/schemas.ts';
 import {Views} from '#control/api/views.ts';
+import {newBranch} from '#control/branch-row.ts';
 import {newSystemId} from '#control/bootstrap.ts';
 import {nextGeneration} from '#control/generations.ts';
 import {newBranchId, newProjectId} from '#control/ids.ts';
@@ -17,6 +18,7 @@ import type {OperationDraft} from '#control/operations/runner.ts';
 import {pageserverLoad, placeNewTimeline, placeShards} from '#control/placement.ts';
 import {forgetProject} from '#control/store/forget.ts';
 import type {ProjectTable} from '#control/store/schema.ts';
+import {readUsage, totalUsage, type Usage} from '#control/usage.ts';
 
 /** What is installed; more majors follow. */
 const pgVersion = 15;
@@ -45,10 +47,13 @@ export const projectRoutes: readonly ApiRoute[] = [
       });
       return {
         body: {
-          projects: page.items.map((p) =>
-            views.projectListItem(
-              p,
-              organizations.find((o) => o.id === p.organization_id),
+          projects: await Promise.all(
+            page.items.map(async (p) =>
+              views.projectListItem(
+                p,
+                organizations.find((o) => o.id === p.organization_id),
+                await projectUsage(context, p),
+              ),
             ),
           ),
           ...(page.next === undefined ? {} : {pagination: {cursor: page.next}}),
@@ -75,7 +80,7 @@ export const projectRoutes: readonly ApiRoute[] = [
     path: '/projects/:project_id',
     handler: async (context, {params, principal}) => {
       const project = await context.project(principal, params.project_id);
-      return {body: {project: new Views(context.config).project(project, context.clock.nowMs())}};
+      return {body: {project: await projectView(context, project)}};
     },
   }),
   route({
@@ -121,7 +126,7 @@ export const projectRoutes: readonly ApiRoute[] = [
       const now = await context.project(principal, project.id);
       return {
         body: {
-          project: views.project(now, context.clock.nowMs()),
+          project: await projectView(context, now),
           operations: operations.map((o) => views.operation(o)),
         },
       };
@@ -154,10 +159,18 @@ export const projectRoutes: readonly ApiRoute[] = [
           result: undefined,
         };
       });
-      return {body: {project: new Views(context.config).project(project, context.clock.nowMs())}};
+      return {body: {project: await projectView(context, project)}};
     },
   }),
 ];
+
+async function projectUsage(context: ApiContext, project: ProjectTable): Promise<Usage> {
+  return totalUsage((await readUsage(context.store, project.id, context.clock.nowMs())).values());
+}
+
+async function projectView(context: ApiContext, project: ProjectTable): Promise<Record<string, unknown>> {
+  return new Views(context.config).project(project, context.clock.nowMs(), await projectUsage(context, project));
+}
 
 export async function visibleProjects(context: ApiContext, principal: Principal): Promise<ProjectTable[]> {
   let query = context.store.selectFrom('projects').selectAll().where('deleted_at', 'is', null);
@@ -259,31 +272,21 @@ export async function createProject(
       .execute();
     await trx
       .insertInto('branches')
-      .values({
-        id: branchId,
-        project_id: projectId,
-        name: wanted.branch?.name ?? 'main',
-        timeline_id: newId(random),
-        parent_id: null,
-        parent_lsn: null,
-        parent_timestamp: null,
-        state: 'init',
-        pending_state: 'ready',
-        is_default: 1,
-        protected: 0,
-        init_source: 'parent-data',
-        hidden: 0,
-        creation_source: 'console',
-        safekeepers: await placeNewTimeline(trx, context.storage.safekeepers),
-        catalog_version: 1,
-        catalog_applied: 0,
-        expires_at: null,
-        last_reset_at: null,
-        created_at: nowMs,
-        updated_at: nowMs,
-        state_changed_at: nowMs,
-        deleted_at: null,
-      })
+      .values(
+        newBranch(
+          {
+            id: branchId,
+            project_id: projectId,
+            name: wanted.branch?.name ?? 'main',
+            timeline_id: newId(random),
+            parent_id: null,
+            is_default: 1,
+            safekeepers: await placeNewTimeline(trx, context.storage.safekeepers),
+            catalog_version: 1,
+          },
+          nowMs,
+        ),
+      )
       .execute();
     if (secret) {
       await trx
@@ -349,7 +352,7 @@ export async function createProject(
   return {
     status: 201,
     body: {
-      project: views.project(project, nowMs),
+      project: await projectView(context, project),
       connection_uris: secret
         ? [views.connection({endpointId, role: roleName, password: secret.password, database: databaseName})]
         : [],

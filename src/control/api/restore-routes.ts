@@ -8,6 +8,7 @@ import type {Principal} from '#control/api/principal.ts';
 import {type ApiAnswer, type ApiRoute, route} from '#control/api/route.ts';
 import {restoreBranchBody} from '#control/api/schemas.ts';
 import {Views} from '#control/api/views.ts';
+import {newBranch} from '#control/branch-row.ts';
 import {newBranchId} from '#control/ids.ts';
 import type {OperationDraft} from '#control/operations/runner.ts';
 import {placeNewTimeline} from '#control/placement.ts';
@@ -80,32 +81,22 @@ export async function restoreBranch(
       .execute();
     await trx
       .insertInto('branches')
-      .values({
-        id: keptId,
-        project_id: project.id,
-        name: keptName ?? branch.name,
-        timeline_id: newId(random),
-        parent_id: source.id,
-        parent_lsn: null,
-        parent_timestamp: point.timestamp === undefined ? null : (parseTime(point.timestamp) ?? null),
-        state: 'init',
-        pending_state: 'ready',
-        is_default: 0,
-        protected: 0,
-        init_source: 'parent-data',
-        hidden: 0,
-        creation_source: 'console',
-        safekeepers: await placeNewTimeline(trx, context.storage.safekeepers),
-        catalog_version: 0,
-        catalog_applied: 0,
-        expires_at: null,
-        last_reset_at: null,
-        created_at: nowMs,
-        updated_at: nowMs,
-        state_changed_at: nowMs,
-        // What is not kept is never seen.
-        deleted_at: keptName === undefined ? nowMs : null,
-      })
+      .values(
+        newBranch(
+          {
+            id: keptId,
+            project_id: project.id,
+            name: keptName ?? branch.name,
+            timeline_id: newId(random),
+            parent_id: source.id,
+            parent_timestamp: point.timestamp === undefined ? null : (parseTime(point.timestamp) ?? null),
+            safekeepers: await placeNewTimeline(trx, context.storage.safekeepers),
+            // What is not kept is never seen.
+            deleted_at: keptName === undefined ? nowMs : null,
+          },
+          nowMs,
+        ),
+      )
       .execute();
     await trx
       .updateTable('branches')

@@ -237,3 +237,28 @@ export const connectionUriQuery = Type.Object({
   endpoint_id: optional(Type.String({maxLength: 60})),
   pooled: optional(Type.Boolean()),
 });
+
+export const finalizeRestoreBody = optional(
+  Type.Union([Type.Null(), Type.Object({name: optional(displayName)}, open)]),
+);
+
+export const backupScheduleBody = Type.Object(
+  {
+    schedule: Type.Array(
+      Type.Object(
+        {
+          frequency: Type.Union(
+            (['hourly', 'daily', 'weekly', 'monthly', 'yearly'] as const).map((name) => Type.Literal(name)),
+          ),
+          hour: optional(Type.Integer({minimum: 0, maximum: 23})),
+          day: optional(Type.Integer({minimum: 1, maximum: 31})),
+          month: optional(Type.Integer({minimum: 1, maximum: 12})),
+          retention_seconds: optional(Type.Integer({minimum: 3600, maximum: 3_153_600_000})),
+        },
+        open,
+      ),
+      {maxItems: 20},
+    ),
+  },
+  open,
+);

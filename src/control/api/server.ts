@@ -14,6 +14,7 @@ import {projectRoutes} from '#control/api/project-routes.ts';
 import {restoreRoutes} from '#control/api/restore-routes.ts';
 import type {ApiRoute} from '#control/api/route.ts';
 import {schemaRoutes} from '#control/api/schema-routes.ts';
+import {backupScheduleRoutes} from '#control/api/backup-schedule.ts';
 import {snapshotRoutes} from '#control/api/snapshot-routes.ts';
 import {validatorOf} from '#control/api/validation.ts';
 
@@ -24,6 +25,7 @@ export const apiRoutes: readonly ApiRoute[] = [
   ...restoreRoutes,
   ...schemaRoutes,
   ...snapshotRoutes,
+  ...backupScheduleRoutes,
   ...endpointRoutes,
   ...catalogRoutes,
 ];

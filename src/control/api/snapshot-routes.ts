@@ -5,15 +5,22 @@
  */
 import {newId} from '#runtime/random.ts';
 import {formatTime, parseTime} from '#runtime/time-format.ts';
-import {checkBranchPoint, createBranch} from '#control/api/branch-routes.ts';
-import {type ApiContext, branchLock} from '#control/api/context.ts';
+import {checkBranchName, checkBranchPoint, createBranch} from '#control/api/branch-routes.ts';
+import {type ApiContext, branchLock, endpointLock} from '#control/api/context.ts';
 import {apiErrors} from '#control/api/errors.ts';
 import {restoreBranch} from '#control/api/restore-routes.ts';
 import {type ApiRoute, route} from '#control/api/route.ts';
-import {createSnapshotQuery, restoreSnapshotBody, updateSnapshotBody} from '#control/api/schemas.ts';
+import {
+  createSnapshotQuery,
+  finalizeRestoreBody,
+  restoreSnapshotBody,
+  updateSnapshotBody,
+} from '#control/api/schemas.ts';
 import {Views} from '#control/api/views.ts';
+import {newBranch} from '#control/branch-row.ts';
 import {newBranchId, newSnapshotId} from '#control/ids.ts';
 import {formatLsn, type Lsn} from '#control/lsn.ts';
+import {placeNewTimeline} from '#control/placement.ts';
 import {forgetBranch} from '#control/store/forget.ts';
 import type {BranchTable, OperationTable, ProjectTable, SnapshotTable} from '#control/store/schema.ts';
 
@@ -47,66 +54,12 @@ export const snapshotRoutes: readonly ApiRoute[] = [
       const expiresAt = query.expires_at === undefined ? null : (parseTime(query.expires_at) ?? null);
       if (query.expires_at !== undefined && (expiresAt === null || expiresAt <= context.clock.nowMs()))
         throw apiErrors.badRequest('expires_at is not an RFC 3339 time in the future');
-      const {random} = context;
-      const hiddenId = newBranchId(random);
-      const {result: row, operations} = await context.mutate(
-        project.id,
-        branch.state === 'ready' ? [] : [branchLock(branch.id)],
-        async (trx, nowMs) => {
-          const hidden: BranchTable = {
-            ...branch,
-            id: hiddenId,
-            name: hiddenId,
-            timeline_id: newId(random),
-            parent_id: branch.id,
-            parent_lsn: point.lsn ?? null,
-            parent_timestamp: point.timestamp === undefined ? null : (parseTime(point.timestamp) ?? null),
-            state: 'init',
-            pending_state: 'ready',
-            is_default: 0,
-            protected: 0,
-            init_source: 'parent-data',
-            hidden: 1,
-            expires_at: null,
-            last_reset_at: null,
-            created_at: nowMs,
-            updated_at: nowMs,
-            state_changed_at: nowMs,
-            deleted_at: null,
-          };
-          await trx.insertInto('branches').values(hidden).execute();
-          const snapshot: SnapshotTable = {
-            id: newSnapshotId(random),
-            project_id: project.id,
-            name: query.name ?? `${branch.name} at ${point.timestamp ?? query.lsn ?? formatTime(nowMs)}`,
-            source_branch_id: branch.id,
-            branch_id: hiddenId,
-            manual: 1,
-            expires_at: expiresAt,
-            created_at: nowMs,
-            deleted_at: null,
-          };
-          await trx.insertInto('snapshots').values(snapshot).execute();
-          return {
-            operations: [
-              {
-                projectId: project.id,
-                branchId: hiddenId,
-                action: 'create_branch',
-                kind: 'create_branch',
-                locks: [branchLock(hiddenId)],
-                state: {...point},
-              },
-            ],
-            result: snapshot,
-          };
-        },
-      );
-      const failed = operations.find((o) => o.status === 'failed');
-      if (failed) {
-        await forgetSnapshot(context, row);
-        throw apiErrors.unprocessable(`the snapshot could not be made: ${failed.error ?? 'unknown reason'}`);
-      }
+      const {row, operations} = await makeSnapshot(context, project, branch, {
+        point,
+        name: query.name ?? `${branch.name} at ${point.timestamp ?? query.lsn ?? formatTime(context.clock.nowMs())}`,
+        expiresAt,
+        isManual: true,
+      });
       const views = new Views(context.config);
       return {body: {snapshot: await view(context, row), operations: operations.map((o) => views.operation(o))}};
     },
@@ -144,22 +97,28 @@ export const snapshotRoutes: readonly ApiRoute[] = [
       if (!['ready', 'archived'].includes(hidden.state) || hidden.parent_id === null || hidden.parent_lsn === null)
         throw apiErrors.locked('create_branch');
       const lsn = formatLsn(hidden.parent_lsn as Lsn);
-      if (body?.target_branch_id === undefined || body.finalize_restore !== true) {
-        const made = await createBranch(context, {
-          params: {project_id: project.id},
-          body: {
-            branch: {
-              parent_id: hidden.parent_id,
-              parent_lsn: lsn,
-              ...(body?.name === undefined ? {} : {name: body.name}),
+      const targetId = body?.target_branch_id ?? row.source_branch_id;
+      if (body?.finalize_restore !== true) {
+        // To be looked at first; finalize_restore puts it in the target's place.
+        const made = await createBranch(
+          context,
+          {
+            params: {project_id: project.id},
+            body: {
+              branch: {
+                parent_id: hidden.parent_id,
+                parent_lsn: lsn,
+                ...(body?.name === undefined ? {} : {name: body.name}),
+              },
+              endpoints: [{type: 'read_write'}],
             },
-            endpoints: [{type: 'read_write'}],
+            principal,
           },
-          principal,
-        });
+          {restored_from: row.id, restore_target: targetId, restore_status: 'restored'},
+        );
         return {status: 200, body: made.body};
       }
-      const target = await context.branch(project, body.target_branch_id);
+      const target = await context.branch(project, targetId);
       return restoreBranch(context, {
         params: {project_id: project.id, branch_id: target.id},
         body: {
@@ -171,7 +130,126 @@ export const snapshotRoutes: readonly ApiRoute[] = [
       });
     },
   }),
+  route({
+    method: 'POST',
+    path: '/projects/:project_id/branches/:branch_id/finalize_restore',
+    body: finalizeRestoreBody,
+    handler: async (context, {params, body, principal}) => {
+      const project = await context.project(principal, params.project_id);
+      const branch = await context.branch(project, params.branch_id);
+      if (branch.restore_status !== 'restored' || branch.restore_target === null)
+        throw apiErrors.unprocessable(
+          `branch ${branch.name} was not restored from a snapshot, or its restore is finalized already`,
+        );
+      const target = await context.branch(project, branch.restore_target);
+      const replacedName = body?.name ?? `${target.name} before ${formatTime(context.clock.nowMs())}`;
+      const endpoints = await context.store
+        .selectFrom('endpoints')
+        .selectAll()
+        .where('branch_id', 'in', [branch.id, target.id])
+        .where('deleted_at', 'is', null)
+        .execute();
+      const locks = [branchLock(branch.id), branchLock(target.id), ...endpoints.map((e) => endpointLock(e.id))];
+      const {operations} = await context.mutate(project.id, locks, async (trx) => {
+        await checkBranchName(trx, project.id, replacedName);
+        return {
+          operations: [
+            {
+              projectId: project.id,
+              branchId: branch.id,
+              action: 'apply_config',
+              kind: 'finalize_restore',
+              locks,
+              state: {replacedId: target.id, replacedName},
+            },
+            ...endpoints
+              .filter((e) => e.branch_id === target.id && e.current_state === 'active')
+              .map((e) => ({
+                projectId: project.id,
+                branchId: branch.id,
+                endpointId: e.id,
+                action: 'start_compute',
+                kind: 'start_compute',
+                locks: [branchLock(branch.id), endpointLock(e.id)],
+              })),
+          ],
+          result: undefined,
+        };
+      });
+      const views = new Views(context.config);
+      return {body: {operations: operations.map((o) => views.operation(o))}};
+    },
+  }),
 ];
+
+/** By hand, or by the clock. ApiError when it could not be made. */
+export async function makeSnapshot(
+  context: ApiContext,
+  project: ProjectTable,
+  branch: BranchTable,
+  wanted: {
+    readonly point: {readonly lsn?: number; readonly timestamp?: string};
+    readonly name: string;
+    readonly expiresAt: number | null;
+    readonly isManual: boolean;
+  },
+): Promise<{row: SnapshotTable; operations: OperationTable[]}> {
+  const {random} = context;
+  const {point} = wanted;
+  const hiddenId = newBranchId(random);
+  const {result: row, operations} = await context.mutate(
+    project.id,
+    branch.state === 'ready' ? [] : [branchLock(branch.id)],
+    async (trx, nowMs) => {
+      const hidden = newBranch(
+        {
+          id: hiddenId,
+          project_id: project.id,
+          name: hiddenId,
+          timeline_id: newId(random),
+          parent_id: branch.id,
+          parent_lsn: point.lsn ?? null,
+          parent_timestamp: point.timestamp === undefined ? null : (parseTime(point.timestamp) ?? null),
+          hidden: 1,
+          safekeepers: await placeNewTimeline(trx, context.storage.safekeepers),
+        },
+        nowMs,
+      );
+      await trx.insertInto('branches').values(hidden).execute();
+      const snapshot: SnapshotTable = {
+        id: newSnapshotId(random),
+        project_id: project.id,
+        name: wanted.name,
+        source_branch_id: branch.id,
+        branch_id: hiddenId,
+        manual: wanted.isManual ? 1 : 0,
+        expires_at: wanted.expiresAt,
+        created_at: nowMs,
+        deleted_at: null,
+      };
+      await trx.insertInto('snapshots').values(snapshot).execute();
+      return {
+        operations: [
+          {
+            projectId: project.id,
+            branchId: hiddenId,
+            action: 'create_branch',
+            kind: 'create_branch',
+            locks: [branchLock(hiddenId)],
+            state: {...point},
+          },
+        ],
+        result: snapshot,
+      };
+    },
+  );
+  const failed = operations.find((o) => o.status === 'failed');
+  if (failed) {
+    await forgetSnapshot(context, row);
+    throw apiErrors.unprocessable(`the snapshot could not be made: ${failed.error ?? 'unknown reason'}`);
+  }
+  return {row, operations};
+}
 
 async function find(context: ApiContext, project: ProjectTable, id: string): Promise<SnapshotTable> {
   const row = await context.store

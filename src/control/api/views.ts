@@ -13,6 +13,7 @@ import type {
   ProjectTable,
   RoleTable,
 } from '#control/store/schema.ts';
+import type {Usage} from '#control/usage.ts';
 
 const provisioner = 'k8s-neonvm';
 const platformId = 'pagoda';
@@ -39,6 +40,15 @@ export interface StorageFacts {
   readonly logicalSizeBytes?: number;
   /** Why it takes no more WAL of the branch. Not a field of Neon's: there only while it is so. */
   readonly ingestError?: string;
+  /** WAL up to here is in the object store, as a safekeeper knows it. */
+  readonly archivedLsn?: Lsn;
+  /** Where the branch went on after its last restore from the object store. */
+  readonly restoredLsn?: Lsn;
+}
+
+function restoredLsn(operation: OperationTable): string | undefined {
+  const {lsn} = JSON.parse(operation.state) as {lsn?: number};
+  return lsn === undefined ? undefined : formatLsn(lsn as Lsn);
 }
 
 export class Views {
@@ -58,25 +68,34 @@ export class Views {
     return `${endpointId}.${this.#proxyHost}`;
   }
 
-  project(project: ProjectTable, nowMs: number): Record<string, unknown> {
+  /** Usage counts from the project's beginning, not from the period's. */
+  project(project: ProjectTable, nowMs: number, usage: Usage): Record<string, unknown> {
     const period = consumptionPeriod(nowMs);
     return {
-      ...this.#projectCommon(project),
-      data_storage_bytes_hour: 0,
-      data_transfer_bytes: 0,
-      written_data_bytes: 0,
-      compute_time_seconds: 0,
-      active_time_seconds: 0,
+      ...this.#projectCommon(project, usage),
+      data_storage_bytes_hour: usage.storageByteHours,
+      data_transfer_bytes: usage.transferBytes,
+      written_data_bytes: usage.writtenBytes,
+      compute_time_seconds: Math.round(usage.computeSeconds),
+      active_time_seconds: Math.round(usage.activeSeconds),
       consumption_period_start: period.start,
       consumption_period_end: period.end,
     };
   }
 
-  projectListItem(project: ProjectTable, organization: OrganizationTable | undefined): Record<string, unknown> {
-    return present({...this.#projectCommon(project), active_time: 0, org_name: organization?.name});
+  projectListItem(
+    project: ProjectTable,
+    organization: OrganizationTable | undefined,
+    usage: Usage,
+  ): Record<string, unknown> {
+    return present({
+      ...this.#projectCommon(project, usage),
+      active_time: Math.round(usage.activeSeconds),
+      org_name: organization?.name,
+    });
   }
 
-  #projectCommon(project: ProjectTable): Record<string, unknown> {
+  #projectCommon(project: ProjectTable, usage: Usage): Record<string, unknown> {
     return {
       id: project.id,
       name: project.name,
@@ -97,14 +116,17 @@ export class Views {
       history_retention_seconds: project.history_retention_seconds,
       branch_logical_size_limit: 0,
       branch_logical_size_limit_bytes: 0,
-      cpu_used_sec: 0,
+      cpu_used_sec: Math.round(usage.computeSeconds),
+      synthetic_storage_size: usage.syntheticBytes,
+      ...(usage.lastActiveMs === undefined ? {} : {compute_last_active_at: formatTime(usage.lastActiveMs)}),
       creation_source: creationSource,
       created_at: formatTime(project.created_at),
       updated_at: formatTime(project.updated_at),
     };
   }
 
-  branch(branch: BranchTable, facts: StorageFacts = {}): Record<string, unknown> {
+  /** `usage`: undefined for one that was made a moment ago. */
+  branch(branch: BranchTable, facts: StorageFacts = {}, usage?: Usage): Record<string, unknown> {
     return present({
       id: branch.id,
       project_id: branch.project_id,
@@ -122,11 +144,17 @@ export class Views {
       default: branch.is_default === 1,
       protected: branch.protected === 1,
       init_source: branch.parent_id === null && branch.init_source === 'parent-data' ? undefined : branch.init_source,
-      cpu_used_sec: 0,
-      compute_time_seconds: 0,
-      active_time_seconds: 0,
-      written_data_bytes: 0,
-      data_transfer_bytes: 0,
+      cpu_used_sec: Math.round(usage?.computeSeconds ?? 0),
+      compute_time_seconds: Math.round(usage?.computeSeconds ?? 0),
+      active_time_seconds: Math.round(usage?.activeSeconds ?? 0),
+      written_data_bytes: usage?.writtenBytes ?? 0,
+      data_transfer_bytes: usage?.transferBytes ?? 0,
+      restored_from: branch.restored_from,
+      restored_as: branch.restore_target,
+      restore_status: branch.restore_status,
+      // Not of Neon's API: what comes back if all safekeepers' disks are lost, and where the branch went on when they were.
+      wal_archived_lsn: facts.archivedLsn === undefined ? undefined : formatLsn(facts.archivedLsn),
+      wal_restored_lsn: facts.restoredLsn === undefined ? undefined : formatLsn(facts.restoredLsn),
       created_at: formatTime(branch.created_at),
       updated_at: formatTime(branch.updated_at),
       expires_at: time(branch.expires_at),
@@ -188,6 +216,8 @@ export class Views {
       retry_at: time(operation.retry_at),
       created_at: formatTime(operation.created_at),
       updated_at: formatTime(operation.updated_at),
+      // Not of Neon's API: where a branch goes on that came back from the object store.
+      restored_lsn: operation.kind === 'restore_from_archive' ? restoredLsn(operation) : undefined,
       total_duration_ms: (operation.finished_at ?? operation.updated_at) - operation.created_at,
     });
   }

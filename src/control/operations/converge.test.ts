@@ -312,6 +312,25 @@ const scenarios: readonly Scenario[] = [
     },
   },
   {
+    name: 'finalize the restore of a snapshot',
+    prepare: async (control) => {
+      await makeProject(control);
+      const {id, branch} = await projectOf(control);
+      const {json} = await call(control, 'POST', `/projects/${id}/branches/${branch}/snapshot?name=s`);
+      const {snapshot} = json as unknown as {snapshot: {id: string}};
+      await call(control, 'POST', `/projects/${id}/snapshots/${snapshot.id}/restore`, {name: 'preview'});
+    },
+    act: async (control) => {
+      const preview = await control.store
+        .selectFrom('branches')
+        .selectAll()
+        .where('name', '=', 'preview')
+        .executeTakeFirstOrThrow();
+      const path = `/projects/${preview.project_id}/branches/${preview.id}/finalize_restore`;
+      return call(control, 'POST', path, {name: 'replaced'});
+    },
+  },
+  {
     name: 'reset branch to its parent, old state dropped',
     prepare: async (control) => {
       await makeProject(control);

@@ -1,5 +1,4 @@
 /** What plans work with, and the effects that several of them have. */
-import {sql} from 'kysely';
 import type {Clock} from '#runtime/clock.ts';
 import type {Log} from '#runtime/log.ts';
 import type {Random} from '#runtime/random.ts';
@@ -10,6 +9,7 @@ import type {PasswordVault} from '#control/scram.ts';
 import {allNodes, readSafekeeperSet, type SafekeeperSet} from '#control/safekeeper-set.ts';
 import type {StorageClients} from '#control/storage-client.ts';
 import {TenantPages, type TenantPagesContext} from '#control/tenant-pages.ts';
+import {stopped} from '#control/store/endpoint-stopped.ts';
 import type {BranchTable, ProjectTable, Store, StoreTransaction} from '#control/store/schema.ts';
 
 export interface PlanContext {
@@ -82,7 +82,7 @@ export function stopComputesStep(context: PlanContext): Step {
     async record(trx, {operation, nowMs}) {
       await trx
         .updateTable('endpoints')
-        .set({current_state: 'idle', suspended_at: nowMs, updated_at: nowMs})
+        .set(stopped(nowMs))
         .where('branch_id', '=', operation.branch_id!)
         .where('current_state', '=', 'active')
         .execute();
@@ -105,14 +105,7 @@ export async function deleteTimelines(context: PlanContext, where: Where): Promi
 export async function setIdle(trx: StoreTransaction, endpointId: string, nowMs: number): Promise<void> {
   await trx
     .updateTable('endpoints')
-    .set((e) => ({
-      current_state: 'idle' as const,
-      pending_state: null,
-      suspended_at: nowMs,
-      updated_at: nowMs,
-      // What ran counts; a start that failed has run for nobody.
-      active_ms: sql<number>`active_ms + case when ${e.ref('current_state')} = 'active' then ${nowMs} - ${e.ref('started_at')} else 0 end`,
-    }))
+    .set((e) => ({...stopped(nowMs)(e), pending_state: null}))
     .where('id', '=', endpointId)
     .execute();
 }

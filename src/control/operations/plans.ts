@@ -14,6 +14,7 @@ import {
 import {deleteParentPlan, detachBranchPlan} from '#control/operations/detach-plan.ts';
 import {excludeSafekeeperPlan} from '#control/operations/exclude-safekeeper-plan.ts';
 import {completeTimelinePlan} from '#control/operations/complete-timeline-plan.ts';
+import {finalizeRestorePlan} from '#control/operations/finalize-restore-plan.ts';
 import type {Plan} from '#control/operations/plan.ts';
 import {migratePlan} from '#control/operations/migrate-plan.ts';
 import {replaceSafekeeperPlan} from '#control/operations/replace-safekeeper-plan.ts';
@@ -31,6 +32,7 @@ export function makePlans(context: PlanContext): Plan[] {
     schemaOnlyPlan(context),
     createBranchPlan(context),
     restoreBranchPlan(context),
+    finalizeRestorePlan(context),
     startComputePlan(context),
     suspendComputePlan(context),
     applyConfigPlan(context),

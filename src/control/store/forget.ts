@@ -1,4 +1,5 @@
 /** What is deleted disappears from the API at once; its ids stay used, and an operation cleans up behind it. */
+import {stopped} from '#control/store/endpoint-stopped.ts';
 import type {StoreTransaction} from '#control/store/schema.ts';
 
 /** The project and everything in it disappear from the API. */
@@ -12,7 +13,7 @@ export async function forgetProject(trx: StoreTransaction, projectId: string, no
     .execute();
   await trx
     .updateTable('endpoints')
-    .set({deleted_at: nowMs})
+    .set((e) => ({...stopped(nowMs)(e), deleted_at: nowMs}))
     .where('project_id', '=', projectId)
     .where('deleted_at', 'is', null)
     .execute();
@@ -30,7 +31,7 @@ export async function forgetBranch(trx: StoreTransaction, branchId: string, nowM
   await trx.updateTable('branches').set({deleted_at: nowMs, updated_at: nowMs}).where('id', '=', branchId).execute();
   await trx
     .updateTable('endpoints')
-    .set({deleted_at: nowMs, updated_at: nowMs})
+    .set((e) => ({...stopped(nowMs)(e), deleted_at: nowMs}))
     .where('branch_id', '=', branchId)
     .where('deleted_at', 'is', null)
     .execute();

@@ -231,6 +231,25 @@ export const migrations: Readonly<Record<string, ForwardMigration>> = {
         .execute();
     },
   },
+  '0007_usage': {
+    async up(db) {
+      await db.schema
+        .createTable('usage')
+        .addColumn('branch_id', 'text', (c) => c.primaryKey())
+        .addColumn('project_id', 'text', (c) => c.notNull())
+        .addColumn('timeline_id', 'text', (c) => c.notNull())
+        .addColumn('wal_lsn', 'bigint', (c) => c.notNull())
+        .addColumn('written_bytes', 'bigint', (c) => c.notNull())
+        .addColumn('transfer_bytes', 'bigint', (c) => c.notNull())
+        .addColumn('storage_byte_hours', 'bigint', (c) => c.notNull())
+        .addColumn('logical_bytes', 'bigint', (c) => c.notNull())
+        .addColumn('sampled_at', 'bigint', (c) => c.notNull())
+        .execute();
+      await db.schema.createIndex('usage_project').on('usage').column('project_id').execute();
+      for (const column of ['backup_schedule', 'restored_from', 'restore_target', 'restore_status'])
+        await db.schema.alterTable('branches').addColumn(column, 'text').execute();
+    },
+  },
   '0002_safekeepers': {
     async up(db) {
       await db.schema

@@ -111,10 +111,31 @@ export interface BranchTable {
   catalog_applied: number;
   expires_at: number | null;
   last_reset_at: number | null;
+  /** JSON: {schedule, setAt} of regular snapshots (api/backup-schedule.ts). */
+  backup_schedule: string | null;
+  /** Made of this snapshot, to be put in the place of `restore_target` when its restore is finalized. */
+  restored_from: string | null;
+  restore_target: string | null;
+  restore_status: 'restored' | 'finalized' | null;
   readonly created_at: number;
   updated_at: number;
   state_changed_at: number;
   deleted_at: number | null;
+}
+
+/** What a branch has used since it was made; sampled (usage.ts). Stays when the branch goes: its project has used it. */
+export interface UsageTable {
+  readonly branch_id: string;
+  readonly project_id: string;
+  /** Whose WAL `wal_lsn` is of; a restore gives the branch another one. */
+  timeline_id: string;
+  wal_lsn: number;
+  written_bytes: number;
+  transfer_bytes: number;
+  storage_byte_hours: number;
+  /** When it was sampled. */
+  logical_bytes: number;
+  sampled_at: number;
 }
 
 export interface EndpointTable {
@@ -242,6 +263,7 @@ export interface Tables {
   databases: DatabaseTable;
   dropped_objects: DroppedObjectTable;
   operations: OperationTable;
+  usage: UsageTable;
   snapshots: SnapshotTable;
 }
 
