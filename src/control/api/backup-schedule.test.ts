@@ -51,7 +51,7 @@ test('a schedule is set, shown, makes snapshots by the clock, which expire, and 
   await sweepBackups(control.context);
   await sweepBackups(control.context);
   const [first, ...more] = await made();
-  assert.deepEqual([first!.expires_at, first!.manual, more.length], ['2026-03-30T13:00:10Z', false, 0]);
+  assert.deepEqual([first!.expires_at, first!.manual, more.length], ['2026-03-30T13:00:10.000Z', false, 0]);
   nowMs = at('2026-03-30T15:30:00Z');
   await sweepExpiredBranches(control.context, new Map());
   await sweepBackups(control.context);

@@ -43,7 +43,7 @@ const covered = new Set<string>();
 
 /** Calls, and checks status and body against the specification. */
 async function conform(
-  method: 'GET' | 'POST' | 'PATCH' | 'DELETE',
+  method: 'GET' | 'POST' | 'PATCH' | 'PUT' | 'DELETE',
   path: string,
   body?: unknown,
 ): Promise<Record<string, never>> {
@@ -129,7 +129,17 @@ test('every response is as the specification wants it', async () => {
     target_branch_id: child.branch.id,
     finalize_restore: true,
   });
+  const preview = (await conform('POST', `${project}/snapshots/${snapshot.id}/restore`, {
+    name: 'preview',
+  })) as unknown as {
+    branch: {id: string};
+  };
+  await conform('POST', `${project}/branches/${preview.branch.id}/finalize_restore`, {name: 'replaced'});
   await conform('DELETE', `${project}/snapshots/${snapshot.id}`);
+  await conform('PUT', `${branch}/backup_schedule`, {
+    schedule: [{frequency: 'daily', hour: 3, retention_seconds: 86_400}],
+  });
+  await conform('GET', `${branch}/backup_schedule`);
 
   await conform('GET', `${branch}/roles`);
   await conform('POST', `${branch}/roles`, {role: {name: 'alice'}});

@@ -108,10 +108,12 @@ test('what cannot be restored says why and changes nothing', async () => {
     [child, {source_branch_id: 'br-none-none-12345678'}, 404],
     [child, {}, 400],
   ];
-  const before = await branches();
+  const state = async (): Promise<unknown> =>
+    [...(await branches()).values()].map((b) => [b.id, b.name, b.current_state, b.parent_id]);
+  const before = await state();
   for (const [branch, body, status] of expected)
     assert.equal((await restore(branch, body)).status, status, JSON.stringify(body));
-  assert.deepEqual(await branches(), before);
+  assert.deepEqual(await state(), before);
   assert.equal((await restore(child, {source_branch_id: main})).status, 200);
 });
 
