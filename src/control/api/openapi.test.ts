@@ -162,7 +162,7 @@ test('every response is as the specification wants it', async () => {
   await conform('POST', `${endpoint}/restart`);
   await conform('GET', `${project}/connection_uri?database_name=neondb&role_name=neondb_owner`);
   await conform('DELETE', endpoint);
-  await conform('POST', `${project}/endpoints`, {endpoint: {branch_id: child.branch.id, type: 'read_write'}});
+  await conform('POST', `${project}/endpoints`, {endpoint: {branch_id: preview.branch.id, type: 'read_write'}});
 
   const {operations} = (await conform('GET', `${project}/operations?limit=3`)) as unknown as {
     operations: {id: string}[];

@@ -46,12 +46,18 @@ export function finalizeRestorePlan(context: PlanContext): Plan {
             .where('static_lsn', 'is', null)
             .where('deleted_at', 'is', null)
             .execute();
+          // Out of the way first: two writers of one branch cannot be, not even between two statements.
+          const ids = endpoints.map((e) => e.id);
+          if (ids.length > 0)
+            await trx.updateTable('endpoints').set({deleted_at: nowMs}).where('id', 'in', ids).execute();
           for (const {id, branch_id: from} of endpoints)
             await trx
               .updateTable('endpoints')
               .set({branch_id: from === restored.id ? replaced.id : restored.id, updated_at: nowMs})
               .where('id', '=', id)
               .execute();
+          if (ids.length > 0)
+            await trx.updateTable('endpoints').set({deleted_at: null}).where('id', 'in', ids).execute();
           const common = {updated_at: nowMs, state_changed_at: nowMs};
           await trx
             .updateTable('branches')
