@@ -170,7 +170,7 @@ export async function runControl(config: ControlConfig): Promise<RunningControl>
     async stop() {
       await failover.stop();
       await walTrim.stop();
-      await Promise.all(sweeps.map((sweep) => sweep?.stop()));
+      for (const sweep of sweeps) await sweep?.stop();
       await farewells.stop();
       await api.close();
       await internal.close();
