@@ -2,6 +2,7 @@
 import {doctorHelp} from '#cli/doctor.ts';
 import {exportHelp} from '#cli/export.ts';
 import {importHelp} from '#cli/import.ts';
+import {pageserversHelp} from '#cli/pageservers.ts';
 import {inspectHelp} from '#cli/inspect/command.ts';
 import {psqlHelp} from '#cli/psql.ts';
 import {roleNames} from '#cli/roles.ts';
@@ -19,7 +20,7 @@ export const help = `pagoda: serverless Postgres on this machine
 ${psqlHelp}${importHelp}${exportHelp}  pagoda reset [--yes]   stop, and delete everything this installation keeps on this machine
 ${doctorHelp}  pagoda wal dump BRANCH|FOLDER [--start LSN] [--end LSN] [--rmgr NAME] [--stats] [--limit N]
                          WAL records of a branch and its ancestors, as pg_waldump prints them
-${inspectHelp}${branchesHelp}${safekeepersHelp}  pagoda wal fsck BRANCH|FOLDER
+${inspectHelp}${branchesHelp}${safekeepersHelp}${pageserversHelp}  pagoda wal fsck BRANCH|FOLDER
                          reads all WAL there is of a branch, on the safekeepers of this machine and in the archive
   pagoda help
 
@@ -27,6 +28,7 @@ ${inspectHelp}${branchesHelp}${safekeepersHelp}  pagoda wal fsck BRANCH|FOLDER
   --port N               Postgres clients (default 54320)
   --api-port N           API v2 (default 54321)
   --shards N             shards of every project made from now on (default 1): docs/operating.md
+  --pageservers N        pageservers of pagoda up (default 1): docs/operating.md
   --internal-port N      first of 20 ports for the roles among themselves (default 54330)
 
 A single role, for an installation on several machines: pagoda ROLE --config FILE

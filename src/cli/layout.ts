@@ -16,6 +16,8 @@ export const sharedCache = '/var/cache/pagoda';
 export const compileCache = joinPath(packageRoot, '.cache', 'node');
 
 export const safekeeperCount = 3;
+/** On one machine: more have no port in the block. */
+export const pageserversMax = 6;
 
 export interface Ports {
   /** Postgres, and HTTP and WebSocket for the serverless driver, on one port. */
@@ -34,8 +36,11 @@ export function internalPorts(base: number): {
   broker: number;
   safekeeper: (nodeId: number) => number;
   safekeeperHttp: (nodeId: number) => number;
+  /** Of the first. */
   pageserver: number;
   pageserverHttp: number;
+  /** Page service and management HTTP of any. */
+  pageserverOf: (nodeId: number) => {readonly port: number; readonly httpPort: number};
   control: number;
 } {
   return {
@@ -44,6 +49,10 @@ export function internalPorts(base: number): {
     safekeeperHttp: (nodeId) => base + safekeeperCount + nodeId,
     pageserver: base + 7,
     pageserverHttp: base + 8,
+    pageserverOf: (nodeId) => {
+      const port = nodeId === 1 ? base + 7 : base + 6 + 2 * nodeId;
+      return {port, httpPort: port + 1};
+    },
     control: base + 9,
   };
 }

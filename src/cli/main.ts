@@ -17,7 +17,13 @@ async function main(argv: readonly string[]): Promise<void> {
   const layoutOf = (options: ReadonlyMap<string, string>): Layout => Layout.choose(options, workingDirectory);
   switch (command) {
     case 'up': {
-      const args = parseArguments(rest, {...dataOption, ...portOptions, '--listen': 'value', '--shards': 'value'});
+      const args = parseArguments(rest, {
+        ...dataOption,
+        ...portOptions,
+        '--listen': 'value',
+        '--shards': 'value',
+        '--pageservers': 'value',
+      });
       const {up} = await import('#cli/up.ts');
       return up(args, layoutOf(args.options));
     }
@@ -72,6 +78,11 @@ async function main(argv: readonly string[]): Promise<void> {
       const {branches, branchesOptions} = await import('#cli/branches.ts');
       const args = parseArguments(rest, {...dataOption, ...branchesOptions});
       return branches(args, layoutOf(args.options));
+    }
+    case 'pageservers': {
+      const {pageservers, pageserversOptions} = await import('#cli/pageservers.ts');
+      const args = parseArguments(rest, {...dataOption, ...pageserversOptions});
+      return pageservers(args, layoutOf(args.options));
     }
     case 'safekeepers': {
       const {safekeepers, safekeepersOptions} = await import('#cli/safekeepers.ts');

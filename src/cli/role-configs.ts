@@ -32,7 +32,9 @@ export interface InstallationChoices {
   readonly withProxy: boolean;
   /** Of projects made from now on. */
   readonly shards?: number;
-  /** Of the pageserver and the safekeepers. */
+  /** How many; each a process of its own. */
+  readonly pageservers: number;
+  /** Of the pageservers and the safekeepers. */
   readonly objectStore: ObjectStoreConfig;
 }
 
@@ -64,23 +66,25 @@ export function roleConfigs(choices: InstallationChoices): RoleConfig[] {
         objectStore,
       } satisfies SafekeeperConfig,
     })),
-    {
-      name: 'pageserver',
-      role: 'pageserver',
-      // It asks control what it holds.
-      phase: 1,
-      config: {
-        nodeId: 1,
-        host: loopback,
-        port: internal.pageserver,
-        httpPort: internal.pageserverHttp,
-        dataDir: layout.node('pageserver'),
-        keysDir: layout.keys,
-        broker,
-        objectStore,
-        controlUrl,
-      } satisfies PageserverConfig,
-    },
+    ...pageserverIds(choices).map((nodeId) => {
+      const name = nodeId === 1 ? 'pageserver' : `pageserver-${nodeId}`;
+      return {
+        name,
+        role: 'pageserver',
+        // It asks control what it holds.
+        phase: 1,
+        config: {
+          nodeId,
+          host: loopback,
+          ...internal.pageserverOf(nodeId),
+          dataDir: layout.node(name),
+          keysDir: layout.keys,
+          broker,
+          objectStore,
+          controlUrl,
+        } satisfies PageserverConfig,
+      };
+    }),
     {name: 'control', role: 'control', phase: 0, config: controlConfig(choices)},
   ];
   if (choices.withProxy)
@@ -98,6 +102,10 @@ export function roleConfigs(choices: InstallationChoices): RoleConfig[] {
       } satisfies ProxyConfig,
     });
   return roles;
+}
+
+function pageserverIds({pageservers}: InstallationChoices): number[] {
+  return Array.from({length: pageservers}, (_, i) => i + 1);
 }
 
 /** Computes are started by control, and stopped by the supervisor at the end. */
@@ -129,7 +137,7 @@ function controlConfig(choices: InstallationChoices): ControlConfig {
     installKeyFile: layout.installKeyFile,
     cacheDir: layout.cache,
     regionId: 'local',
-    pageservers: [{nodeId: 1, host: loopback, port: internal.pageserver, httpPort: internal.pageserverHttp}],
+    pageservers: pageserverIds(choices).map((nodeId) => ({nodeId, host: loopback, ...internal.pageserverOf(nodeId)})),
     safekeepers: Array.from({length: safekeeperCount}, (_, i) => ({
       nodeId: i + 1,
       host: loopback,
@@ -187,8 +195,10 @@ export function portsInUse(choices: InstallationChoices): {host: string; port: n
       inBlock(internal.safekeeper(nodeId), `safekeeper ${nodeId}`),
       inBlock(internal.safekeeperHttp(nodeId), `safekeeper ${nodeId} (HTTP)`),
     ]),
-    inBlock(internal.pageserver, 'the pageserver'),
-    inBlock(internal.pageserverHttp, 'the pageserver (HTTP)'),
+    ...pageserverIds(choices).flatMap((nodeId) => [
+      inBlock(internal.pageserverOf(nodeId).port, `pageserver ${nodeId}`),
+      inBlock(internal.pageserverOf(nodeId).httpPort, `pageserver ${nodeId} (HTTP)`),
+    ]),
     inBlock(internal.control, 'the control plane'),
   ];
 }

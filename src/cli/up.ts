@@ -23,7 +23,7 @@ import {type ObjectStoreConfig, openObjectStore} from '#objectstore/open.ts';
 import type {Arguments} from '#cli/arguments.ts';
 import {UsageError} from '#cli/arguments.ts';
 import {banner, findProject, makeFirstProject, startProject} from '#cli/first-project.ts';
-import {choosePorts, type Layout, packageRoot, type Ports} from '#cli/layout.ts';
+import {choosePorts, type Layout, packageRoot, pageserversMax, type Ports} from '#cli/layout.ts';
 import {endLeftovers} from '#cli/leftovers.ts';
 import {chooseObjectStore} from '#cli/object-store-choice.ts';
 import {type InstallationChoices, localComputes, portsInUse, type RoleConfig, roleConfigs} from '#cli/role-configs.ts';
@@ -36,6 +36,13 @@ function readShards(text: string | undefined): {shards?: number} {
   if (!Number.isInteger(shards) || shards < 1 || shards > shardCountMax)
     throw new UsageError(`--shards must be a number from 1 to ${shardCountMax}, not ${JSON.stringify(text)}`);
   return {shards};
+}
+
+function readPageservers(text = '1'): number {
+  const count = Number(text);
+  if (!Number.isInteger(count) || count < 1 || count > pageserversMax)
+    throw new UsageError(`--pageservers must be a number from 1 to ${pageserversMax}, not ${JSON.stringify(text)}`);
+  return count;
 }
 
 /** What `status` and `stop` read while the supervisor runs. */
@@ -51,6 +58,7 @@ export async function up(args: Arguments, layout: Layout): Promise<void> {
   const ports = choosePorts(args.options);
   const listen = args.options.get('--listen') ?? '127.0.0.1';
   const shards = readShards(args.options.get('--shards'));
+  const pageservers = readPageservers(args.options.get('--pageservers'));
   const disk = systemDisk;
   disk.makeDirectory(layout.data);
   // Postgres runs as another user than root and must be able to pass through; what is private lies in closed folders.
@@ -82,7 +90,16 @@ export async function up(args: Arguments, layout: Layout): Promise<void> {
     const withProxy = disk.exists(joinPath(packageRoot, 'src', 'proxy', 'server.ts'));
     const objectStore = chooseObjectStore(layout, environment['PAGODA_OBJECT_STORE'], disk, systemRandom);
     await checkObjectStore(objectStore);
-    const choices: InstallationChoices = {layout, ports, installation, listen, withProxy, objectStore, ...shards};
+    const choices: InstallationChoices = {
+      layout,
+      ports,
+      installation,
+      listen,
+      withProxy,
+      objectStore,
+      pageservers,
+      ...shards,
+    };
     await checkPorts(choices);
     await checkReachable(layout);
     supervisor = new Supervisor(choices, systemClock, report);

@@ -84,8 +84,8 @@ export class Failover {
     try {
       await this.#options.storage.pageserver(nodeId).alive(this.#limits.deadAfterMs);
       for (const {kind} of this.#health.step({kind: 'answered', nodeId})) if (kind === 'back') this.#isBack(nodeId);
-    } catch {
-      // The silence counts.
+    } catch (error) {
+      if (isRefusal(error)) this.#health.step({kind: 'refused', nodeId});
     } finally {
       this.#asked.delete(nodeId);
     }
@@ -200,6 +200,12 @@ export class Failover {
       }),
     );
   }
+}
+
+function isRefusal(error: unknown): boolean {
+  for (let cause = error; cause instanceof Error; cause = cause.cause)
+    if ((cause as {code?: unknown}).code === 'ECONNREFUSED') return true;
+  return false;
 }
 
 export type LineAction =

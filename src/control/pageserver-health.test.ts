@@ -2,9 +2,9 @@ import assert from 'node:assert/strict';
 import {test} from 'node:test';
 import {PageserverHealth} from '#control/pageserver-health.ts';
 
-const limits = {tickMs: 500, deadAfterMs: 2000, graceMs: 20_000};
+const limits = {tickMs: 500, deadAfterMs: 2000, hungAfterMs: 5000, graceMs: 20_000};
 
-/** Ticks of both nodes, of which those in `answering` answer. */
+/** Ticks of both nodes, of which those in `answering` answer, and the others refuse. */
 function world(): {
   health: PageserverHealth;
   run: (ticks: number, answering: readonly number[], tickMs?: number) => string[];
@@ -18,7 +18,8 @@ function world(): {
       for (let i = 0; i < ticks; i++) {
         nowMs += tickMs;
         const outputs = health.step({kind: 'tick', nowMs, nodes: [1, 2]});
-        for (const nodeId of answering) outputs.push(...health.step({kind: 'answered', nodeId}));
+        for (const nodeId of [1, 2])
+          outputs.push(...health.step({kind: answering.includes(nodeId) ? 'answered' : 'refused', nodeId}));
         said.push(...outputs.map((output) => `${output.kind} ${output.nodeId}`));
       }
       return said;
@@ -56,4 +57,14 @@ test('a node that has never answered may be starting', () => {
   const {run} = world();
   assert.deepEqual(run(40, [1]), ['back 1']);
   assert.deepEqual(run(1, [1]), ['dead 2']);
+});
+
+test('a node that accepts connections and does not answer gets more time', () => {
+  const {health, run} = world();
+  run(3, [1, 2]);
+  const said: string[] = [];
+  for (let tick = 1; tick <= 12; tick++)
+    for (const {kind} of health.step({kind: 'tick', nowMs: 2500 + tick * 500, nodes: [1]}))
+      said.push(`${kind} ${tick}`);
+  assert.deepEqual(said, ['dead 10']);
 });

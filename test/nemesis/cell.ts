@@ -329,6 +329,7 @@ export class Cell {
       installation,
       listen: '127.0.0.1',
       withProxy: true,
+      pageservers: 1,
       objectStore: await this.#openObjectStore(),
     });
     if (this.#options.spareSafekeeper) {

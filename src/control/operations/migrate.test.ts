@@ -109,7 +109,7 @@ test('a dead pageserver: its shards go to who is ready, under new generations; i
     storage: world,
     clock: systemClock,
     log: silentLog,
-    limits: {tickMs: 20, deadAfterMs: 80, graceMs: 1000},
+    limits: {tickMs: 20, deadAfterMs: 80, hungAfterMs: 100, graceMs: 1000},
   });
   t.after(async () => {
     await failover.stop();
