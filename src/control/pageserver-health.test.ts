@@ -2,7 +2,7 @@ import assert from 'node:assert/strict';
 import {test} from 'node:test';
 import {PageserverHealth} from '#control/pageserver-health.ts';
 
-const limits = {tickMs: 500, deadAfterMs: 2000, hungAfterMs: 5000, graceMs: 20_000};
+const limits = {tickMs: 500, deadAfterMs: 2000, hungAfterMs: 4000, graceMs: 20_000};
 
 /** Ticks of both nodes, of which those in `answering` answer, and the others refuse. */
 function world(): {
@@ -66,5 +66,5 @@ test('a node that accepts connections and does not answer gets more time', () =>
   for (let tick = 1; tick <= 12; tick++)
     for (const {kind} of health.step({kind: 'tick', nowMs: 2500 + tick * 500, nodes: [1]}))
       said.push(`${kind} ${tick}`);
-  assert.deepEqual(said, ['dead 10']);
+  assert.deepEqual(said, ['dead 8']);
 });

@@ -34,7 +34,7 @@ export interface HealthLimits {
 export const defaultHealthLimits: HealthLimits = {
   tickMs: 500,
   deadAfterMs: 2000,
-  hungAfterMs: 5000,
+  hungAfterMs: 4000,
   graceMs: 20_000,
 };
 
