@@ -121,6 +121,21 @@ const leavingBranch: Driver = async ({cell, tenant, timeline}) => {
   }
 };
 
+/** The tenant leaves the pageserver and comes back. */
+const moveAway: Driver = async ({cell, tenant}) => {
+  const token = await cell.token('pageserver');
+  const url = `${cell.urlOf('pageserver-http')}/v1/tenant/${tenant}`;
+  const ask = (method: string, body?: unknown): ReturnType<typeof requestJson> =>
+    requestJson({method, url, token, timeoutMs: 20_000, ...(body === undefined ? {} : {body})});
+  try {
+    const {generation} = (await ask('GET')).json as {generation: number};
+    await ask('DELETE');
+    await ask('PUT', {generation});
+  } catch {
+    await sleep(200);
+  }
+};
+
 /** A branch without a compute is archived, woken, and goes. */
 const sleepingBranch: Driver = async ({cell, tenant, timeline}) => {
   const token = await cell.token('pageserver');
@@ -251,6 +266,10 @@ export const rows: Readonly<Record<string, Row>> = {
   'proposer.receive-append-response.before': {driver: load},
   'proposer.acknowledge.before': {driver: load, short: true},
 
+  'pageserver.attach.before': {driver: moveAway},
+  'pageserver.attach.after': {driver: moveAway},
+  'pageserver.detach.before': {driver: moveAway},
+  'pageserver.detach.after': {driver: moveAway},
   'pageserver.upload.layer.before': {driver: checkpoint},
   'pageserver.upload.layer.after': {driver: checkpoint, short: true},
   'pageserver.upload.index.before': {driver: checkpoint},
