@@ -49,6 +49,8 @@ const doors: Readonly<Record<string, Door>> = {
   'control GET /internal/v1/safekeepers/operations': control,
   'control GET /internal/v1/branches/:id/wal': control,
   'control POST /internal/v1/branches/:id/restore_from_archive': control,
+  'control POST /internal/v1/branches/:id/detach': control,
+  'control GET /internal/v1/branches/:id/detach': control,
   'control GET /internal/v1/branch_places': control,
   'control POST /internal/v1/transfer': only('proxy'),
   'control POST /internal/v1/imports': control,
@@ -81,6 +83,7 @@ const doors: Readonly<Record<string, Door>> = {
   'pageserver POST /v1/tenant/:tenant/timeline/:timeline/archive': control,
   'pageserver POST /v1/tenant/:tenant/timeline/:timeline/unarchive': control,
   'pageserver DELETE /v1/tenant/:tenant/timeline/:timeline': control,
+  'pageserver POST /v1/tenant/:tenant/timeline/:timeline/detach_ancestor': control,
   'pageserver POST /v1/tenant/:tenant/timeline/:timeline/verify': control,
   'pageserver GET /v1/tenant/:tenant/timeline/:timeline/sizes': control,
   'pageserver GET /v1/tenant/:tenant/timeline/:timeline/layers.svg': control,
@@ -97,6 +100,7 @@ const doors: Readonly<Record<string, Door>> = {
   'safekeeper POST /v1/tenant/:tenant/timeline/:timeline/exclude': control,
   'safekeeper GET /v1/tenant/:tenant/timeline/:timeline/archive': tenantOrPeer,
   'safekeeper POST /v1/tenant/:tenant/timeline/:timeline/restore_from_archive': control,
+  'safekeeper POST /v1/tenant/:tenant/timeline/:timeline/archive/trim': control,
 };
 
 /** The tables make routes without touching what they are given; only handlers do. */
