@@ -31,6 +31,7 @@ import {
   proposerState,
   sent,
 } from '#sim/model-state.ts';
+import {GenerationModelCheck, generationModels} from '#sim/generation-model.ts';
 import type {Mutations} from '#sim/mutations.ts';
 import {tenantId, timelineId} from '#sim/stage.ts';
 import {
@@ -632,13 +633,16 @@ function hash53(text: string): number {
 
 if (import.meta.main) {
   let failed = false;
-  for (const model of models) {
+  const report = (name: string, run: () => Omit<ModelResult, 'transitions'>): void => {
     const startedMs = systemClock.monotonicMs();
-    const result = new ModelCheck(model).run();
-    failed ||= result.violation !== undefined || !result.complete;
+    const {states, depth, complete, violation, path} = run();
+    failed ||= violation !== undefined || !complete;
+    const verdict = complete ? 'complete, 0 violations' : 'INCOMPLETE, 0 violations';
     printLine(
-      `${model.name}: ${result.states} states, ${result.transitions} transitions, depth ${result.depth}, ${((systemClock.monotonicMs() - startedMs) / 1000).toFixed(1)} s: ${result.violation === undefined ? `${result.complete ? 'complete' : 'INCOMPLETE'}, 0 violations` : `VIOLATION: ${result.violation}\n  ${result.path.join('\n  ')}`}`,
+      `${name}: ${states} states, depth ${depth}, ${((systemClock.monotonicMs() - startedMs) / 1000).toFixed(1)} s: ${violation === undefined ? verdict : `VIOLATION: ${violation}\n  ${path.join('\n  ')}`}`,
     );
-  }
+  };
+  for (const model of generationModels) report(model.name, () => new GenerationModelCheck(model).run());
+  for (const model of models) report(model.name, () => new ModelCheck(model).run());
   exitProcess(failed ? 1 : 0);
 }

@@ -6,7 +6,6 @@ import {type ObjectStoreConfig, openObjectStore, type ObjectStoreDeps} from '#ob
 import {formatLsn, parseLsn} from '#postgres/lsn.ts';
 import {asHttpError, type Claims, requireNode} from '#wire/auth.ts';
 import type {Pageserver} from '../pageserver.ts';
-import {timelinePrefix} from '../timeline/index-object.ts';
 import {TimelineError} from '../timeline/timeline-reader.ts';
 import type {Timeline} from '../timeline/timeline.ts';
 import {layerPicture} from './layer-picture.ts';
@@ -98,10 +97,7 @@ export function inspectRoutes(options: InspectOptions): Route[] {
         ...(options.local === undefined ? {} : {cached: (object, bytes) => wholeObject(options.local!, object, bytes)}),
         elsewhere: tenant === undefined,
         known: () =>
-          (tenant?.timelines() ?? []).flatMap((timeline) => [
-            ...timeline.state.writing,
-            ...timeline.layerObjects().map(({name, owner}) => timelinePrefix(tenantId, owner) + name),
-          ]),
+          (tenant?.timelines() ?? []).flatMap((timeline) => [...timeline.state.writing, ...timeline.neededObjects()]),
       });
       return {status: 200, json: report};
     }),

@@ -138,6 +138,12 @@ export function parseIndexObjectKey(key: string): {generation: number; sequence:
   return match ? {generation: parseInt(match[1]!, 16), sequence: parseInt(match[2]!, 16)} : undefined;
 }
 
+/** The one to load: of the index objects among a timeline's keys that with the highest (generation, sequence). */
+export function newestIndex(keys: readonly string[]): {generation: number; sequence: number} | undefined {
+  const positions = keys.map(parseIndexObjectKey).filter((at) => at !== undefined);
+  return positions.sort((x, y) => x.generation - y.generation || x.sequence - y.sequence).at(-1);
+}
+
 function hex8(value: number): string {
   return value.toString(16).padStart(8, '0');
 }

@@ -19,6 +19,7 @@ import {
   type TimelineIndex,
   type TimelineLifecycle,
   defaultRetention,
+  timelinePrefix,
 } from './index-object.ts';
 import {checkKept, heldPoints, lease, walNeededFrom} from './kept-history.ts';
 import {type Key, checkpointStateKey, keyKind, rangeOf, relationMapKey, slruPrefix, wholeKeySpace} from './key.ts';
@@ -681,9 +682,14 @@ export class Timeline implements TimelineReader {
     return this.#compactor.heldBytesMax;
   }
 
-  /** Objects that the timeline's next index names, and whose timeline's they are. */
-  layerObjects(): {name: string; owner: string}[] {
-    return this.#uploader.layers.map(({name, timelineId}) => ({name, owner: timelineId ?? this.timelineId}));
+  /** Keys of what is in the object store and needed: by the next index, or until that is durable. */
+  neededObjects(): string[] {
+    const {tenantId, timelineId} = this.state;
+    const {uploaded, replaced} = this.#uploader;
+    return [
+      ...uploaded.map(({name, timelineId: owner}) => timelinePrefix(tenantId, owner ?? timelineId) + name),
+      ...replaced,
+    ];
   }
 
   /** UploadQueue.safeIndex. */

@@ -113,6 +113,14 @@ export class UploadQueue {
   get safeIndex(): {readonly generation: number; readonly sequence: number} | undefined {
     return this.#safe;
   }
+  /** Keys of objects that the next index does without, and the last one that is durable may still need. */
+  get replaced(): string[] {
+    return [...this.#garbage, ...(this.#inFlight?.garbage ?? []), ...(this.#validating?.garbage ?? [])];
+  }
+  /** Layers whose objects are there, and needed from now on: those of the next index, and what waits for an older one. */
+  get uploaded(): readonly LayerDescription[] {
+    return [...this.#layers, ...this.#pending.flatMap(({description}) => description ?? [])];
+  }
   /** Layers of the next index. */
   get layers(): readonly LayerDescription[] {
     return this.#layers;
@@ -128,6 +136,24 @@ export class UploadQueue {
   /** Sequence of the first index that has everything stepped in so far. */
   get coveringSequence(): number {
     return this.#dirty ? this.#sequence + 1 : this.#sequence;
+  }
+
+  /** All there is to know of it: two queues with equal snapshots go on alike. For the model check. */
+  snapshot(): unknown {
+    return {
+      generation: this.#generation,
+      sequence: this.#sequence,
+      layers: this.#layers,
+      consistentLsn: this.#consistentLsn,
+      pending: this.#pending,
+      dirty: this.#dirty,
+      garbage: this.#garbage,
+      inFlight: this.#inFlight,
+      validating: this.#validating,
+      publishedLsn: this.#publishedLsn,
+      safe: this.#safe,
+      stale: this.#stale,
+    };
   }
 
   step(input: UploadInput): UploadOutput[] {

@@ -62,9 +62,13 @@ export class Uploader {
   get isStale(): boolean {
     return this.#queue.isStale;
   }
-  /** Layers of the next index. */
-  get layers(): readonly LayerDescription[] {
-    return this.#queue.layers;
+  /** UploadQueue.uploaded. */
+  get uploaded(): readonly LayerDescription[] {
+    return this.#queue.uploaded;
+  }
+  /** UploadQueue.replaced. */
+  get replaced(): string[] {
+    return this.#queue.replaced;
   }
   /** UploadQueue.safeIndex. */
   get safeIndex(): {readonly generation: number; readonly sequence: number} | undefined {
