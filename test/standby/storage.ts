@@ -187,9 +187,14 @@ export class Storage {
     await readWal({walDir, startLsn: from, endLsn: until, random: this.#random, use: take});
   }
 
-  /** A new branch at an LSN: everything it answers comes from its ancestor. */
-  branch(at: Lsn): Promise<Timeline> {
-    return this.#tenant!.createBranch((++this.#branches).toString(16).padStart(32, 'b'), this.#timelineId, at);
+  /**
+   * A new branch at an LSN: everything it answers comes from its ancestor. The one before goes, and with it what is kept of history
+   * for it alone.
+   */
+  async branch(at: Lsn): Promise<Timeline> {
+    const id = (number: number): string => number.toString(16).padStart(32, 'b');
+    if (this.#branches > 0) await this.#tenant!.deleteTimeline(id(this.#branches));
+    return this.#tenant!.createBranch(id(++this.#branches), this.#timelineId, at);
   }
 
   async close(): Promise<void> {

@@ -18,6 +18,7 @@
  * Bound of reading: l0StopAt layers of level 0, runsPerLevel of each further level below levelsMax, one image.
  */
 import type {Lsn} from '#postgres/lsn.ts';
+import {blockSize} from '#postgres/relation.ts';
 import type {LayerDescription} from './index-object.ts';
 import {type KeyRange, keyAfter, readKey, samePrefix} from './key.ts';
 import type {ImageSegment, PlacedLayer, RangePlan} from './layer-map.ts';
@@ -199,14 +200,20 @@ export function planImage(plan: RangePlan, limits: CompactionLimits, inheritedPa
   let bestValue = 0;
   for (let i = 0; i < stretches.length; i++) {
     if (!pays(stretches[i]!)) continue;
-    // Neighbours that pay too go into the same layer, as far as it reaches.
+    // Neighbours that pay too go into the same layer, as far as it reaches, and others while it would be a small one.
     const {start} = stretches[i]!;
     let {end} = stretches[i]!;
     let value = 0;
+    let pages = 0;
     for (; i < stretches.length && pays(stretches[i]!); i++) {
       const stretch = stretches[i]!;
       end = stretch.end;
+      pages += pagesIn(stretch, inheritedPages);
       value = Math.max(value, recordsPerPage(stretch, inheritedPages) + stretch.depth);
+    }
+    for (let j = i; j < stretches.length && pages * blockSize < limits.targetBytes / 2; j++) {
+      end = stretches[j]!.end;
+      pages += pagesIn(stretches[j]!, inheritedPages);
     }
     if (value <= bestValue) continue;
     best = {start, end};

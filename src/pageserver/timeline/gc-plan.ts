@@ -21,9 +21,7 @@ export function planGc(layers: readonly LayerDescription[], points: readonly Lsn
     if (point === undefined || layer.endLsn > point + 1) continue;
     let images = imagesAt.get(point);
     if (images === undefined) {
-      images = layers
-        .filter((image) => image.complete && image.startLsn <= point)
-        .sort((x, y) => (effectiveFirstKey(x) < effectiveFirstKey(y) ? -1 : 1));
+      images = completeUntil(layers, point);
       imagesAt.set(point, images);
     }
     // An image does not replace itself: it takes a newer one.
@@ -31,6 +29,13 @@ export function planGc(layers: readonly LayerDescription[], points: readonly Lsn
     if (covered(layer, images, lowest)) removable.push(layer);
   }
   return removable;
+}
+
+/** By first key. */
+function completeUntil(layers: readonly LayerDescription[], point: Lsn): LayerDescription[] {
+  return layers
+    .filter((image) => image.complete && image.startLsn <= point)
+    .sort((x, y) => (effectiveFirstKey(x) < effectiveFirstKey(y) ? -1 : 1));
 }
 
 /** Whether the images (by first key) at `lowest` or above cover all keys of the layer. */
@@ -67,8 +72,12 @@ export function planSweep(
       (layer) => layer.kind === 'delta' && layer.startLsn > below && layer.endLsn <= point + 1,
     );
     const garbage = inside.reduce((sum, layer) => sum + layer.size, 0);
-    const images = layers.filter((layer) => layer.complete && layer.startLsn <= point);
-    const newest = images.reduce((sum, layer) => sum + layer.size, 0);
+    const images = completeUntil(layers, point);
+    // Those that newer ones have taken the place of are there for earlier points.
+    const newest = images.reduce(
+      (sum, image) => (covered(image, images, image.startLsn + 1) ? sum : sum + image.size),
+      0,
+    );
     // Before the first image: pages of a database compress to about a quarter.
     const cost = images.length > 0 ? newest : logicalSizeBytes / 4;
     if (garbage > 0 && garbage >= cost * garbageRatio) return point;
