@@ -107,6 +107,25 @@ test('acknowledges only what a finished flush covers, at the end of a record', (
   assert.equal(a.commitLsn, 125);
 });
 
+test('tells the deposed proposer at once, also when its last append was not flushed yet', () => {
+  const a = acceptor();
+  say(a, vote(1));
+  say(a, elected(1, 100));
+  say(a, append(1, 100, 10));
+  a.step({kind: 'batch-end'});
+  const raised = say(a, vote(2), 2);
+  assert.deepEqual(kinds(raised), ['save', 'append-response', 'vote-response']);
+  assert.deepEqual(
+    raised.flatMap((o) => (o.kind === 'send' ? [[o.connection, o.message.term]] : [])),
+    [
+      [1, 2],
+      [2, 2],
+    ],
+  );
+  assert.equal(sent(raised, 'append-response').flushLsn, 100);
+  assert.deepEqual(kinds(say(a, vote(3), 2)), ['save', 'vote-response'], 'once');
+});
+
 test('truncates where histories part, durably before it adopts the new one, never below what is committed', () => {
   const a = acceptor();
   say(a, vote(1));
@@ -124,7 +143,7 @@ test('truncates where histories part, durably before it adopts the new one, neve
     ]),
     2,
   );
-  assert.deepEqual(kinds(taken), ['save', 'truncate', 'save', 'elected-response']);
+  assert.deepEqual(kinds(taken), ['save', 'append-response', 'truncate', 'save', 'elected-response']);
   assert.equal(a.flushLsn, 130);
   // The same message again, late: nothing is lost.
   say(a, append(2, 130, 20), 2);

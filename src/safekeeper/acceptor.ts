@@ -443,7 +443,7 @@ export class Acceptor {
   #voteRequest(connection: number, term: number, out: AcceptorOutput[]): void {
     const granted = this.#state.term < term || (this.#has('vote-twice') && this.#state.term === term);
     const saved = out.length;
-    if (this.#state.term < term) this.#raiseTerm(term, out);
+    if (this.#state.term < term) this.#raiseTerm(term, out, connection);
     this.#send(
       connection,
       {
@@ -457,7 +457,7 @@ export class Acceptor {
       },
       out,
     );
-    if (this.#has('vote-before-save') && out.length === saved + 2) out.push(out.splice(saved, 1)[0]!);
+    if (this.#has('vote-before-save') && out.length > saved + 1) out.push(out.splice(saved, 1)[0]!);
   }
 
   #elected(connection: number, term: number, history: TermHistory, out: AcceptorOutput[]): void {
@@ -496,7 +496,7 @@ export class Acceptor {
     }
     if (this.#has('truncate-at-any-elected')) startLsn = Math.min(history.at(-1)!.lsn, startLsn) as Lsn;
     if (this.#has('no-truncation')) startLsn = this.#flushLsn;
-    if (term > this.#state.term) this.#raiseTerm(term, out);
+    if (term > this.#state.term) this.#raiseTerm(term, out, connection);
     const early = this.#has('history-before-truncation') && !sameHistory(history, this.#state.history);
     if (early) this.#save({history}, out);
     // Also what was written but not acknowledged goes: the stream starts anew at the end of a durable record.
@@ -694,11 +694,16 @@ export class Acceptor {
     );
   }
 
-  /** A connection of an older term may go on reading answers, but not append. */
-  #raiseTerm(term: number, out: AcceptorOutput[]): void {
+  /**
+   * A connection of an older term may go on reading answers, but not append. It is told at once: what it has sent is never answered
+   * any more, and with its clients waiting for that it has nothing more to send.
+   */
+  #raiseTerm(term: number, out: AcceptorOutput[], connection?: number): void {
+    const deposed = this.#appender;
     this.#appender = undefined;
     this.#peer = undefined;
     this.#save({term}, out);
+    if (deposed !== undefined && deposed !== connection) this.#respond(deposed, out);
   }
 
   #save(changes: Partial<AcceptorState>, out: AcceptorOutput[]): void {
