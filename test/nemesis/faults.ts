@@ -23,6 +23,8 @@ export interface FaultKind {
   readonly needs?: Need;
   /** A commit must not wait longer than this for it (the goals of the issue); undefined = as long as it lasts. */
   readonly gapMsMax?: number;
+  /** Never together with another, which might hold back what it waits for. */
+  readonly alone?: boolean;
   /** What kind of its name this one is, for the log. */
   readonly detail?: string;
   /** Begins it on a target drawn from `random`; answers what ends it. */
@@ -309,6 +311,7 @@ export const faultKinds: readonly FaultKind[] = [
     name: 'a rival compute of the same branch',
     class: 'compute',
     hold: [1000, 4000],
+    alone: true,
     inject: rivalCompute,
   },
   kill('pageserver', 'pageserver', () => 'pageserver'),
@@ -452,7 +455,7 @@ export function* schedule(seed: number, has: ReadonlySet<Need>): Generator<Plann
     }
     for (const single of order) {
       const other = order[random.uint32() % order.length]!;
-      const double = round > 0 && random.uint32() % 4 === 0 && other !== single;
+      const double = round > 0 && random.uint32() % 4 === 0 && other !== single && !single.alone && !other.alone;
       const kind = double ? together(single, other) : single;
       const [least, most] = kind.hold;
       yield {
