@@ -43,6 +43,7 @@ static int	buffer_pages = 0;
 static int	fetch_and_store(RelFileNode rnode, ForkNumber fork, BlockNumber block, int count, const AheadRange *ahead, int nahead);
 static pg_noinline int choose_ahead(BaseRelation *relation, ForkNumber fork, BlockNumber block, AheadRange *ahead);
 static bool is_hole(int fd, off_t position, off_t length);
+static bool miss_is_likely(const BaseRelation *relation, ForkNumber fork, BlockNumber block);
 static bool read_local(SMgrRelation reln, ForkNumber fork, BlockNumber block, char *buffer);
 static int	hole_blocks(RelFileNode rnode, ForkNumber fork, BlockNumber block, int count);
 static int	choose_count(BaseRelation *relation, ForkNumber fork, BlockNumber block);
@@ -76,7 +77,12 @@ hydrate_read(SMgrRelation reln, ForkNumber fork, BlockNumber block, char *buffer
 		return;
 	}
 
-	if (read_local(reln, fork, block, buffer))
+	/*
+	 * At the end of the last fetch a miss is likely. Reading a hole would have the kernel read ahead in it, and from then on fill
+	 * its cache with zeros ahead of what is stored here, which costs half of the time of a scan; so it is looked at first.
+	 */
+	if (!(miss_is_likely(relation, fork, block) && hole_blocks(rnode, fork, block, 1) == 1) &&
+		read_local(reln, fork, block, buffer))
 	{
 		metrics_local_read();
 		return;
@@ -348,6 +354,12 @@ hydrate_fork_bytes(RelFileNode rnode, BackendId backend, ForkNumber fork)
 	if (fork == MAIN_FORKNUM && relation->nblocks[INIT_FORKNUM] != BASE_ABSENT)
 		return (int64) relation->nblocks[INIT_FORKNUM] * BLCKSZ;
 	return 0;
+}
+
+static bool
+miss_is_likely(const BaseRelation *relation, ForkNumber fork, BlockNumber block)
+{
+	return relation->next[fork] == InvalidBlockNumber || block == relation->next[fork];
 }
 
 /* Reads the local version under the shared block lock. False when it is new: not fetched yet. */
