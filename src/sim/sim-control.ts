@@ -95,7 +95,9 @@ export class SimControl {
   #begin(state: MembershipChangeState): void {
     const stage = this.#stage;
     stage.changes++;
-    if (this.#saved !== undefined) this.#outdated.push(this.#saved.joint);
+    // One that was given up before anybody was told of it never was: its generation is the next change's.
+    const before = this.#saved;
+    if (before !== undefined && before.final.generation > before.joint.generation) this.#outdated.push(before.joint);
     this.#outdated.push(this.configuration);
     if (this.#bugs.has('no-joint') && state.phase === 'joint') state = {...state, phase: 'final'};
     this.#save(state);

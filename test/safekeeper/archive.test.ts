@@ -99,7 +99,7 @@ test('a store that fails before or after the effect delays, and loses nothing', 
   const random = new SeededRandom(4);
   cell.store.decide = () => {
     const draw = random.float();
-    return draw < 0.25 ? 'before' : draw < 0.5 ? 'after' : undefined;
+    return draw < 0.15 ? 'before' : draw < 0.3 ? 'after' : undefined;
   };
   const writer = await Writer.elect(cell, [1, 2, 3]);
   const wal = await writer.write([100, 17 * mebibyte, 50]);
