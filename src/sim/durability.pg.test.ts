@@ -10,7 +10,8 @@ import {PostgresCluster} from '../../test/postgres-cluster.ts';
 
 async function clusterAt(): Promise<{cluster: PostgresCluster; startLsn: string}> {
   const cluster = await PostgresCluster.create({
-    settings: {max_wal_senders: 10, wal_level: 'replica', max_replication_slots: 10},
+    // The test compares with the compute's own WAL, so Postgres must not recycle it.
+    settings: {max_wal_senders: 10, wal_level: 'replica', max_replication_slots: 10, wal_keep_size: '4GB'},
   });
   await cluster.query('create table t (id int primary key, x text)');
   await cluster.query('checkpoint');
