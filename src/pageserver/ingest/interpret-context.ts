@@ -16,7 +16,7 @@ export interface InterpretContext {
   readonly data: RecordData;
   /** Size of a fork, ≥ 0 or relationMissing; a fork that is not loaded is noted as missing and answers relationNotLoaded. */
   size(spcNode: number, dbNode: number, relNode: number, forkNumber: ForkNumber): number;
-  /** Creates the fork, and the directory of its database in an additional tablespace. */
+  /** Creates the fork, and the directory of its database in that tablespace if there is none. */
   createRelation(spcNode: number, dbNode: number, relNode: number, forkNumber: ForkNumber, lsn: Lsn): void;
 }
 

@@ -5,7 +5,7 @@ import {type Effects, type InterpretContext, effects, problem} from '#pageserver
 
 const opcode = {createFileCopy: 0x00, createWalLog: 0x10, drop: 0x20} as const;
 
-export function interpretDatabase(record: WalRecord, {data, sink, state}: InterpretContext): Effects {
+export function interpretDatabase(record: WalRecord, {data, sink}: InterpretContext): Effects {
   const lsn = record.endLsn;
   switch (record.info & 0xf0) {
     case opcode.createFileCopy: {
@@ -21,9 +21,7 @@ export function interpretDatabase(record: WalRecord, {data, sink, state}: Interp
     case opcode.createWalLog: {
       const dbNode = data.u32();
       const spcNode = data.u32();
-      return effects(() => {
-        if (!state.databaseExists(spcNode, dbNode)) sink.createDatabase(spcNode, dbNode, true, lsn);
-      });
+      return effects(() => sink.createDatabase(spcNode, dbNode, true, lsn));
     }
     case opcode.drop: {
       const dbNode = data.u32();

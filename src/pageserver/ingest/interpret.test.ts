@@ -19,9 +19,10 @@ class Recorder {
   readonly calls: unknown[][] = [];
   readonly sizes = new Map<string, number>();
   readonly slruPages = new Set<string>();
+  readonly directories = new Set(['1663/5']);
   readonly state: IngestState = {
     relationSize: (spc, db, rel, fork) => this.sizes.get(`${spc}/${db}/${rel}/${fork}`) ?? -1,
-    databaseExists: (spc) => spc === 1663,
+    databaseExists: (spc, db) => this.directories.has(`${spc}/${db}`),
     slruPageExists: (kind: SlruKind, page: number) => this.slruPages.has(`${kind}/${page}`),
     ownsBlock: () => true,
     isFirstShard: true,
@@ -322,13 +323,34 @@ test('CREATE DATABASE by file copy asks the driver to wait', () => {
   assert.deepEqual(r.calls, [['copyDatabase', 1663, 4, 1663, 10]]);
 });
 
-test('a relation in another tablespace brings its database directory', () => {
-  const r = new Recorder();
-  r.interpret({rmid: rmgr.storage, info: 0x10, body: mainDataBody(u32s(20000, 5, 300, 0))});
-  assert.deepEqual(r.calls, [
+test('a relation brings the directory of its database, where there is none, in any tablespace but that of shared relations', () => {
+  const created = (...relation: number[]): unknown[][] => {
+    const r = new Recorder();
+    r.interpret({rmid: rmgr.storage, info: 0x10, body: mainDataBody(u32s(...relation, 0))});
+    return r.calls;
+  };
+  assert.deepEqual(created(20000, 5, 300), [
     ['createDatabase', 20000, 5, false],
     ['createRelation', 20000, 5, 300, 0],
   ]);
+  // A database that lives in another tablespace, and one of its relations in pg_default.
+  assert.deepEqual(created(1663, 6, 300), [
+    ['createDatabase', 1663, 6, false],
+    ['createRelation', 1663, 6, 300, 0],
+  ]);
+  assert.deepEqual(created(1663, 5, 300), [['createRelation', 1663, 5, 300, 0]]);
+  assert.deepEqual(created(1664, 0, 300), [['createRelation', 1664, 0, 300, 0]]);
+  // By a page of it, as well as by its creation.
+  const r = new Recorder();
+  r.directories.clear();
+  r.interpret({rmid: rmgr.heap, info: 0, body: blocks([{id: 0, rel: 100, block: 0}], insertFlags(0))});
+  assert.deepEqual(r.names().slice(0, 2), ['createDatabase', 'createRelation']);
+});
+
+test('a database is made with its version file where a relation has brought the directory before', () => {
+  const r = new Recorder();
+  r.interpret({rmid: rmgr.database, info: 0x10, body: mainDataBody(u32s(5, 1663))});
+  assert.deepEqual(r.calls, [['createDatabase', 1663, 5, true]]);
 });
 
 test('whatever a record holds, the answer is a value: applied or an error, and an error leaves no trace', () => {

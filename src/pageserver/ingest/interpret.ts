@@ -9,7 +9,7 @@
  * Records with blocks are handled here; those of a resource manager that only changes metadata in files beside this one.
  */
 import {type Lsn, formatLsn} from '#postgres/lsn.ts';
-import {type ForkNumber, type RelTag, blockSize} from '#postgres/relation.ts';
+import {type ForkNumber, type RelTag, blockSize, globalTablespace} from '#postgres/relation.ts';
 import {restoreImage, setRestoredPageLsn} from '#postgres/wal/image.ts';
 import {type BlockRef, WalDecodeError, type WalRecord, blocksMax} from '#postgres/wal/record.ts';
 import {rmgr, rmgrNames} from '#postgres/wal/rmgr.ts';
@@ -112,7 +112,8 @@ export class Interpreter implements InterpretContext {
   }
 
   createRelation(spcNode: number, dbNode: number, relNode: number, forkNumber: ForkNumber, lsn: Lsn): void {
-    if (!isBuiltInTablespace(spcNode) && !this.state.databaseExists(spcNode, dbNode))
+    // As TablespaceCreateDbspace. pg_default is no exception: the database itself may live in another tablespace.
+    if (spcNode !== globalTablespace && !this.state.databaseExists(spcNode, dbNode))
       this.sink.createDatabase(spcNode, dbNode, false, lsn);
     this.sink.createRelation(spcNode, dbNode, relNode, forkNumber, lsn);
   }
@@ -266,10 +267,6 @@ function isWholeImage(record: WalRecord): boolean {
 
 function sameFork(a: BlockRef, b: BlockRef): boolean {
   return a.relNode === b.relNode && a.dbNode === b.dbNode && a.spcNode === b.spcNode && a.fork === b.fork;
-}
-
-function isBuiltInTablespace(spcNode: number): boolean {
-  return spcNode === 1663 || spcNode === 1664;
 }
 
 function failure(record: WalRecord, reason: string): InterpretOutcome {

@@ -82,7 +82,10 @@ export interface IngestSink {
   /** All forks are gone. They may never have existed. */
   dropRelation(spcNode: number, dbNode: number, relNode: number, lsn: Lsn): void;
 
-  /** A database directory. `hasVersionFile` is false for the directory of a database's relations in an additional tablespace (no PG_VERSION, no relation map). */
+  /**
+   * A database directory, or that it has a version file now. `hasVersionFile` is false for the directory of a database's relations in
+   * another tablespace than its own (no PG_VERSION, no relation map).
+   */
   createDatabase(spcNode: number, dbNode: number, hasVersionFile: boolean, lsn: Lsn): void;
   /**
    * CREATE DATABASE … STRATEGY file_copy, ALTER DATABASE SET TABLESPACE: everything of the source (relation forks, sizes,

@@ -219,7 +219,6 @@ export async function applyToWriter(
     writer.dropRelation(spcNode, dbNode, relNode, at);
   } else if (change.kind === 'copy-database') {
     if (change.from !== change.to && writer.databaseExists(1663, 100 + change.from)) {
-      if (writer.databaseExists(1663, 100 + change.to)) writer.dropDatabase(1663, 100 + change.to);
       writer.copyDatabase(1663, 100 + change.from, 1663, 100 + change.to);
     }
   } else if (change.kind === 'drop-database') {

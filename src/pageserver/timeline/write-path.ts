@@ -6,7 +6,7 @@
  * dropped, sizes of dropped relations); endRecord() makes the record visible. An import is one long "record".
  */
 import {assert} from '#runtime/assert.ts';
-import {type Lsn, formatLsn} from '#postgres/lsn.ts';
+import type {Lsn} from '#postgres/lsn.ts';
 import {type ForkNumber, type RelTag, blockSize} from '#postgres/relation.ts';
 import {type SlruKind, slruKinds} from '#postgres/slru.ts';
 import type {BlockRef, WalRecord} from '#postgres/wal/record.ts';
@@ -37,6 +37,7 @@ import {flagStartsHistory, flagWalLogHints, valueKind} from './value.ts';
 /** Blocks that a database copy reads at a time. */
 const copyBlocks = 64;
 const empty = Buffer.alloc(0);
+const directoryWithoutVersion = Buffer.from([0]);
 const forks: readonly ForkNumber[] = [0, 1, 2, 3];
 
 type Job =
@@ -250,7 +251,7 @@ export class TimelineWriter implements IngestSink, IngestState {
   }
 
   createDatabase(spcNode: number, dbNode: number, hasVersionFile: boolean, lsn: Lsn): void {
-    this.#putBlob(databaseKey(spcNode, dbNode), lsn, Buffer.from([hasVersionFile ? 1 : 0]));
+    this.#putBlob(databaseKey(spcNode, dbNode), lsn, hasVersionFile ? Buffer.from([1]) : directoryWithoutVersion);
     this.#memory.databases.add(databaseId(spcNode, dbNode));
   }
 
@@ -497,11 +498,9 @@ export class TimelineWriter implements IngestSink, IngestState {
     const state = this.#state;
     const at = state.lastRecordLsn;
     const blob = (key: Key): Promise<Buffer | null> => read(state, at, (pass) => tryBlob(state, pass, key, at));
-    const directory = await blob(databaseKey(...from));
-    if (directory === null)
-      throw new Error(
-        `${state.name}: the record that ends at ${formatLsn(lsn)} copies database ${from[1]} of tablespace ${from[0]}, which does not exist`,
-      );
+    // As redo does: what lies in the target goes, and a source that is missing (a later record drops the copy) is an empty directory.
+    await this.#dropDatabaseNow(...to, lsn);
+    const directory = (await blob(databaseKey(...from))) ?? directoryWithoutVersion;
     this.#putBlob(databaseKey(...to), lsn, directory);
     const map = await blob(relationMapKey(...from));
     if (map !== null) this.#putBlob(relationMapKey(...to), lsn, map);
