@@ -15,6 +15,9 @@
  *   --churn           layers of 1 MiB, compaction at every one of them, GC of all history before the LSN that is compared, a block
  *                     cache of 4 MiB, and before every fourth comparison everything archived, attached anew from the object
  *                     store alone, and woken
+ *   --migrate         two pageservers: the timeline moves to and fro between them, in ingest and all the while it is compared, as in
+ *                     a migration or taken from one that lives on and is told nothing; with --churn or without
+ *   --shards N        the tenant is N shards, each of which is ingested, moved and archived by itself
  *   --set NAME=VALUE  a setting of the cluster, for example full_page_writes=on (repeatable)
  *   --keep DIR        leave base/, the stopped cluster and the object store in DIR
  *   --again DIR       no load: compare once more what --keep left
@@ -56,6 +59,8 @@ const {values: options} = parseArgs({
     again: {type: 'string'},
     prove: {type: 'boolean', default: false},
     churn: {type: 'boolean', default: false},
+    migrate: {type: 'boolean', default: false},
+    shards: {type: 'string', default: '1'},
   },
 });
 
@@ -111,39 +116,61 @@ async function main(): Promise<boolean> {
     ? new MemoryObjectStore()
     : new FolderObjectStore({root: objects, disk: systemDisk, random, nowMs: Date.now()});
   const layerBytes = options.quick || options.churn ? 1 << 20 : 8 << 20;
-  const storage = new Storage({store, random, layerBytes, churn: options.churn});
+  const pageservers = options.migrate ? 2 : 1;
+  const shards = Number(options.shards);
+  const storage = new Storage({store, random, layerBytes, churn: options.churn, pageservers, shards});
+  const still = new AbortController();
+  let moving: Promise<void> | undefined;
   try {
     const imported = await storage.import(base);
     if (imported !== baseLsn)
       throw new Error(`the import ends at ${formatLsn(imported)}, not at ${formatLsn(baseLsn)}`);
     const importedAt = Date.now();
-    const third = Math.floor(plan.targets.length / 3);
-    const reached = await storage.ingest(walDir, [plan.targets[third]!.lsn, plan.targets[2 * third]!.lsn]);
+    const restarts = Math.min(options.migrate ? 8 : 2, plan.targets.length - 1);
+    const restartAt = Array.from(
+      {length: restarts},
+      (_, i) => plan.targets[Math.floor(((i + 1) * plan.targets.length) / (restarts + 1))]!.lsn,
+    );
+    const reached = await storage.ingest(walDir, restartAt);
     if (reached !== plan.endLsn)
       throw new Error(`ingest ended at ${formatLsn(reached)}, the WAL at ${formatLsn(plan.endLsn)}`);
-    const {layers, layerBytes} = storage.timeline.info();
+    const {layers, layerBytes} = storage.size();
     const rate = megabytes / ((Date.now() - importedAt) / 1000);
     console.log(
-      `ingested into ${layers} layers of ${(layerBytes / 1e6).toFixed(1)} MB in all, ${rate.toFixed(1)} MB/s, two restarts (${seconds()})`,
+      `ingested into ${layers} layers of ${(layerBytes / 1e6).toFixed(1)} MB in all, ${rate.toFixed(1)} MB/s, ${restarts} ${options.migrate ? 'moves' : 'restarts'} (${seconds()})`,
     );
 
     await using standby = await Standby.start({baseDir: base, baseLsn, walDir, dir: join(dir, 'standby'), settings});
     const all: Comparison[] = [];
-    const compare = (target: Target, control: ControlFile, timeline = storage.timeline): Promise<Comparison> =>
+    const trunk = storage.reader();
+    const compare = (target: Target, control: ControlFile, timeline = trunk): Promise<Comparison> =>
       compareAt({timeline, dataDir: standby.dataDir, target, plan, control});
+    if (options.migrate) moving = storage.moveAbout(still.signal);
+    moving?.catch(() => {}); // it is thrown at the end
     for (const [i, target] of plan.targets.entries()) {
       const control = await standby.advance(target.lsn);
       const replayedAt = Date.now();
       if (options.churn && i % 4 === 3) await storage.sleepAndWake();
       if (options.churn) await storage.keep(target.lsn, [target.checkpoint.endLsn]);
-      const timeline = i % 2 === 1 ? await storage.branch(target.lsn) : storage.timeline;
+      const timeline = i % 2 === 1 ? await storage.branch(target.lsn) : trunk;
       const result = await compare(target, control, timeline);
       all.push(result);
       reportTarget(target, result, Date.now() - replayedAt);
     }
+    still.abort();
+    await moving;
+    if (options.migrate) {
+      const {moves, taken} = storage.churned;
+      const {answers, stale, sentOn} = storage.reads;
+      console.log(
+        `${moves} migrations, ${taken} times taken from a pageserver that lives; ${answers.join(' and ')} reads answered by them, ${stale} by one that did not hold the shard any more, ${sentOn} sent on`,
+      );
+      if (moves < 2 || taken === 0 || !(answers[0]! > 0 && answers[1]! > 0))
+        throw new Error('the timeline has not moved');
+    }
     if (options.churn) {
       const {steps, collected} = storage.churned;
-      const {layers: left, layerBytes: leftBytes} = storage.timeline.info();
+      const {layers: left, layerBytes: leftBytes} = storage.size();
       console.log(
         `${steps} steps of compaction, ${collected} layers collected; ${left} layers of ${(leftBytes / 1e6).toFixed(1)} MB are left`,
       );
@@ -161,6 +188,8 @@ async function main(): Promise<boolean> {
     }
     return reportAll(all);
   } finally {
+    still.abort();
+    await moving?.catch(() => {});
     await storage.close();
   }
 }
@@ -214,9 +243,10 @@ async function throughEndpoint(): Promise<boolean> {
   const store = new FolderObjectStore({root: join(pagoda.dir, 'objects'), disk: systemDisk, random, nowMs: Date.now()});
   const storage = new Storage({store, random, layerBytes: 8 << 20, existing: {...branch, generation: 1_000_000}});
   try {
-    const timeline = await storage.attach();
-    if (timeline.lastRecordLsn !== plan.endLsn)
-      throw new Error(`the layers end at ${formatLsn(timeline.lastRecordLsn)}, the WAL at ${formatLsn(plan.endLsn)}`);
+    await storage.attach();
+    if (storage.lastRecordLsn !== plan.endLsn)
+      throw new Error(`the layers end at ${formatLsn(storage.lastRecordLsn)}, the WAL at ${formatLsn(plan.endLsn)}`);
+    const timeline = storage.reader();
     const all: Comparison[] = [];
     for (const target of plan.targets) {
       const dataDir = join(dir, 'standby');

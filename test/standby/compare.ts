@@ -10,15 +10,15 @@
 import {closeSync, existsSync, openSync, readFileSync, readSync, readdirSync, statSync} from 'node:fs';
 import {join} from 'node:path';
 import {CheckpointState} from '#pageserver/ingest/checkpoint-state.ts';
-import type {Timeline} from '#pageserver/timeline/timeline.ts';
 import {precedesModulo, xidPrecedes} from '#postgres/checkpoint.ts';
 import type {ControlFile} from '#postgres/control-file.ts';
 import {type Lsn, formatLsn, readPageLsn} from '#postgres/lsn.ts';
 import {type ForkNumber, type RelTag, blockSize, fork, formatRel, relSegmentBlocks} from '#postgres/relation.ts';
 import {parseSlruSegmentName, slruDirectory, slruKinds, slruPagesPerSegment} from '#postgres/slru.ts';
+import type {ComparedReader} from './reader.ts';
 import type {Target, WalPlan} from './wal.ts';
 
-/** Pages per read of the timeline, as many as a compute asks for at most. */
+/** Pages per read of the timeline, as many as a compute asks for at most. A stripe of a shard is a multiple of it. */
 const batch = 64;
 const pageHeaderBytes = 24;
 const zeroPage = Buffer.alloc(blockSize);
@@ -78,7 +78,7 @@ interface Directory {
 }
 
 export interface CompareOptions {
-  readonly timeline: Timeline;
+  readonly timeline: ComparedReader;
   readonly dataDir: string;
   readonly target: Target;
   readonly plan: WalPlan;
@@ -171,8 +171,7 @@ async function compareFork(
   for (let start = 0; start < count; start += batch) {
     const end = Math.min(start + batch, count);
     try {
-      const read = timeline.getRelPagesNow(rel, start, end - start, target.lsn);
-      ours = Array.isArray(read) ? read : await read;
+      ours = await timeline.getRelPages(rel, start, end - start, target.lsn);
     } catch (error) {
       ours = [];
       result.differs((error as Error).message);

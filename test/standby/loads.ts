@@ -59,6 +59,7 @@ const files: Load = {
       create table sized as select i, repeat('s', 100) t from generate_series(1, 20000) i; vacuum (freeze) sized;
       delete from sized where i > 700; vacuum sized; insert into sized select i, 'grown' from generate_series(1, 9000) i;
       vacuum sized;
+      create database lives_apart template base_template tablespace base_space strategy file_copy;
       create sequence counted_by_three cache 3; select count(nextval('counted_by_three')) from generate_series(1, 200); alter sequence counted_by_three restart;
       select lo_from_bytea(0, decode(repeat('00ff', 40000), 'hex')); select lo_unlink(max(oid)) from pg_largeobject_metadata;
       select lo_from_bytea(0, decode(repeat('ff01', 9000), 'hex'));
@@ -75,7 +76,19 @@ const files: Load = {
           'insert into here select generate_series(1, 4000); vacuum here; delete from here where i < 50; vacuum full pg_class; insert into u values (1)',
         ),
       );
-    await cluster.psql('-c', 'drop database moving');
+    // Relations in pg_default of a database that lives elsewhere: their directory comes with them, and is a template's like any other.
+    await cluster.psql(
+      '-d',
+      'lives_apart',
+      ...statements(
+        'create table in_default (i int primary key) tablespace pg_default; insert into in_default select generate_series(1, 900); create unlogged table u_default (i int) tablespace pg_default',
+      ),
+    );
+    await cluster.psql(
+      ...statements(
+        'create database copied_apart template lives_apart strategy file_copy; drop database lives_apart; drop database moving',
+      ),
+    );
   },
 };
 

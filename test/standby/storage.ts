@@ -1,13 +1,10 @@
 /** Our side of the comparison: a data directory and its WAL become a timeline in an object store, by production code alone. */
 import {importDataDirectory} from '#pageserver/ingest/import.ts';
 import {RecordIngest} from '#pageserver/ingest/record-ingest.ts';
-import {Background} from '#pageserver/background.ts';
-import {alwaysValid} from '#pageserver/generation-validator.ts';
 import {BlockCache} from '#pageserver/layers/block-cache.ts';
 import {PageserverMetrics} from '#pageserver/metrics.ts';
 import {MemoryBudget} from '#pageserver/timeline/memory-budget.ts';
 import {type LimitChanges, type PageserverContext, limitsWith} from '#pageserver/timeline/state.ts';
-import {Tenant} from '#pageserver/timeline/tenant.ts';
 import type {Timeline} from '#pageserver/timeline/timeline.ts';
 import type {ObjectStore} from '#objectstore/object-store.ts';
 import {tarDataDirectory} from '#postgres/data-directory.ts';
@@ -17,6 +14,9 @@ import {systemClock} from '#runtime/clock.ts';
 import {systemDisk} from '#runtime/disk.ts';
 import {silentLog} from '#runtime/log.ts';
 import type {Random} from '#runtime/random.ts';
+import {shardIdsOf} from '#wire/shard.ts';
+import {Fleet} from './fleet.ts';
+import {FollowingReader, type ReadCounts} from './reader.ts';
 import {readWal} from './wal.ts';
 
 export interface StorageOptions {
@@ -29,6 +29,9 @@ export interface StorageOptions {
    * kept.
    */
   readonly churn?: boolean;
+  /** Over these the shards move; 1 unless said otherwise. */
+  readonly pageservers?: number;
+  readonly shards?: number;
   /** A timeline that is in the store already, of an attachment before this generation. */
   readonly existing?: {readonly tenantId: string; readonly timelineId: string; readonly generation: number};
 }
@@ -48,27 +51,33 @@ const churnLimits: LimitChanges = {
   },
 };
 
+/** Between two moves of a shard, at most. */
+const restMsMax = 1500;
+
 export class Storage {
-  readonly #context: PageserverContext;
+  readonly #contexts: readonly PageserverContext[];
+  readonly #fleet: Fleet;
   readonly #random: Random;
-  readonly #tenantId: string;
+  readonly #churns: boolean;
+  readonly #shardIds: readonly string[];
   readonly #timelineId: string;
-  #tenant: Tenant | undefined;
-  #generation: number;
   #branches = 0;
-  #background: Background | undefined;
   #held: readonly Lsn[] = [];
+  /** What changes a shard happens one after the other. */
+  #turn: Promise<void> = Promise.resolve();
+  readonly reads: ReadCounts = {answers: [], stale: 0, sentOn: 0};
 
   constructor(options: StorageOptions) {
-    this.#random = options.random;
-    this.#tenantId = options.existing?.tenantId ?? '0123456789abcdef0123456789abcdef';
-    this.#timelineId = options.existing?.timelineId ?? 'a'.repeat(32);
-    this.#generation = options.existing?.generation ?? 0;
-    this.#context = {
+    const {random, churn = false, pageservers = 1, shards = 1, existing} = options;
+    this.#random = random;
+    this.#churns = churn;
+    this.#shardIds = shardIdsOf(existing?.tenantId ?? '0123456789abcdef0123456789abcdef', shards);
+    this.#timelineId = existing?.timelineId ?? 'a'.repeat(32);
+    this.#contexts = Array.from({length: pageservers}, () => ({
       clock: systemClock,
-      random: options.random,
+      random,
       store: options.store,
-      cache: new BlockCache(options.churn === true ? 4 << 20 : 256 << 20),
+      cache: new BlockCache(churn ? 4 << 20 : 256 << 20),
       log: silentLog,
       metrics: new PageserverMetrics(),
       // Few sizes in memory, so that ingest has to load them from layers now and then.
@@ -78,127 +87,194 @@ export class Storage {
         frozenLayersMax: 3,
         relationSizesMax: 500,
         // Nobody compacts here: ingest must not wait for it.
-        ...(options.churn === true ? churnLimits : {compaction: {enabled: false}}),
+        ...(churn ? churnLimits : {gcPeriodMs: 86_400_000, compaction: {enabled: false}}),
         ...options.limits,
       }),
       memory: new MemoryBudget(512 << 20),
+    }));
+    this.#fleet = new Fleet(this.#contexts, existing?.generation ?? 0);
+    this.#fleet.onLoaded = (tenant) => {
+      if (tenant.has(this.#timelineId)) this.#isLoaded(tenant.timeline(this.#timelineId));
     };
-    if (options.churn === true)
-      this.#background = new Background(this.#context, () => (this.#tenant === undefined ? [] : [this.#tenant]));
   }
 
-  get timeline(): Timeline {
-    return this.#tenant!.timeline(this.#timelineId);
+  /** Of every shard. */
+  #timelines(): Timeline[] {
+    return this.#shardIds.map((id) => this.#fleet.tenant(id).timeline(this.#timelineId));
   }
 
-  /** Lets go of everything in memory without saving it, and attaches the tenant anew from the object store. */
-  async attach(): Promise<Timeline> {
-    await this.#tenant?.detach();
-    this.#tenant = await Tenant.attach(this.#context, alwaysValid, this.#tenantId, ++this.#generation);
-    this.#churn();
-    return this.timeline;
+  /** What all shards have taken in. */
+  get lastRecordLsn(): Lsn {
+    return Math.min(...this.#timelines().map((timeline) => timeline.lastRecordLsn)) as Lsn;
+  }
+
+  /** Of all shards. */
+  size(): {readonly layers: number; readonly layerBytes: number} {
+    const infos = this.#timelines().map((timeline) => timeline.info());
+    return {
+      layers: infos.reduce((sum, info) => sum + info.layers, 0),
+      layerBytes: infos.reduce((sum, info) => sum + info.layerBytes, 0),
+    };
+  }
+
+  /** Lets go of everything in memory without saving it, and attaches every shard anew from the object store. */
+  async attach(): Promise<void> {
+    await this.#each((id) => this.#fleet.attach(id));
+  }
+
+  reader(timelineId = this.#timelineId): FollowingReader {
+    return new FollowingReader(this.#fleet, this.#shardIds, timelineId, this.reads);
   }
 
   /**
-   * Archives the timeline and its branches, lets go of everything, attaches the tenant anew from the object store alone, and wakes
+   * Archives the timeline and its branches, lets go of everything, attaches every shard anew from the object store alone, and wakes
    * the timeline; the branches sleep on.
    */
-  async sleepAndWake(): Promise<void> {
-    const tenant = this.#tenant!;
-    const archive = async (): Promise<void> => {
-      const branches = tenant.timelines().filter(({timelineId}) => timelineId !== this.#timelineId);
-      for (const {timelineId, lastRecordLsn} of [...branches, this.timeline])
-        await tenant.archive(timelineId, lastRecordLsn);
-    };
-    await (this.#background === undefined ? archive() : this.#background.alone(archive));
-    await tenant.detach();
-    this.#tenant = await Tenant.attach(this.#context, alwaysValid, this.#tenantId, ++this.#generation);
-    if (this.#tenant.timelines().length > 0) throw new Error('what was archived is awake after a restart');
-    await this.#tenant.wake(this.#timelineId);
-    this.#churn();
+  sleepAndWake(): Promise<void> {
+    return this.#each(async (id) => {
+      const before = this.#fleet.tenant(id);
+      const branches = before.timelines().filter(({timelineId}) => timelineId !== this.#timelineId);
+      for (const {timelineId, lastRecordLsn} of [...branches, before.timeline(this.#timelineId)])
+        await this.#fleet.pageserver(id).archive(id, timelineId, lastRecordLsn);
+      const tenant = await this.#fleet.attach(id);
+      if (tenant.timelines().length > 0) throw new Error('what was archived is awake after a restart');
+      this.#isLoaded(await tenant.wake(this.#timelineId));
+    });
   }
 
   /** With `churn`: everything from `from` on will be read, and the single `points`; the rest is garbage from now on. */
   async keep(from: Lsn, points: readonly Lsn[]): Promise<void> {
-    this.#held = points;
-    this.#churn();
-    if (this.#background === undefined) return;
-    const {timeline} = this;
-    await timeline.setRetention({windowSeconds: 0, windowBytes: timeline.lastRecordLsn - from});
+    await this.#each(async (id) => {
+      this.#held = points;
+      const timeline = this.#fleet.tenant(id).timeline(this.#timelineId);
+      this.#isLoaded(timeline);
+      await timeline.setRetention({windowSeconds: 0, windowBytes: timeline.lastRecordLsn - from});
+    });
     // GC and what it sets going runs while pages are compared; here it gets a start.
-    await this.#context.clock.sleep(1000);
+    await systemClock.sleep(1000);
   }
 
-  /** Steps of compaction and layers collected so far. */
-  get churned(): {readonly steps: number; readonly collected: number} {
-    const {compactionSteps, layersCollected} = this.#context.metrics;
-    return {steps: compactionSteps.value(), collected: layersCollected.value()};
+  /** What happened so far. */
+  get churned(): {readonly steps: number; readonly collected: number; readonly moves: number; readonly taken: number} {
+    const sum = (of: (metrics: PageserverMetrics) => number): number =>
+      this.#contexts.reduce((total, {metrics}) => total + of(metrics), 0);
+    return {
+      steps: sum((m) => m.compactionSteps.value()),
+      collected: sum((m) => m.layersCollected.value()),
+      moves: this.#fleet.migrations,
+      taken: this.#fleet.failovers,
+    };
   }
 
-  #churn(): void {
-    const background = this.#background;
-    if (background === undefined) return;
-    const {timeline} = this;
+  /** Shards move to and fro until `signal`: two migrations, then one is taken from its pageserver, which lives on. */
+  async moveAbout(signal: AbortSignal): Promise<void> {
+    for (let i = 0; !signal.aborted; i++) {
+      const id = this.#shardIds[i % this.#shardIds.length]!;
+      await this.#inTurn(() => (i % 3 === 2 ? this.#fleet.failOver(id) : this.#fleet.migrate(id)));
+      await systemClock.sleep(this.#random.uint32() % restMsMax);
+    }
+  }
+
+  /** In the turn in which it is loaded, before anything is done with it. */
+  #isLoaded(timeline: Timeline): void {
+    // WAL comes from here, and not only when somebody waits for it.
+    timeline.onRelease = () => false;
+    if (!this.#churns) return;
     // As leases that never end; taken before their time has come.
     timeline.state.leases.clear();
     for (const at of this.#held) timeline.state.leases.set(at, Number.MAX_SAFE_INTEGER);
-    timeline.state.onLayerAdded = () => background.wake(timeline);
+  }
+
+  /** For every shard at once, in a turn of its own. */
+  async #each(work: (shardId: string) => Promise<unknown>): Promise<void> {
+    await this.#inTurn(() => Promise.all(this.#shardIds.map(work)));
+  }
+
+  #inTurn<T>(work: () => Promise<T>): Promise<T> {
+    const result = this.#turn.then(work);
+    this.#turn = result.then(
+      () => {},
+      () => {},
+    );
+    return result;
   }
 
   /** Imports a cleanly stopped cluster; answers the LSN at which the timeline begins. */
   async import(dataDir: string): Promise<Lsn> {
-    this.#tenant = await Tenant.attach(this.#context, alwaysValid, this.#tenantId, ++this.#generation);
-    const timeline = await this.#tenant.createEmpty(this.#timelineId, 15);
-    return timeline.import(async (writer) => {
-      const result = await importDataDirectory({
-        source: tarDataDirectory(systemDisk, dataDir),
-        sink: writer,
-        pauseBytes: 1 << 20,
-        pause: async () => {
-          if (writer.importStep()) await timeline.waitForRoom();
-        },
+    await this.#each(async (id) => {
+      const tenant = await this.#fleet.attach(id);
+      const timeline = await tenant.createEmpty(this.#timelineId, 15);
+      await timeline.import(async (writer) => {
+        const result = await importDataDirectory({
+          source: tarDataDirectory(systemDisk, dataDir),
+          sink: writer,
+          pauseBytes: 1 << 20,
+          pause: async () => {
+            if (writer.importStep()) await timeline.waitForRoom();
+          },
+        });
+        return {
+          lsn: result.lsn,
+          systemId: String(result.systemId),
+          lastRecordStartLsn: result.lastRecordStartLsn,
+        };
       });
-      return {lsn: result.lsn, systemId: String(result.systemId), lastRecordStartLsn: result.lastRecordStartLsn};
+      tenant.imported(timeline);
+      this.#isLoaded(timeline);
     });
+    return this.lastRecordLsn;
   }
 
   /**
    * Ingests the WAL to its end. At each of the LSNs `restartAt` the timeline is thrown out of memory and loaded again from the
-   * object store, and ingest goes on where that had got. At the end everything is in layers and nothing in memory.
+   * object store, by the next pageserver where there are several, and ingest goes on where that had got. At the end everything is
+   * in layers and nothing in memory.
    */
   async ingest(walDir: string, restartAt: readonly Lsn[]): Promise<Lsn> {
-    const restarts = [...restartAt];
-    for (;;) {
-      const restart = restarts.shift();
+    for (const [i, restart] of restartAt.entries()) {
       await this.#ingestUntil(walDir, restart);
-      if (restart === undefined) break;
-      await this.attach();
+      if (this.#fleet.size === 1) await this.attach();
+      else await this.#each((id) => (i % 2 === 0 ? this.#fleet.failOver(id) : this.#fleet.migrate(id)));
     }
-    await this.timeline.checkpoint();
+    await this.#ingestUntil(walDir, undefined);
+    await Promise.all(this.#timelines().map((timeline) => timeline.checkpoint()));
     await this.attach();
-    return this.timeline.lastRecordLsn;
+    return this.lastRecordLsn;
   }
 
   async #ingestUntil(walDir: string, until: Lsn | undefined): Promise<void> {
-    const {timeline} = this;
-    const from = timeline.lastRecordLsn;
-    const records = await RecordIngest.load(timeline);
-    const take = (record: WalRecord): Promise<void> | undefined => records.take(record);
-    await readWal({walDir, startLsn: from, endLsn: until, random: this.#random, use: take});
+    const shards = await Promise.all(
+      this.#timelines().map(async (timeline) => ({timeline, records: await RecordIngest.load(timeline)})),
+    );
+    const take = (record: WalRecord): Promise<unknown> | undefined => {
+      const waiting: Promise<void>[] = [];
+      for (const {timeline, records} of shards) {
+        if (record.endLsn <= timeline.lastRecordLsn) continue; // this shard had saved more than another
+        const slow = records.take(record);
+        if (slow !== undefined) waiting.push(slow);
+      }
+      return waiting.length === 0 ? undefined : Promise.all(waiting);
+    };
+    await readWal({walDir, startLsn: this.lastRecordLsn, endLsn: until, random: this.#random, use: take});
   }
 
   /**
    * A new branch at an LSN: everything it answers comes from its ancestor. The one before goes, and with it what is kept of history
    * for it alone.
    */
-  async branch(at: Lsn): Promise<Timeline> {
-    const id = (number: number): string => number.toString(16).padStart(32, 'b');
-    if (this.#branches > 0) await this.#tenant!.deleteTimeline(id(this.#branches));
-    return this.#tenant!.createBranch(id(++this.#branches), this.#timelineId, at);
+  async branch(at: Lsn): Promise<FollowingReader> {
+    const name = (number: number): string => number.toString(16).padStart(32, 'b');
+    const before = this.#branches++;
+    await this.#each(async (id) => {
+      const tenant = this.#fleet.tenant(id);
+      if (before > 0) await tenant.deleteTimeline(name(before));
+      await tenant.createBranch(name(before + 1), this.#timelineId, at);
+    });
+    return this.reader(name(this.#branches));
   }
 
   async close(): Promise<void> {
-    await this.#background?.stop();
-    await this.#tenant?.detach();
+    await this.#turn;
+    await this.#fleet.stop();
   }
 }

@@ -21,7 +21,7 @@ export interface ReadWalOptions {
   readonly endLsn?: Lsn | undefined;
   readonly random: Random;
   /** Gets each record, which is reused. A promise is waited for. */
-  readonly use: (record: WalRecord) => void | Promise<void>;
+  readonly use: (record: WalRecord) => void | Promise<unknown>;
 }
 
 /** Feeds a stopped cluster's WAL, in pieces of random size, to its end; answers the end of the last record. */

@@ -1,0 +1,111 @@
+/**
+ * Pageservers (the class that runs in production) over one object store. In place of the control plane a table says who holds a
+ * shard, under which generation. A shard moves as a migration moves it, or is taken from a node that is told nothing.
+ */
+import {Pageserver} from '#pageserver/pageserver.ts';
+import type {PageserverContext} from '#pageserver/timeline/state.ts';
+import type {Tenant} from '#pageserver/timeline/tenant.ts';
+
+interface Row {
+  readonly node: number;
+  readonly generation: number;
+}
+
+/** A migration leaves its source readable for this long at most. */
+const overlapMsMax = 300;
+
+export class Fleet {
+  readonly #contexts: readonly PageserverContext[];
+  readonly #nodes: readonly Pageserver[];
+  readonly #rows = new Map<string, Row>();
+  readonly #generationMin: number;
+  migrations = 0;
+  failovers = 0;
+  /** Called in the turn in which a tenant is loaded. */
+  onLoaded: (tenant: Tenant) => void = () => {};
+
+  /** One node for each context; generations begin above `generationMin`. */
+  constructor(contexts: readonly PageserverContext[], generationMin: number) {
+    this.#contexts = contexts;
+    this.#generationMin = generationMin;
+    const validator = {
+      validate: async (shardId: string, generation: number) => this.#rows.get(shardId)?.generation === generation,
+    };
+    this.#nodes = contexts.map(
+      (context) =>
+        new Pageserver({
+          context,
+          validator,
+          clock: context.clock,
+          log: context.log,
+          hasLocalCache: false,
+          safekeeperToken: () => Promise.reject(new Error('WAL comes from files here')),
+        }),
+    );
+  }
+
+  get size(): number {
+    return this.#nodes.length;
+  }
+
+  node(number: number): Pageserver {
+    return this.#nodes[number]!;
+  }
+
+  /** Where the shard is by the table. */
+  row(shardId: string): Row {
+    return this.#rows.get(shardId) ?? {node: 0, generation: this.#generationMin};
+  }
+
+  /** Throws TimelineError 'not-attached' while it is on its way. */
+  tenant(shardId: string): Tenant {
+    return this.node(this.row(shardId).node).tenant(shardId);
+  }
+
+  pageserver(shardId: string): Pageserver {
+    return this.node(this.row(shardId).node);
+  }
+
+  /** Attaches the shard anew from the object store. Who held it is told nothing, and what that has not saved is left behind. */
+  async attach(shardId: string, to = this.row(shardId).node): Promise<Tenant> {
+    return this.#load(shardId, this.#next(shardId, to), false);
+  }
+
+  /** The next node takes the shard over from one that does not answer, but lives. */
+  async failOver(shardId: string): Promise<void> {
+    await this.attach(shardId, (this.row(shardId).node + 1) % this.size);
+    this.failovers++;
+  }
+
+  /** To the next node, in the steps of control/operations/migrate-plan.ts. */
+  async migrate(shardId: string): Promise<void> {
+    const {node: from} = this.row(shardId);
+    const to = (from + 1) % this.size;
+    const {clock, random} = this.#contexts[to]!;
+    const secondary = await this.node(to).keepReady(shardId);
+    await secondary.round();
+    await this.node(from).save(shardId);
+    const row = this.#next(shardId, to);
+    await this.#load(shardId, row, true);
+    await clock.sleep(random.uint32() % overlapMsMax);
+    await this.node(from).keepReady(shardId);
+    await this.node(to).attach(shardId, row.generation);
+    this.migrations++;
+  }
+
+  async stop(): Promise<void> {
+    await Promise.all(this.#nodes.map((node) => node.stop(60_000)));
+  }
+
+  #next(shardId: string, node: number): Row {
+    const row = {node, generation: this.row(shardId).generation + 1};
+    this.#rows.set(shardId, row);
+    return row;
+  }
+
+  async #load(shardId: string, {node, generation}: Row, holds: boolean): Promise<Tenant> {
+    const tenant = await this.node(node).attach(shardId, generation, holds);
+    this.onLoaded(tenant);
+    return tenant;
+  }
+}
