@@ -11,6 +11,7 @@ import {setTimeout as sleep} from 'node:timers/promises';
 import {promisify} from 'node:util';
 import pg from 'pg';
 import {processesOf, signalAll} from './processes.ts';
+import {until} from './until.ts';
 
 const root = join(import.meta.dirname, '..');
 const main = join(root, 'src/cli/main.ts');
@@ -145,6 +146,14 @@ export class Pagoda {
   /** Pids of all processes of this installation: those that name its directory, and all their descendants. */
   processes(): number[] {
     return processesOf(this.dir).map((p) => p.pid);
+  }
+
+  /** kill -9 of a role that runs: when it was killed just now, of the one that has been started in its place. */
+  async kill(role: string): Promise<void> {
+    await until(`${role} runs`, () => {
+      process.kill(this.pidOf(role), 'SIGKILL');
+      return true;
+    });
   }
 
   pidOf(role: string): number {

@@ -109,6 +109,12 @@ export class Cluster {
     }
   }
 
+  /** kill -9 of a backend; resolves when the postmaster knows of it, so that `untilReady` waits for what comes after. */
+  async killBackend(pid: number): Promise<void> {
+    process.kill(pid, 'SIGKILL');
+    while (!this.log.includes(`(PID ${pid}) was terminated by signal 9`)) await sleep(20);
+  }
+
   /** CPU seconds of all processes of this server that have ended so far. */
   get cpuSeconds(): number {
     const fields = fs.readFileSync(`/proc/${this.#postmaster!.pid}/stat`, 'latin1').split(') ')[1]!.split(' ');

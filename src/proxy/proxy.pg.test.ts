@@ -68,7 +68,8 @@ test('a password that was just changed: the new one works at once, or at the sec
     await door.cluster.query(`alter role owner password ${pg.escapeLiteral(password)}`);
     const answers = [await psql(conninfo, 'select 3'), await psql(conninfo, 'select 3')];
     assert.equal(answers[1]!.stdout, '3', answers[1]!.stderr);
-    assert.match(answers[0]!.stderr, /password authentication failed/, 'the kept answer was believed at first');
+    // The kept answer is believed at first, but not when it has grown old meanwhile.
+    if (answers[0]!.code !== 0) assert.match(answers[0]!.stderr, /password authentication failed/);
   } finally {
     await door.cluster.query(`alter role owner password ${pg.escapeLiteral(password)}`);
   }
@@ -144,7 +145,7 @@ test('cancel reaches the query; a wrong key does nothing', async () => {
   let stderr = '';
   child.stderr.on('data', (d: Buffer) => (stderr += d.toString()));
   const exited = new Promise((resolve) => child.on('close', resolve));
-  for (let i = 0; i < 100; i++) {
+  for (let i = 0; i < 6000; i++) {
     const rows = await door.cluster.query(
       "select 1 from pg_stat_activity where query like 'select pg_sleep%' and state = 'active'",
     );

@@ -13,35 +13,39 @@ import {BrokerSubscriber, type SafekeeperInfo} from '#wire/broker.ts';
 import {frameHello} from '#wire/safekeeper.ts';
 import {WalStreamClient} from '#wire/wal-stream.ts';
 
-test('timelines are created explicitly, once, and never again after they were deleted', {timeout: 30_000}, async () => {
-  await using cell = await TestCell.create();
-  await cell.createTimeline('0/1000028');
-  assert.equal((await cell.status(1))['flushLsn'], '0/1000028');
-  const token = await cell.issuer.sign({aud: 'safekeeper', scope: 'node'});
-  const url = `http://127.0.0.1:${cell.httpPort(1)}/v1/tenant/${cell.tenantId}/timeline`;
-  const create = async (startLsn: string): Promise<number> =>
-    (
-      await requestJson({
-        method: 'POST',
-        url,
-        token,
-        body: {timelineId: cell.timelineId, startLsn, members: cell.members},
-      })
-    ).status;
-  assert.equal(await create('0/1000028'), 200);
-  assert.equal(await create('0/2000028'), 409);
-  assert.equal(await create('nonsense'), 400);
-  const tenant = await cell.issuer.sign({aud: 'safekeeper', scope: 'tenant', tenant: cell.tenantId});
-  assert.equal((await requestJson({method: 'DELETE', url: `${url}/${cell.timelineId}`, token: tenant})).status, 403);
-  assert.equal((await requestJson({method: 'GET', url: `${url}/${cell.timelineId}`})).status, 401);
-  assert.equal((await requestJson({method: 'DELETE', url: `${url}/${cell.timelineId}`, token})).status, 200);
-  assert.equal((await requestJson({method: 'GET', url: `${url}/${cell.timelineId}`, token})).status, 404);
-  assert.equal(await create('0/1000028'), 410);
-});
+test(
+  'timelines are created explicitly, once, and never again after they were deleted',
+  {timeout: 300_000},
+  async () => {
+    await using cell = await TestCell.create();
+    await cell.createTimeline('0/1000028');
+    assert.equal((await cell.status(1))['flushLsn'], '0/1000028');
+    const token = await cell.issuer.sign({aud: 'safekeeper', scope: 'node'});
+    const url = `http://127.0.0.1:${cell.httpPort(1)}/v1/tenant/${cell.tenantId}/timeline`;
+    const create = async (startLsn: string): Promise<number> =>
+      (
+        await requestJson({
+          method: 'POST',
+          url,
+          token,
+          body: {timelineId: cell.timelineId, startLsn, members: cell.members},
+        })
+      ).status;
+    assert.equal(await create('0/1000028'), 200);
+    assert.equal(await create('0/2000028'), 409);
+    assert.equal(await create('nonsense'), 400);
+    const tenant = await cell.issuer.sign({aud: 'safekeeper', scope: 'tenant', tenant: cell.tenantId});
+    assert.equal((await requestJson({method: 'DELETE', url: `${url}/${cell.timelineId}`, token: tenant})).status, 403);
+    assert.equal((await requestJson({method: 'GET', url: `${url}/${cell.timelineId}`})).status, 401);
+    assert.equal((await requestJson({method: 'DELETE', url: `${url}/${cell.timelineId}`, token})).status, 200);
+    assert.equal((await requestJson({method: 'GET', url: `${url}/${cell.timelineId}`, token})).status, 404);
+    assert.equal(await create('0/1000028'), 410);
+  },
+);
 
 test(
   'a proposer is elected, the promise survives a restart, and the broker tells who has what',
-  {timeout: 30_000},
+  {timeout: 300_000},
   async () => {
     await using cell = await TestCell.create();
     await cell.createTimeline('0/1000028');
@@ -59,7 +63,7 @@ test(
     {
       using proposer = await cell.startProposer();
       assert.deepEqual(await proposer.event('elected'), {event: 'elected', term: 1, lsn: '0/1000028'});
-      for (let i = 0; i < 100 && new Set(heard.map((h) => h.nodeId)).size < 3; i++) await sleep(50);
+      for (let i = 0; i < 2000 && new Set(heard.map((h) => h.nodeId)).size < 3; i++) await sleep(50);
     }
     subscriber.close();
     assert.deepEqual(
@@ -77,7 +81,7 @@ test(
 
 test(
   'the wrong token, an unknown timeline, WAL of the ancestor, and bytes that are no protocol are refused',
-  {timeout: 30_000},
+  {timeout: 300_000},
   async () => {
     await using cell = await TestCell.create();
     await cell.createTimeline('0/1000028');

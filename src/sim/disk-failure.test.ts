@@ -104,9 +104,9 @@ async function safekeeper(t: TestContext, faults: Faults) {
     connection.onClose = () => (closed = true);
     sendJson(connection, frameHello, {token, service: 'proposer', tenantId, timelineId});
     const next = async () => {
-      for (let i = 0; i < 200 && heard.length === 0; i++) await sleep(10);
+      for (let i = 0; i < 6000 && heard.length === 0; i++) await sleep(10);
       const message = heard.shift();
-      assert.ok(message !== undefined, 'no answer within 2 s');
+      assert.ok(message !== undefined, 'no answer within a minute');
       return message;
     };
     assert.equal((await next()).kind, 'welcome');
@@ -134,7 +134,7 @@ const append = (beginLsn: Lsn): ProposerMessage => ({
   bytes: someWal,
 });
 
-test('a failed fsync stops the node, and nothing is acknowledged', {timeout: 30_000}, async (t) => {
+test('a failed fsync stops the node, and nothing is acknowledged', {timeout: 300_000}, async (t) => {
   const faults: Faults = {sync: false, space: false};
   const {failures, connect} = await safekeeper(t, faults);
   const proposer = await connect();
@@ -144,7 +144,7 @@ test('a failed fsync stops the node, and nothing is acknowledged', {timeout: 30_
   assert.equal((await proposer.next()).kind, 'elected-response');
   faults.sync = true;
   proposer.say(append(startLsn));
-  for (let i = 0; i < 100 && failures.length === 0; i++) await sleep(10);
+  for (let i = 0; i < 6000 && failures.length === 0; i++) await sleep(10);
   assert.match(failures[0]!.message, new RegExp(`tenant ${tenantId} timeline ${timelineId}: EIO`));
   faults.sync = false;
   proposer.say({
@@ -163,7 +163,7 @@ test('a failed fsync stops the node, and nothing is acknowledged', {timeout: 30_
 
 test(
   'a full disk refuses WAL and promises nothing; with space again everything goes on',
-  {timeout: 30_000},
+  {timeout: 300_000},
   async (t) => {
     const faults: Faults = {sync: false, space: false};
     const {failures, connect} = await safekeeper(t, faults);
@@ -179,7 +179,7 @@ test(
     // A vote cannot be saved either: no answer, and the promise is not made.
     const second = await connect();
     second.say({kind: 'vote-request', generation: 1, term: 9});
-    for (let i = 0; i < 200 && !second.isClosed(); i++) await sleep(10);
+    for (let i = 0; i < 6000 && !second.isClosed(); i++) await sleep(10);
     assert.deepEqual(second.heard, []);
 
     faults.space = false;

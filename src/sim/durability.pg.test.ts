@@ -33,7 +33,7 @@ async function settles(promise: Promise<unknown>, ms: number): Promise<boolean> 
   return await Promise.race([promise.then(() => true), sleep(ms).then(() => false)]);
 }
 
-test('Postgres commits through three safekeepers; one may die, two may not', {timeout: 120_000}, async () => {
+test('Postgres commits through three safekeepers; one may die, two may not', {timeout: 850_000}, async () => {
   const {cluster, startLsn} = await clusterAt();
   await using _ = cluster;
   await using cell = await TestCell.create();
@@ -64,7 +64,7 @@ test('Postgres commits through three safekeepers; one may die, two may not', {ti
   // All three get everything, and what they have is what Postgres wrote.
   const [row] = await cluster.query('select pg_current_wal_flush_lsn()::text as lsn');
   const endLsn = parseLsn(row!['lsn'] as string);
-  const deadline = Date.now() + 20_000;
+  const deadline = Date.now() + 240_000;
   for (const nodeId of [1, 2, 3]) {
     while (parseLsn((await cell.status(nodeId))['commitLsn'] as string) < endLsn) {
       assert.ok(Date.now() < deadline, `safekeeper ${nodeId} is behind: ${JSON.stringify(await cell.status(nodeId))}`);
@@ -89,7 +89,7 @@ test('Postgres commits through three safekeepers; one may die, two may not', {ti
   assert.equal(again.term, 2);
 });
 
-test('a newer proposer fences the older one, whose commits then wait for ever', {timeout: 120_000}, async () => {
+test('a newer proposer fences the older one, whose commits then wait for ever', {timeout: 850_000}, async () => {
   const {cluster, startLsn} = await clusterAt();
   await using _ = cluster;
   await using cell = await TestCell.create();
@@ -105,7 +105,7 @@ test('a newer proposer fences the older one, whose commits then wait for ever', 
   const elected = await second.event('elected');
   assert.equal(elected.term, 2);
   await first.event('fenced');
-  assert.ok(Date.now() - before < 10_000);
+  assert.ok(Date.now() - before < 60_000);
   const waiting = cluster.query("insert into t values (2, 'b')").catch(() => 'killed');
   assert.equal(await settles(waiting, 1000), false, 'a fenced compute must not acknowledge');
   await cluster.kill();
@@ -114,7 +114,7 @@ test('a newer proposer fences the older one, whose commits then wait for ever', 
 
 test(
   'safekeepers are killed one after the other under load: no commit fails, and all end with the same bytes',
-  {timeout: 180_000},
+  {timeout: 850_000},
   async (t) => {
     const {cluster, startLsn} = await clusterAt();
     await using _ = cluster;
@@ -147,7 +147,7 @@ test(
       // The next may only go when this one counts again.
       const [row] = await cluster.query('select pg_current_wal_flush_lsn()::text as lsn');
       for (
-        const deadline = Date.now() + 30_000;
+        const deadline = Date.now() + 240_000;
         parseLsn((await cell.status(victim))['flushLsn'] as string) < parseLsn(row!['lsn'] as string);
       ) {
         assert.ok(Date.now() < deadline, `safekeeper ${victim} does not catch up`);

@@ -26,7 +26,7 @@ async function spawnProposer(
   });
   void child.exited.then(() => wake());
   const event = async (kind: string): Promise<Record<string, unknown>> => {
-    for (let i = 0; i < 300; i++) {
+    for (let i = 0; i < 2400; i++) {
       const found = events.find((e) => e.event === kind);
       if (found) return {...found};
       await new Promise<void>((resolve) => {
@@ -39,7 +39,7 @@ async function spawnProposer(
   return {child, event};
 }
 
-test('elected, streaming, stopped, exit 0; a rival is fenced and exits with 3', {timeout: 120_000}, async () => {
+test('elected, streaming, stopped, exit 0; a rival is fenced and exits with 3', {timeout: 600_000}, async () => {
   await using cluster = await PostgresCluster.create({settings: {wal_level: 'replica'}});
   await cluster.query('create table t (id int)');
   const [row] = await cluster.query(
@@ -68,7 +68,7 @@ test('elected, streaming, stopped, exit 0; a rival is fenced and exits with 3', 
   assert.equal((await cell.status(1))['commitLsn'], stopped['commitLsn']);
 });
 
-test('SIGTERM stops a proposer in order', {timeout: 60_000}, async () => {
+test('SIGTERM stops a proposer in order', {timeout: 600_000}, async () => {
   await using cell = await TestCell.create();
   await cell.createTimeline('0/1000028');
   const {child, event} = await spawnProposer(cell, 'terminated');

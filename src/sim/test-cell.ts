@@ -200,7 +200,7 @@ export class TestProposer {
   /** The first event of this kind, once it has come. */
   async event<K extends ProposerEvent['event']>(
     kind: K,
-    timeoutMs = 15_000,
+    timeoutMs = 240_000,
   ): Promise<Extract<ProposerEvent, {event: K}>> {
     const deadline = Date.now() + timeoutMs;
     for (;;) {

@@ -21,6 +21,6 @@ test('a safekeeper that accepts and says nothing (a stopped process) is given up
     }),
     /before it answered/,
   );
-  assert.ok(performance.now() - started < 10_000);
+  assert.ok(performance.now() - started < 60_000);
   mute.close();
 });

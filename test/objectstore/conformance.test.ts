@@ -151,7 +151,7 @@ for (const [name, make] of stores) {
 }
 
 test('every fault, at every operation, ends in the right result', async () => {
-  const store = retrying(new S3ObjectStore({...(await rgw.bucket(proxy.endpoint)), tryMsMax: 400}, systemClock));
+  const store = retrying(new S3ObjectStore({...(await rgw.bucket(proxy.endpoint)), tryMsMax: 1000}, systemClock));
   const bytes = systemRandom.bytes(100_000);
   let number = 0;
   proxy.slowMs = 100;

@@ -17,7 +17,7 @@ import type {S3StoreConfig} from '#objectstore/s3-object-store.ts';
 const run = promisify(execFile);
 const packages = ['ceph-base', 'ceph-common', 'ceph-mon', 'ceph-osd', 'radosgw'];
 const programs = ['ceph', 'ceph-mon', 'ceph-osd', 'radosgw', 'radosgw-admin', 'monmaptool'];
-const startMsMax = 120_000;
+const startMsMax = 400_000;
 export const accessKey = 'pagoda-test';
 const secretKey = 'pagoda-test-secret';
 

@@ -10,7 +10,7 @@ import {SeededRandom} from '#runtime/random.ts';
 import {Rgw} from '../objectstore/rgw.ts';
 import {Cell, Writer, mebibyte, startLsn, until} from './cell.ts';
 
-test('archived, trimmed, read back and restored on S3', {timeout: 300_000}, async () => {
+test('archived, trimmed, read back and restored on S3', {timeout: 600_000}, async () => {
   await using rgw = await Rgw.start();
   await using cell = await Cell.create({store: new S3ObjectStore(await rgw.bucket(), systemClock)});
   const random = new SeededRandom(11);
@@ -23,7 +23,7 @@ test('archived, trimmed, read back and restored on S3', {timeout: 300_000}, asyn
   const wal = await writer.write([100, 18 * mebibyte, 33]);
   writer.close();
   await cell.pageserverHas(2, writer.lsn);
-  for (const nodeId of [1, 2, 3]) await until(() => cell.walFiles(nodeId).length === 0, 120_000);
+  for (const nodeId of [1, 2, 3]) await until(() => cell.walFiles(nodeId).length === 0);
   assert.ok((await cell.read(1, startLsn, writer.lsn)).equals(wal));
   for (const nodeId of [1, 2, 3]) {
     await cell.stop(nodeId);

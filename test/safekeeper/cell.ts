@@ -187,7 +187,7 @@ export class Cell {
       method,
       url: `http://127.0.0.1:${this.ports.get(nodeId)!.httpPort}/v1/tenant/${this.tenantId}/timeline${path}`,
       token: await this.token(),
-      timeoutMs: 60_000,
+      timeoutMs: 120_000,
       ...(body === undefined ? {} : {body}),
     };
     // A connection may have been kept from before a restart of the safekeeper.
@@ -273,7 +273,7 @@ export class Cell {
   async [Symbol.asyncDispose](): Promise<void> {
     for (const nodeId of this.nodes.keys()) await this.stop(nodeId);
     await this.#broker?.stop();
-    rmSync(this.dir, {recursive: true, force: true});
+    rmSync(this.dir, {recursive: true, force: true, maxRetries: 10, retryDelay: 100}); // objects that are still put
   }
 }
 
@@ -282,8 +282,8 @@ for (const level of ['info', 'warn', 'error'] as const)
   verboseLog[level] = (message: string, fields?: Record<string, unknown>) => console.error(level, message, fields);
 verboseLog.with = () => verboseLog;
 
-/** Waits until `condition` holds, up to half a minute. */
-export async function until(condition: () => boolean | Promise<boolean>, timeoutMs = 30_000): Promise<void> {
+/** Waits until `condition` holds. The deadline is for a machine that does much else beside. */
+export async function until(condition: () => boolean | Promise<boolean>, timeoutMs = 240_000): Promise<void> {
   const deadline = Date.now() + timeoutMs;
   for (;;) {
     if (await condition()) return;

@@ -17,7 +17,7 @@ import {until} from './cell.ts';
 const nodeIds = [1, 2, 3];
 const rows = 150_000;
 
-test('all safekeepers lose their disks: the branch is back from the archive', {timeout: 600_000}, async () => {
+test('all safekeepers lose their disks: the branch is back from the archive', {timeout: 850_000}, async () => {
   await using pagoda = await Pagoda.start();
   const query = async (sql: string): Promise<Record<string, unknown>[]> => {
     const client = new pg.Client({connectionString: pagoda.status.databaseUrl});
@@ -56,7 +56,7 @@ test('all safekeepers lose their disks: the branch is back from the archive', {t
   const written = parseLsn(String(before['commitLsn']));
   await until(
     async () => parseLsn(String((await ask('safekeeper-2', 'GET', '')).json['archivedLsn'])) >= written,
-    200_000,
+    500_000,
   );
 
   await pagoda.stop();

@@ -44,7 +44,7 @@ async function fill(writer: Writer, nodeId: number): Promise<{readonly acknowled
 
 test(
   'full: nothing more is acknowledged, what was is there after kill -9, and it goes on by itself when there is space',
-  {timeout: 120_000},
+  {timeout: 600_000},
   async (t) => {
     const disk = smallDisk(t, 40);
     if (disk === undefined) return;
@@ -82,7 +82,7 @@ test(
 
 test(
   'full to the last byte: what is archived can still be trimmed, and that is the space',
-  {timeout: 120_000},
+  {timeout: 600_000},
   async (t) => {
     const disk = smallDisk(t, 44);
     if (disk === undefined) return;

@@ -11,7 +11,7 @@ import {Cell, Writer, mebibyte, startLsn, until} from './cell.ts';
 
 test(
   'all WAL of a timeline is read; a flipped bit, a lost file, a damaged object are found',
-  {timeout: 90_000},
+  {timeout: 600_000},
   async () => {
     await using cell = await Cell.create({config: {archive: {partialAfterMs: 500, evictAfterMs: 3_600_000}}});
     await cell.createTimeline();

@@ -25,7 +25,7 @@ test('a branch that rests is archived with its children before it, and wakes at 
   const state = async (id: string): Promise<string> =>
     (await pagoda.api<{branch: BranchView}>('GET', `${project}/branches/${id}`)).branch.current_state;
   const archived = async (id: string): Promise<void> => {
-    for (const until = Date.now() + 90_000; (await state(id)) !== 'archived'; await sleep(200))
+    for (const until = Date.now() + 400_000; (await state(id)) !== 'archived'; await sleep(200))
       assert.ok(Date.now() < until, `branch ${id} is not archived but ${await state(id)}\n${pagoda.logTails()}`);
   };
   const dump = (uri: string): string =>
@@ -61,7 +61,7 @@ test('a branch that rests is archived with its children before it, and wakes at 
   assert.equal(await timelinesInMemory(pagoda), 2);
   // A pageserver that starts does not load them either.
   process.kill(pagoda.pidOf('pageserver'), 'SIGKILL');
-  for (const until = Date.now() + 30_000; ; await sleep(200)) {
+  for (const until = Date.now() + 240_000; ; await sleep(200)) {
     if ((await timelinesInMemory(pagoda).catch(() => 0)) > 0) break;
     assert.ok(Date.now() < until, 'the pageserver does not come back');
   }

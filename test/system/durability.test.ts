@@ -8,6 +8,7 @@ import {setTimeout as sleep} from 'node:timers/promises';
 import {promisify} from 'node:util';
 import {Pagoda, libpqEnvironment} from '../pagoda.ts';
 import {postgresBinDir} from '../postgres-cluster.ts';
+import {until} from '../until.ts';
 import {Ledger} from './ledger.ts';
 
 const run = promisify(execFile);
@@ -59,10 +60,10 @@ for (const disksLost of [false, true]) {
     const load = pgbench(['-c', long ? '8' : '4', '-T', '600']).catch(() => {});
     ledger.start(4);
     await sleep(long ? 60_000 : 10_000);
+    await until('commits', () => ledger.acknowledged.size > 100);
     await pagoda.crash();
     await ledger.stop();
     await load;
-    assert.ok(ledger.acknowledged.size > 100, `only ${ledger.acknowledged.size} commits`);
     assert.ok(ledger.unknown.size > 0, 'the crash came in the middle of commits');
     if (disksLost)
       for (const d of ['computes', 'pageserver']) rmSync(join(pagoda.dir, d), {recursive: true, force: true});
@@ -85,12 +86,14 @@ test('one safekeeper killed: no error; two: writes wait and reads go on; one bac
   await pagoda.query('drop table if exists ledger');
   await ledger.create();
   ledger.start(4);
-  await sleep(2000);
+  await until('commits', () => ledger.acknowledged.size > 200);
   // SIGSTOP keeps the supervisor from starting it again, and is harder on the proposer than a closed socket.
   const [one, two] = [pagoda.pidOf('safekeeper-1'), pagoda.pidOf('safekeeper-2')];
   try {
+    const before = ledger.acknowledged.size;
     process.kill(one, 'SIGKILL');
-    await sleep(3000);
+    await until('commits go on without it', () => ledger.acknowledged.size > before + 200);
+    await until('it is started again', () => pagoda.pidOf('safekeeper-1') !== one);
     assert.deepEqual(ledger.errors, []);
     console.log(`one safekeeper killed: longest gap between commits ${Math.round(ledger.longestGapMs)} ms`);
     const stopped = [pagoda.pidOf('safekeeper-1'), two];
@@ -102,8 +105,7 @@ test('one safekeeper killed: no error; two: writes wait and reads go on; one bac
     await sleep(2000);
     assert.ok(ledger.acknowledged.size - waiting <= 4, 'writes wait without a quorum');
     process.kill(stopped[1]!, 'SIGCONT');
-    await sleep(3000);
-    assert.ok(ledger.acknowledged.size > waiting + 20, 'writes continue with a quorum');
+    await until('writes continue with a quorum', () => ledger.acknowledged.size > waiting + 20);
     process.kill(stopped[0]!, 'SIGCONT');
     await ledger.stop();
     const {lost, invented} = await ledger.compare();
@@ -121,7 +123,7 @@ test('a crashed Postgres is started anew from storage', async () => {
     term: number;
   };
   process.kill(status.pid, 'SIGKILL');
-  const deadline = performance.now() + 60_000;
+  const deadline = performance.now() + 240_000;
   for (;;) {
     try {
       const [row] = await pagoda.query('select count(*)::int as n from before_crash');

@@ -74,7 +74,7 @@ async function answers(run: () => Promise<string>): Promise<void> {
       await run();
       return;
     } catch (error) {
-      if (tries === 60) throw error;
+      if (tries === 480) throw error;
       await sleep(500);
     }
   }
@@ -82,7 +82,7 @@ async function answers(run: () => Promise<string>): Promise<void> {
 
 /** The largest layer object, once there is one. */
 async function newestLayer(objects: string): Promise<string> {
-  for (let tries = 0; tries < 100; tries++, await sleep(200)) {
+  for (let tries = 0; tries < 1200; tries++, await sleep(200)) {
     const layers = readdirSync(objects, {recursive: true, encoding: 'utf8'})
       .filter((name) => /\/delta-/.test(name))
       .map((name) => join(objects, name))

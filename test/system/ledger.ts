@@ -41,7 +41,7 @@ export class Ledger {
   /** Ends the clients; those that hang on a dead connection are let go. */
   async stop(): Promise<void> {
     this.#running = false;
-    await Promise.race([Promise.all(this.#clients), new Promise((resolve) => setTimeout(resolve, 5000))]);
+    await Promise.race([Promise.all(this.#clients), new Promise((resolve) => setTimeout(resolve, 60_000))]);
   }
 
   /** What the database has against what the books say. */

@@ -17,7 +17,7 @@ import {PagesClient} from '#wire/pages.ts';
 import {Pagoda} from '../pagoda.ts';
 
 /** On a quiet machine it is below five seconds; it is printed. */
-const gapMsMax = 15_000;
+const gapMsMax = 60_000;
 
 test('a project moves under load, is failed over, and a stale pageserver harms nothing', async (t) => {
   await using pagoda = await Pagoda.start({upOptions: ['--pageservers', '2']});
@@ -44,7 +44,7 @@ test('a project moves under load, is failed over, and a stale pageserver harms n
   const until = async (what: string, done: () => Promise<boolean>): Promise<number> => {
     const started = performance.now();
     while (!(await done().catch(() => false))) {
-      assert.ok(performance.now() - started < 60_000, `not within a minute: ${what}`);
+      assert.ok(performance.now() - started < 240_000, `not within four minutes: ${what}`);
       await sleep(50);
     }
     return Math.round(performance.now() - started);

@@ -17,7 +17,7 @@ after(async () => {
 });
 
 async function until(what: string, check: () => Promise<boolean>): Promise<void> {
-  const deadline = Date.now() + 30_000;
+  const deadline = Date.now() + 240_000;
   while (!(await check().catch(() => false))) {
     assert.ok(Date.now() < deadline, what);
     await sleep(50);

@@ -51,7 +51,7 @@ function parseLine(line: string): Line {
   };
 }
 
-test('the same records as pg_waldump', {timeout: 300_000}, async () => {
+test('the same records as pg_waldump', {timeout: 850_000}, async () => {
   await using cluster = await PostgresCluster.create({
     settings: {wal_keep_size: '2GB', wal_level: 'logical', max_prepared_transactions: '5'},
   });

@@ -15,7 +15,7 @@ const holders = (world: FakeWorld): number[] =>
   [...world.walTimelines.keys()].map((key) => Number(key.split('/')[0])).sort((a, b) => a - b);
 
 async function until(what: () => Promise<boolean>): Promise<void> {
-  for (let waited = 0; waited < 5000; waited += 20) {
+  for (let waited = 0; waited < 120_000; waited += 20) {
     if (await what()) return;
     await new Promise((resolve) => setTimeout(resolve, 20));
   }

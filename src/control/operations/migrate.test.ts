@@ -33,7 +33,7 @@ async function migrate(control: TestControl, projectId: string, shardId: string,
     .transaction()
     .execute((trx) => control.runner.submit(trx, [migrationDraft(projectId, {shardId, to})]));
   await control.runner.kick();
-  await control.runner.wait([id!], 10_000);
+  await control.runner.wait([id!], 120_000);
   const {status} = await control.store
     .selectFrom('operations')
     .select('status')
@@ -109,16 +109,16 @@ test('a dead pageserver: its shards go to who is ready, under new generations; i
     storage: world,
     clock: systemClock,
     log: silentLog,
-    limits: {tickMs: 20, deadAfterMs: 80, hungAfterMs: 100, graceMs: 1000},
+    limits: {tickMs: 200, deadAfterMs: 400, hungAfterMs: 600, graceMs: 2000},
   });
   t.after(async () => {
     await failover.stop();
     await control.stop();
   });
   const until = async (done: () => boolean | Promise<boolean>): Promise<void> => {
-    const deadline = Date.now() + 5000;
+    const deadline = Date.now() + 120_000;
     while (!(await done())) {
-      assert.ok(Date.now() < deadline, 'it did not happen within five seconds');
+      assert.ok(Date.now() < deadline, 'it did not happen within two minutes');
       await systemClock.sleep(10);
     }
   };

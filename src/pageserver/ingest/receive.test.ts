@@ -118,7 +118,7 @@ test('a bad record is seen in the timeline and in the metrics; pages before it a
         assert.equal(b['ingestError'], undefined);
         break;
       }
-      assert.ok(i < 600, `broken: ${JSON.stringify(a)}, healthy: ${JSON.stringify(b)}`);
+      assert.ok(i < 6000, `broken: ${JSON.stringify(a)}, healthy: ${JSON.stringify(b)}`);
       await systemClock.sleep(50);
     }
     const client = await PagesClient.connect({host: '127.0.0.1', port: server.port}, token, tenantId, broken);
@@ -159,7 +159,7 @@ test('WAL that a reader waits for is asked of another safekeeper when the presen
     const started = systemClock.monotonicMs();
     await timeline.waitForLsn(endLsn);
     const ms = systemClock.monotonicMs() - started;
-    assert.ok(ms < 2000, `waited for ${Math.round(ms)} ms`);
+    assert.ok(ms < 4500, `waited for ${Math.round(ms)} ms`); // silence is noticed after five seconds anyway
   } finally {
     ingest.stop();
     timeline.stop();

@@ -12,7 +12,7 @@ import {Tenant} from './tenant.ts';
 const {tenantId, firstTimeline} = testIds;
 
 async function until(condition: () => boolean): Promise<void> {
-  for (let i = 0; i < 400 && !condition(); i++) await new Promise((resolve) => setTimeout(resolve, 5));
+  for (let i = 0; i < 10_000 && !condition(); i++) await new Promise((resolve) => setTimeout(resolve, 5));
 }
 
 for (const isArchived of [false, true])
