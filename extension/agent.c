@@ -7,6 +7,9 @@
  * Pages can be asked for ahead of need (agent_prefetch): the request is sent, the answer is taken from the stream whenever
  * the next one is read, and kept until somebody wants it. It never gets stale, since the base stands still.
  *
+ * Several pages may come packed (src/wire/packed-pages.ts), as they lie in storage. LZ4 is the server's own library, when it
+ * was built with it; without it, packed pages are not asked for.
+ *
  * Waiting honours interrupts whenever the caller's state allows it (no held interrupts, no critical section). A request
  * that was left by an error leaves its answer in the stream; the connection is then thrown away before the next one.
  */
@@ -48,7 +51,8 @@ typedef struct AgentRequest
 	uint32		rel;
 	uint32		block;
 	uint32		request_id;
-	uint64		reserved;
+	uint32		flags;
+	uint32		zero;
 } AgentRequest;
 
 typedef struct AgentResponse
@@ -68,6 +72,17 @@ StaticAssertDecl(sizeof(AgentListEntry) == 20, "list entry layout");
 #define ANSWER_OK 0
 #define ANSWER_MISSING 1
 
+/* In the flags of a request for pages: they may come packed. In the value of its answer: they do. */
+#define PAGES_PACKED 1
+
+/* Packed pages are no more than this longer than the pages. */
+#define PACKED_SLACK 4096
+
+/* Raw bytes of one compressed segment. */
+#define PACKED_RAW_MAX (64 * 1024)
+
+extern int	LZ4_decompress_safe(const char *source, char *target, int compressed, int capacity) __attribute__((weak));
+
 /* Pages asked for ahead. The first slots are for ranges, the others for single pages. */
 typedef struct Pending
 {
@@ -75,6 +90,7 @@ typedef struct Pending
 	bool		arrived;
 	AgentRequest request;
 	int			count;			/* pages that arrived */
+	uint32		packed;			/* bytes of them, packed; 0: they are not */
 	char	   *pages;
 	int			capacity;		/* of pages */
 } Pending;
@@ -107,6 +123,9 @@ static uint32 agent_last_id = 0;
 static TimestampTz nothrow_failed_at = 0;
 static Pending pending[PENDING_MAX];
 static Pending *wanted = NULL;	/* being taken: not to be given to another request */
+static bool takes_packed = true;
+static char *packed_buffer = NULL;	/* an answer before it is unpacked */
+static char *raw_buffer = NULL; /* one segment of it */
 
 static bool run_exchange(Exchange *x);
 static bool try_exchange(Exchange *x, bool *retry);
@@ -116,6 +135,9 @@ static void send_prefetch(AgentRequest request, BlockNumber block, int count);
 static Pending *find_pending(const AgentRequest *request);
 static Pending *free_pending(int count);
 static int	take_pending(Exchange *x, Pending *entry);
+static uint32 packing(int count);
+static bool receive_packed(Exchange *x);
+static bool unpack_pages(const char *packed, size_t length, int total, int skip, int count, char *pages);
 static bool connect_agent(Exchange *x);
 static void disconnect_agent(void);
 static bool transfer(Exchange *x, char *data, size_t length, bool sending);
@@ -304,6 +326,7 @@ try_exchange(Exchange *x, bool *retry)
 		return false;
 
 	x->request.request_id = ++agent_last_id;
+	x->request.flags = x->request.op == AGENT_GETPAGES ? packing(x->request.count) : 0;
 	agent_busy = true;
 	if (!transfer(x, (char *) &x->request, sizeof(x->request), true))
 		return false;
@@ -335,6 +358,8 @@ try_exchange(Exchange *x, bool *retry)
 		x->buffer = MemoryContextAllocHuge(CurrentMemoryContext, Max(x->response.payload_length, 1));
 		x->capacity = x->response.payload_length;
 	}
+	if (x->response.op == AGENT_GETPAGES && x->response.status == ANSWER_OK && x->response.value == PAGES_PACKED)
+		return receive_packed(x);
 	if (x->response.payload_length > x->capacity)
 	{
 		snprintf(x->reason, sizeof(x->reason), "the answer is %u bytes long, at most %zu were expected",
@@ -384,12 +409,15 @@ receive_pending(Exchange *x, Pending *entry)
 {
 	uint32		length = x->response.payload_length;
 
+	bool		packed = x->response.value == PAGES_PACKED;
+
 	if (x->response.status == ANSWER_OK && x->response.count > 0 && x->response.count <= entry->request.count &&
-		length == (uint32) x->response.count * BLCKSZ)
+		(packed ? length <= (uint32) entry->request.count * BLCKSZ + PACKED_SLACK : length == (uint32) x->response.count * BLCKSZ))
 	{
 		if (!transfer(x, entry->pages, length, false))
 			return false;
 		entry->count = x->response.count;
+		entry->packed = packed ? length : 0;
 		entry->arrived = true;
 		metrics_add(METRIC_PAGES_FETCHED, entry->count);
 		return true;
@@ -418,6 +446,7 @@ send_prefetch(AgentRequest request, BlockNumber block, int count)
 
 	request.block = block;
 	request.count = count;
+	request.flags = packing(count);
 	if (find_pending(&request) != NULL || (entry = free_pending(count)) == NULL)
 		return;
 	request.request_id = ++agent_last_id;
@@ -435,7 +464,7 @@ send_prefetch(AgentRequest request, BlockNumber block, int count)
 		if (entry->pages != NULL)
 			pfree(entry->pages);
 		entry->pages = NULL;
-		entry->pages = MemoryContextAlloc(TopMemoryContext, (Size) count * BLCKSZ);
+		entry->pages = MemoryContextAlloc(TopMemoryContext, (Size) count * BLCKSZ + PACKED_SLACK);
 		entry->capacity = count;
 	}
 	entry->request = request;
@@ -515,8 +544,114 @@ take_pending(Exchange *x, Pending *entry)
 	entry->used = false;
 	if (skip < 0 || count <= 0)
 		return 0;				/* fewer came than were asked for */
-	memcpy(x->buffer, entry->pages + (Size) skip * BLCKSZ, (Size) count * BLCKSZ);
+	if (entry->packed == 0)
+		memcpy(x->buffer, entry->pages + (Size) skip * BLCKSZ, (Size) count * BLCKSZ);
+	else if (!unpack_pages(entry->pages, entry->packed, entry->count, skip, count, x->buffer))
+	{
+		takes_packed = false;
+		return 0;
+	}
 	return count;
+}
+
+/* The flags of a request for so many pages: a single one is not worth it. */
+static uint32
+packing(int count)
+{
+	return count > 1 && takes_packed && LZ4_decompress_safe != NULL ? PAGES_PACKED : 0;
+}
+
+/* The payload of an answer, packed: afterwards it is as if it had not been. */
+static bool
+receive_packed(Exchange *x)
+{
+	uint32		length = x->response.payload_length;
+	int			count = x->response.count;
+
+	if (length > x->capacity + PACKED_SLACK || (Size) count * BLCKSZ > x->capacity || count > PAGODA_FETCH_MAX)
+	{
+		snprintf(x->reason, sizeof(x->reason), "%d packed pages in %u bytes do not fit", count, length);
+		return false;
+	}
+	if (packed_buffer == NULL)
+		packed_buffer = MemoryContextAlloc(TopMemoryContext, (Size) PAGODA_FETCH_MAX * BLCKSZ + PACKED_SLACK);
+	if (!transfer(x, packed_buffer, length, false))
+		return false;
+	if (!unpack_pages(packed_buffer, length, count, 0, count, x->buffer))
+	{
+		/* The next attempt gets them as they are, or an error that says what is damaged. */
+		takes_packed = false;
+		strlcpy(x->reason, "packed pages do not unpack", sizeof(x->reason));
+		return false;
+	}
+	x->response.payload_length = (uint32) count * BLCKSZ;
+	agent_busy = false;
+	return true;
+}
+
+/* A number of an answer, at any address. */
+static inline uint32
+number_at(const char *at)
+{
+	uint32		number;
+
+	memcpy(&number, at, sizeof(number));
+	return number;
+}
+
+/*
+ * Unpacks pages [skip, skip + count) of `total`. False when these bytes are not packed pages: nothing in them is believed
+ * before it was compared with what is there.
+ */
+static bool
+unpack_pages(const char *packed, size_t length, int total, int skip, int count, char *pages)
+{
+	uint32		segments = length < 4 ? 0 : number_at(packed);
+	size_t		table = 4 + (size_t) segments * 16 + (size_t) total * 4;
+	const char *offsets = packed + 4 + (size_t) segments * 16;
+	const char *data = packed + table;
+	int			first = 0;
+
+	if (segments == 0 || segments > (uint32) total || table > length)
+		return false;
+	if (raw_buffer == NULL)
+		raw_buffer = MemoryContextAlloc(TopMemoryContext, PACKED_RAW_MAX);
+
+	for (uint32 i = 0; i < segments; i++)
+	{
+		const char *segment = packed + 4 + (size_t) i * 16;
+		uint8		codec = (uint8) segment[0];
+		int			n = (uint8) segment[1];
+		uint32		raw_bytes = number_at(segment + 4);
+		uint32		start = number_at(segment + 8);
+		uint32		bytes = number_at(segment + 12);
+		const char *raw = data + start;
+
+		if (n > total - first || start > length - table || bytes > length - table - start)
+			return false;
+		if (first < skip + count && first + n > skip)
+		{
+			if (codec == 1)
+			{
+				if (raw_bytes > PACKED_RAW_MAX ||
+					LZ4_decompress_safe(raw, raw_buffer, (int) bytes, (int) raw_bytes) != (int) raw_bytes)
+					return false;
+				raw = raw_buffer;
+			}
+			else if (codec != 0 || bytes != raw_bytes)
+				return false;
+			for (int page = Max(first, skip); page < Min(first + n, skip + count); page++)
+			{
+				uint32		offset = number_at(offsets + (size_t) page * 4);
+
+				if (offset > raw_bytes || raw_bytes - offset < BLCKSZ)
+					return false;
+				memcpy(pages + (Size) (page - skip) * BLCKSZ, raw + offset, BLCKSZ);
+			}
+		}
+		first += n;
+	}
+	return first == total;
 }
 
 static bool

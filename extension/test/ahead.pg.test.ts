@@ -115,3 +115,40 @@ test('ANALYZE and VACUUM of a cold table', () =>
     await compute.query(['analyze facts', 'delete from facts where id > 20000', 'vacuum facts']);
     assert.deepEqual(await compute.query('select count(*), max(id) from facts'), ['20000|20000']);
   }));
+
+test('packed pages are taken as they are, and damaged ones are asked for again unpacked', async () => {
+  const sql = 'select count(*), sum(id), min(length(v)) from facts';
+  const damages: readonly (readonly [string, (packed: Buffer) => void])[] = [
+    ['more segments than pages', (b) => b.writeUInt32LE(0xffffffff, 0)],
+    ['a segment of too many pages', (b) => (b[5] = 255)],
+    ['a longer raw block', (b) => b.writeUInt32LE(b.readUInt32LE(8) + 1, 8)],
+    ['an enormous raw block', (b) => b.writeUInt32LE(0xfffffff0, 8)],
+    ['a segment behind the end', (b) => b.writeUInt32LE(0xfffffff0, 12)],
+    ['a longer segment', (b) => b.writeUInt32LE(0x7fffffff, 16)],
+    ['a page behind the end', (b) => b.writeUInt32LE(0xffffffff, 4 + 16 * b.readUInt32LE(0))],
+    ['an unknown codec', (b) => (b[4] = 7)],
+    ['LZ4 that is none', (b) => b.fill(0xff, b.length >> 1)],
+  ];
+  const part = (n: number): string =>
+    `select count(*), sum(id) from facts where ctid >= '(${n * 280},1)' and ctid < '(${(n + 1) * 280},1)'`;
+  const expected: string[][] = [];
+  await withCompute(async (compute) => {
+    assert.deepEqual(await compute.query(sql), ['40000|800020000|500']);
+    assert.ok(compute.agent.packedServed > 1000, `${compute.agent.packedServed} pages came packed`);
+    for (const n of damages.keys()) expected.push(await compute.query(part(n)));
+  });
+  await withCompute(async (compute) => {
+    for (const [n, [what, damage]] of damages.entries()) {
+      const client = await compute.connect(); // a session that has met damage does not ask for packed pages again
+      await rows(client, 'select 1');
+      compute.agent.damage = (packed) => {
+        if (packed.readUInt32LE(0) > 1) damage(packed);
+      };
+      const served = compute.agent.packedServed;
+      assert.deepEqual(await rows(client, part(n)), expected[n], what);
+      assert.ok(compute.agent.packedServed > served, `${what}: nothing came packed`);
+      compute.agent.damage = undefined;
+      await client.end();
+    }
+  });
+});

@@ -11,6 +11,8 @@ import {
   relSegmentBlocks,
 } from '#postgres/relation.ts';
 import {type HydrationListEntry, HydrationSession, type HydrationSource} from '#wire/hydration.ts';
+import {type PackedSegment, encodePackedPages, packedCodec} from '#wire/packed-pages.ts';
+import {lz4Compress} from '#runtime/compress.ts';
 import type {PageRun} from '#wire/pages.ts';
 
 const suffixes = ['', '_fsm', '_vm', '_init'] as const;
@@ -23,6 +25,8 @@ export class FakeAgent implements HydrationSource {
   hangs = false;
   /** Relation forks that storage refuses to read. */
   broken: ((rel: RelTag) => boolean) | undefined;
+  /** What happens to packed pages on their way. */
+  damage: ((packed: Buffer) => void) | undefined;
   pagesServed = 0;
   /** Requests that wait for `release`. */
   get waiting(): number {
@@ -31,6 +35,7 @@ export class FakeAgent implements HydrationSource {
   /** The most answers that were on their way at once. */
   busiest = 0;
   #underWay = 0;
+  packedServed = 0;
   readonly asked: string[] = [];
   readonly #directory: string;
   readonly #server: net.Server;
@@ -101,7 +106,7 @@ export class FakeAgent implements HydrationSource {
     return this.#blocks(rel);
   }
 
-  async getPages(rel: RelTag, block: number, count: number): Promise<PageRun> {
+  async getPages(rel: RelTag, block: number, count: number, packed = false): Promise<PageRun> {
     await this.#pause(rel);
     const blocks = this.#blocks(rel) ?? 0;
     const pages: Buffer[] = [];
@@ -114,7 +119,11 @@ export class FakeAgent implements HydrationSource {
       pages.push(page);
     }
     this.pagesServed += pages.length;
-    return {bytes: Buffer.concat(pages), release() {}};
+    if (!packed) return {bytes: Buffer.concat(pages), release() {}};
+    const bytes = Buffer.concat(encodePackedPages(packLikeStorage(pages)));
+    this.packedServed += pages.length;
+    this.damage?.(bytes);
+    return {bytes, packedPages: pages.length, release() {}};
   }
 
   async listDb(spcNode: number, dbNode: number): Promise<HydrationListEntry[]> {
@@ -187,4 +196,21 @@ export class FakeAgent implements HydrationSource {
     }
     return found;
   }
+}
+
+/** Three pages to a block, each behind eight bytes; every fourth block is not compressed. */
+function packLikeStorage(pages: readonly Buffer[]): PackedSegment[] {
+  const segments: PackedSegment[] = [];
+  for (let i = 0; i < pages.length; i += 3) {
+    const group = pages.slice(i, i + 3);
+    const raw = Buffer.concat(group.flatMap((page) => [Buffer.alloc(8, 0xee), page]));
+    const lz4 = i % 12 < 9;
+    segments.push({
+      codec: lz4 ? packedCodec.lz4 : packedCodec.none,
+      rawBytes: raw.length,
+      bytes: lz4 ? lz4Compress(raw).subarray(4) : raw,
+      offsets: group.map((_, n) => 8 + n * (8 + blockSize)),
+    });
+  }
+  return segments;
 }

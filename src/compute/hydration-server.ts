@@ -87,9 +87,9 @@ class CountedSource implements HydrationSource {
     return this.#timed(this.#source.relSize(rel));
   }
 
-  async getPages(rel: RelTag, block: number, count: number): Promise<PageRun> {
-    const run = await this.#timed(this.#source.getPages(rel, block, count));
-    this.#pages.inc(run.bytes.length / blockSize);
+  async getPages(rel: RelTag, block: number, count: number, packed = false): Promise<PageRun> {
+    const run = await this.#timed(this.#source.getPages(rel, block, count, packed));
+    this.#pages.inc(run.packedPages ?? run.bytes.length / blockSize);
     return run;
   }
 

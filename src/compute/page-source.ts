@@ -66,9 +66,9 @@ export class PageSource implements HydrationSource {
     return this.#withClient(`size of ${formatRel(rel)}`, (client) => client.relSize(rel, {requestLsn: this.#lsn}));
   }
 
-  getPages(rel: RelTag, block: number, count: number): Promise<PageRun> {
+  getPages(rel: RelTag, block: number, count: number, packed = false): Promise<PageRun> {
     return this.#withClient(`block ${block} of ${formatRel(rel)}`, (client) =>
-      client.getPageRun(rel, block, count, {requestLsn: this.#lsn}),
+      client.getPageRun(rel, block, count, {requestLsn: this.#lsn}, packed),
     );
   }
 

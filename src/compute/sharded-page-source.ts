@@ -53,12 +53,12 @@ export class ShardedPageSource implements StoppableSource {
     return this.#shards[0]!.dbSize(dbNode);
   }
 
-  async getPages(rel: RelTag, block: number, count: number): Promise<PageRun> {
+  async getPages(rel: RelTag, block: number, count: number, packed = false): Promise<PageRun> {
     const parts = splitByShard(this.#shards.length, rel, block, count);
     const [first] = parts;
-    if (parts.length === 1) return this.#shards[first!.shard]!.getPages(rel, block, count);
+    if (parts.length === 1) return this.#shards[first!.shard]!.getPages(rel, block, count, packed);
     const answers = await Promise.allSettled(
-      parts.map((part) => this.#shards[part.shard]!.getPages(rel, part.block, part.count)),
+      parts.map((part) => this.#shards[part.shard]!.getPages(rel, part.block, part.count, false)),
     );
     return joinRuns(parts, answers);
   }

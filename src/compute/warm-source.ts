@@ -69,7 +69,7 @@ export class WarmSource implements HydrationSource {
     return this.#sizes.get(formatRel(rel)) ?? this.#source.relSize(rel);
   }
 
-  async getPages(rel: RelTag, block: number, count: number): Promise<PageRun> {
+  async getPages(rel: RelTag, block: number, count: number, packed = false): Promise<PageRun> {
     const known = this.#pages.get(formatRel(rel));
     const wanted: Promise<Buffer | undefined>[] = [];
     for (let at = block; at < block + count; at++) {
@@ -81,7 +81,7 @@ export class WarmSource implements HydrationSource {
       if (pages.every((page) => page !== undefined))
         return {bytes: count === 1 ? pages[0]! : Buffer.concat(pages), release() {}};
     }
-    return await this.#source.getPages(rel, block, count);
+    return await this.#source.getPages(rel, block, count, packed);
   }
 
   listDb(spcNode: number, dbNode: number): Promise<readonly HydrationListEntry[]> {
@@ -98,7 +98,7 @@ export class WarmSource implements HydrationSource {
       this.#pages.set(name, (pages = new Map()));
       for (const fork of sizedForks) this.#readSize({...rel, fork});
     }
-    const copied = this.#source.getPages(rel, block, count).then(
+    const copied = this.#source.getPages(rel, block, count, false).then(
       (run) => {
         const bytes = Buffer.from(run.bytes);
         run.release();

@@ -24,6 +24,7 @@ const request: HydrationRequest = {
   relNode: 16384,
   block: 7,
   requestId: 99,
+  packed: false,
 };
 
 const source: HydrationSource = {

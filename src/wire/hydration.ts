@@ -9,8 +9,8 @@
  * Request, 32 bytes:
  *
  *     offset  0 u8  op         4 u32 spc     12 u32 rel      20 u32 requestId
- *             1 u8  fork       8 u32 db      16 u32 block    24 u64 zero
- *             2 u16 count
+ *             1 u8  fork       8 u32 db      16 u32 block    24 u32 1: packed pages are welcome
+ *             2 u16 count                                    28 u32 zero
  *
  * Response, 16 bytes, then payloadLength bytes:
  *
@@ -25,7 +25,8 @@
  * | 1  | NBLOCKS of (rel, fork)                           | value = blocks, or status 1                                   |
  * | 1  | NBLOCKS of rel with fork 255: all four forks     | payload 4 × u32 by fork number, 0xFFFFFFFF = no such fork;    |
  * |    |                                                  | status 1 when there is none                                   |
- * | 2  | GETPAGES (rel, fork, block, count 1…64)          | payload count × 8192; count may be smaller at the fork's end  |
+ * | 2  | GETPAGES (rel, fork, block, count 1…64)          | payload count × 8192; count may be smaller at the fork's end; |
+ * |    |                                                  | value 1: payload as in packed-pages.ts                        |
  * | 3  | LISTDB (db, spc); spc 0 means any tablespace,    | payload entries of 20 bytes: u32 spc, u32 db, u32 rel,        |
  * |    | db 0 the shared relations                        | u8 fork, 3 zero, u32 blocks: every fork of every relation     |
  * | 4  | DBSIZE (db), over all tablespaces                | payload u64 bytes; status 1 or 0 bytes: no such database      |
@@ -60,6 +61,8 @@ export interface HydrationRequest {
   readonly relNode: number;
   readonly block: number;
   readonly requestId: number;
+  /** Op 2: the backend can unpack. */
+  readonly packed: boolean;
 }
 
 export interface HydrationResponse {
@@ -81,8 +84,8 @@ export interface HydrationListEntry {
 export interface HydrationSource {
   /** Blocks of one fork; undefined when storage does not have it. */
   relSize(rel: RelTag): Promise<number | undefined>;
-  /** Pages from `block` on, at least one, at most `count`; fewer at the end of the fork. */
-  getPages(rel: RelTag, block: number, count: number): Promise<PageRun>;
+  /** Pages from `block` on, at least one, at most `count`; fewer at the end of the fork. `packed`: they may come packed. */
+  getPages(rel: RelTag, block: number, count: number, packed?: boolean): Promise<PageRun>;
   /** Every fork of a database (0: the shared relations) in a tablespace (0: in any). */
   listDb(spcNode: number, dbNode: number): Promise<readonly HydrationListEntry[]>;
   /** Bytes of all relations of a database; 0 or undefined when storage has no such database. */
@@ -136,9 +139,11 @@ export class HydrationSession {
       if (request.op === hydrationOp.getPages) {
         const {spcNode, dbNode, relNode} = request;
         const rel = {spcNode, dbNode, relNode, fork: request.fork as ForkNumber};
-        run = await this.#source.getPages(rel, request.block, request.count);
-        const {bytes} = run;
-        parts = encodeHydrationResponse(request, {count: bytes.length / blockSize, payload: [bytes]});
+        run = await this.#source.getPages(rel, request.block, request.count, request.packed);
+        const {bytes, packedPages} = run;
+        const isPacked = packedPages !== undefined;
+        const answer = {count: packedPages ?? bytes.length / blockSize, value: isPacked ? 1 : 0, payload: [bytes]};
+        parts = encodeHydrationResponse(request, answer);
       } else parts = await answerHydrationRequest(this.#source, request);
     } catch (error) {
       parts = encodeHydrationError(request, error instanceof Error ? error.message : String(error));
@@ -192,6 +197,7 @@ export function encodeHydrationRequest(request: HydrationRequest): Buffer {
   b.writeUInt32LE(request.relNode, 12);
   b.writeUInt32LE(request.block, 16);
   b.writeUInt32LE(request.requestId, 20);
+  b.writeUInt32LE(request.packed ? 1 : 0, 24);
   return b;
 }
 
@@ -206,6 +212,7 @@ export function decodeHydrationRequest(b: Buffer): HydrationRequest {
     relNode: b.readUInt32LE(12),
     block: b.readUInt32LE(16),
     requestId: b.readUInt32LE(20),
+    packed: b[24] === 1,
   };
   const {op, count} = request;
   const pages = op === hydrationOp.getPages;
@@ -215,7 +222,7 @@ export function decodeHydrationRequest(b: Buffer): HydrationRequest {
     op > hydrationOp.databaseSize ||
     !forkKnown ||
     (pages ? count < 1 || count > hydrationPagesMax : count !== 0) ||
-    b.readUInt32LE(24) !== 0 ||
+    b.readUInt32LE(24) > (pages ? 1 : 0) ||
     b.readUInt32LE(28) !== 0
   )
     throw new HydrationProtocolError(`hydration socket: not a request: ${b.toString('hex')}`);

@@ -28,6 +28,7 @@ test('a request survives the wire', () => {
           fork: fork as ForkNumber,
           blockNumber: n[4]!,
           count,
+          packed: count % 2 === 1,
         };
         const decoded = wire.decodePageRequest(wire.requestFrameType(kind), wire.encodePageRequest(request));
         assert.deepEqual(decoded, request);
@@ -48,6 +49,7 @@ test('hostile requests are refused, never misread', () => {
     fork: 0,
     blockNumber: 0,
     count: 1,
+    packed: true,
   });
   const bad = (change: (b: Buffer) => void): Buffer => {
     const b = Buffer.from(good);

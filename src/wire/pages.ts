@@ -7,10 +7,11 @@
  * any order. All numbers are little-endian.
  *
  * Request (every type, unused fields 0):
- *   u32 requestId | u16 count | u8 fork | u8 0 | u64 requestLsn | u64 notModifiedSinceLsn |
+ *   u32 requestId | u16 count | u8 fork | u8 1: packed pages are welcome | u64 requestLsn | u64 notModifiedSinceLsn |
  *   u32 spcNode | u32 dbNode | u32 relNode | u32 blockNumber | u32 0
  * Answers: u32 requestId, then
  *   pages      u16 count | u16 0 | count × 8192 bytes
+ *   packedPages  u16 count | u16 0 | as in packed-pages.ts; only where they are welcome
  *   relSize    u8 exists | 3 × 0 | u32 blocks
  *   relExists  u8 exists | 3 × 0
  *   dbSize     u64 bytes
@@ -47,6 +48,7 @@ export const pageFrame = {
   dbSizeAnswer: 35,
   listDbAnswer: 36,
   leaseAnswer: 37,
+  packedPages: 38,
   error: 47,
 } as const;
 
@@ -99,6 +101,8 @@ export interface PageRequest {
   readonly fork: ForkNumber;
   readonly blockNumber: number;
   readonly count: number;
+  /** getPages: who asks can unpack. */
+  readonly packed: boolean;
 }
 
 /** One fork of a relation and its size. */
@@ -115,6 +119,7 @@ export function encodePageRequest(r: PageRequest): Buffer {
   b.writeUInt32LE(r.requestId, 0);
   b.writeUInt16LE(r.count, 4);
   b[6] = r.fork;
+  b[7] = r.packed ? 1 : 0;
   writeLsn64(b, 8, r.requestLsn);
   writeLsn64(b, 16, r.notModifiedSinceLsn);
   b.writeUInt32LE(r.spcNode, 24);
@@ -162,6 +167,7 @@ export function decodePageRequest(type: number, b: Buffer): PageRequest {
     fork: fork as ForkNumber,
     blockNumber: b.readUInt32LE(36),
     count,
+    packed: b[7] === 1,
   };
 }
 
@@ -236,7 +242,13 @@ export function encodePageError(requestId: number, code: PageErrorCode, message:
 // Answers, client side.
 
 export type PageAnswer =
-  | {readonly kind: 'pages'; readonly requestId: number; readonly bytes: Buffer; readonly frame: Buffer}
+  | {
+      readonly kind: 'pages' | 'packedPages';
+      readonly requestId: number;
+      readonly count: number;
+      readonly bytes: Buffer;
+      readonly frame: Buffer;
+    }
   | {readonly kind: 'relSize'; readonly requestId: number; readonly blocks: number | undefined}
   | {readonly kind: 'relExists'; readonly requestId: number; readonly exists: boolean}
   | {readonly kind: 'dbSize'; readonly requestId: number; readonly bytes: number}
@@ -253,8 +265,11 @@ export function decodePageAnswer(type: number, b: Buffer): PageAnswer {
       if (b.length < 8) throw malformed(type, b);
       const count = b.readUInt16LE(4);
       if (b.length !== 8 + count * blockSize) throw malformed(type, b);
-      return {kind: 'pages', requestId, bytes: b.subarray(8), frame: b};
+      return {kind: 'pages', requestId, count, bytes: b.subarray(8), frame: b};
     }
+    case pageFrame.packedPages:
+      if (b.length < 8) throw malformed(type, b);
+      return {kind: 'packedPages', requestId, count: b.readUInt16LE(4), bytes: b.subarray(8), frame: b};
     case pageFrame.relSizeAnswer:
       if (b.length !== 12) throw malformed(type, b);
       return {kind: 'relSize', requestId, blocks: b[4] === 1 ? b.readUInt32LE(8) : undefined};
@@ -305,6 +320,8 @@ export interface ReadAt {
 /** Pages one after the other. After `release`, which need not be called, nobody may look at the bytes. */
 export interface PageRun {
   readonly bytes: Buffer;
+  /** `bytes` are so many pages as in packed-pages.ts; only who asked for that gets it. */
+  readonly packedPages?: number;
   release(): void;
 }
 
@@ -384,12 +401,14 @@ export class PagesClient {
     return pages;
   }
 
-  /** The same in one piece, for those who pass it on. */
-  async getPageRun(rel: RelTag, block: number, count: number, at: ReadAt): Promise<PageRun> {
-    const answer = await this.#ask('getPages', rel, block, count, at, `pages ${block}+${count} of ${formatRel(rel)}`);
-    if (answer.kind !== 'pages') return wrongKind(answer);
+  /** The same in one piece, for those who pass it on; `packed`: to one who can unpack. */
+  async getPageRun(rel: RelTag, block: number, count: number, at: ReadAt, packed = false): Promise<PageRun> {
+    const what = `pages ${block}+${count} of ${formatRel(rel)}`;
+    const answer = await this.#ask('getPages', rel, block, count, at, what, packed);
+    if (answer.kind !== 'pages' && (answer.kind !== 'packedPages' || !packed)) return wrongKind(answer);
     const {bytes, frame} = answer;
-    return {bytes, release: () => this.#connection.recycle(frame)};
+    const release = (): void => this.#connection.recycle(frame);
+    return answer.kind === 'pages' ? {bytes, release} : {bytes, packedPages: answer.count, release};
   }
 
   /** Blocks of the fork, or undefined when it does not exist. */
@@ -452,6 +471,7 @@ export class PagesClient {
     count: number,
     at: ReadAt,
     what: string,
+    packed = false,
   ): Promise<PageAnswer> {
     if (this.#ended !== undefined) return Promise.reject(this.#ended);
     const requestId = this.#nextId;
@@ -470,6 +490,7 @@ export class PagesClient {
       fork,
       blockNumber,
       count,
+      packed,
     };
     return new Promise((resolve, reject) => {
       this.#waiters.set(requestId, {resolve, reject, what});

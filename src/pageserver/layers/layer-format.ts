@@ -87,8 +87,43 @@ export function encodeFrame(identity: ObjectIdentity, offset: number, block: Pac
   return [head, payload];
 }
 
+/** A block as it lies in its object: checked, unpacked only when somebody looks into it. */
+export class StoredBlock {
+  readonly #identity: ObjectIdentity;
+  readonly #offset: number;
+  readonly #frame: Buffer;
+  #raw: Buffer | undefined;
+
+  /** `frame` was read from `offset`. Throws LayerCorruption. */
+  constructor(identity: ObjectIdentity, offset: number, type: number, frame: Buffer) {
+    checkFrame(identity, offset, type, frame);
+    this.#identity = identity;
+    this.#offset = offset;
+    this.#frame = frame;
+  }
+
+  get rawLength(): number {
+    return this.#frame.readUInt32LE(4);
+  }
+
+  /** The LZ4 block that it is, or undefined. */
+  get lz4(): Buffer | undefined {
+    return this.#frame[1] === codecLz4 ? this.#frame.subarray(frameHeaderBytes + 4) : undefined;
+  }
+
+  /** Throws LayerCorruption. */
+  get raw(): Buffer {
+    return (this.#raw ??= unpackFrame(this.#identity, this.#offset, this.#frame));
+  }
+}
+
 /** The raw content of the frame `stored`, which was read from `offset`. Throws LayerCorruption. */
 export function decodeFrame(identity: ObjectIdentity, offset: number, type: number, stored: Buffer): Buffer {
+  checkFrame(identity, offset, type, stored);
+  return unpackFrame(identity, offset, stored);
+}
+
+function checkFrame(identity: ObjectIdentity, offset: number, type: number, stored: Buffer): void {
   if (stored.length < frameHeaderBytes) throw corrupt(identity, offset, `block of ${stored.length} bytes`);
   const payloadLength = stored.readUInt32LE(8);
   const rawLength = stored.readUInt32LE(4);
@@ -99,8 +134,18 @@ export function decodeFrame(identity: ObjectIdentity, offset: number, type: numb
   if (sum !== stored.readUInt32LE(12)) throw corrupt(identity, offset, 'the checksum of the block is wrong');
   if (stored[0] !== type) throw corrupt(identity, offset, `block of type ${stored[0]}, expected ${type}`);
   if (rawLength > rawBytesMax) throw corrupt(identity, offset, `block of ${rawLength} raw bytes`);
+  const codec = stored[1]!;
+  if (codec !== codecNone && codec !== codecZstd && codec !== codecLz4)
+    throw corrupt(identity, offset, `unknown codec ${codec}`);
+  if (codec === codecLz4 && (payloadLength < 4 || payload.readUInt32LE(0) !== rawLength))
+    throw corrupt(identity, offset, `the block does not decompress: an lz4 block of other than ${rawLength} bytes`);
+}
+
+/** Of a frame that checkFrame() has seen. */
+function unpackFrame(identity: ObjectIdentity, offset: number, stored: Buffer): Buffer {
+  const payload = stored.subarray(frameHeaderBytes);
+  const rawLength = stored.readUInt32LE(4);
   if (stored[1] === codecNone) return payload;
-  if (stored[1] !== codecZstd && stored[1] !== codecLz4) throw corrupt(identity, offset, `unknown codec ${stored[1]}`);
   let raw: Buffer;
   try {
     raw = stored[1] === codecLz4 ? lz4Decompress(payload, rawLength) : zstdDecompress(payload, rawLength);

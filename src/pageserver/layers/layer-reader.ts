@@ -9,14 +9,24 @@ import type {ObjectStore, RangeOptions} from '#objectstore/object-store.ts';
 import {ObjectStoreError} from '#objectstore/object-store.ts';
 import {crc32c} from '#runtime/crc.ts';
 import type {Lsn} from '#postgres/lsn.ts';
-import {type Key, type KeyPrefix, type KeyRange, compareKeyAt, keyBytes, readKey} from '#pageserver/timeline/key.ts';
-import {type Value, readValue} from '#pageserver/timeline/value.ts';
+import {blockSize} from '#postgres/relation.ts';
+import {
+  type Key,
+  type KeyPrefix,
+  type KeyRange,
+  compareKeyAt,
+  keyBytes,
+  keyKind,
+  readKey,
+} from '#pageserver/timeline/key.ts';
+import {type Value, flagStartsHistory, readValue, valueHeaderBytes, valueKind} from '#pageserver/timeline/value.ts';
 import type {LayerDescription} from '#pageserver/timeline/index-object.ts';
 import type {BlockCache, BlockOwner, CachedBlock} from './block-cache.ts';
 import {
   LayerCorruption,
   type LayerFooter,
   type ObjectIdentity,
+  StoredBlock,
   blockType,
   checkHeader,
   corrupt,
@@ -44,19 +54,17 @@ interface MissingBlock {
 export class ReadPass {
   readonly #missing = new Map<LayerReader, Map<number, MissingBlock>>();
   /** Kept until the read ends, so that a cache smaller than one read cannot make it go round for ever. */
-  readonly #fetched = new Map<LayerReader, Map<number, Buffer>>();
+  readonly #fetched = new Map<LayerReader, FetchedBlocks>();
   readonly cache: BlockCache;
-  readonly #isRun: boolean;
+  /** Many pages in order are read. */
+  readonly isRun: boolean;
   /** Layers looked into, for metrics. */
   layersVisited = 0;
 
-  /**
-   * `isRun`: many pages in order are read. A block of images, fetched for that, is used up at once; it would only push others
-   * out of the cache.
-   */
+  /** A block of images that is fetched for a run is used up at once: it would only push others out of the cache. */
   constructor(cache: BlockCache, isRun = false) {
     this.cache = cache;
-    this.#isRun = isRun;
+    this.isRun = isRun;
   }
 
   /** Blocks have been noted that are to be fetched. */
@@ -65,12 +73,25 @@ export class ReadPass {
   }
 
   block(layer: LayerReader, offset: number, storedBytes: number, type: number): Buffer | undefined {
-    const cached = this.cache.find(layer, offset) ?? this.#fetched.get(layer)?.get(offset);
+    const cached = this.cache.find(layer, offset);
     if (cached !== undefined) return cached;
+    const fetched = this.#fetched.get(layer)?.get(offset);
+    if (fetched !== undefined) return fetched instanceof StoredBlock ? fetched.raw : fetched;
+    this.#note(layer, offset, storedBytes, type);
+    return undefined;
+  }
+
+  /** A block of images for a run: as it lies in the object, unless it happens to be in the cache. */
+  imageBlock(layer: LayerReader, offset: number, storedBytes: number): Buffer | StoredBlock | undefined {
+    const block = this.cache.find(layer, offset) ?? this.#fetched.get(layer)?.get(offset);
+    if (block === undefined) this.#note(layer, offset, storedBytes, blockType.data);
+    return block;
+  }
+
+  #note(layer: LayerReader, offset: number, storedBytes: number, type: number): void {
     let ofLayer = this.#missing.get(layer);
     if (ofLayer === undefined) this.#missing.set(layer, (ofLayer = new Map()));
     if (!ofLayer.has(offset)) ofLayer.set(offset, {layer, offset, storedBytes, type});
-    return undefined;
   }
 
   /** Fetches all missing blocks. Throws LayerCorruption, or ObjectStoreError. */
@@ -104,7 +125,7 @@ export class ReadPass {
   async #fetchGroup(layer: LayerReader, group: readonly MissingBlock[], end: number): Promise<void> {
     let blocks;
     try {
-      blocks = await layer.fetchBlocks(group, end, !this.#isRun);
+      blocks = await layer.fetchBlocks(group, end, this.isRun);
     } catch (error) {
       // The next attempt sees the layers that have taken its place.
       if (layer.retired) return;
@@ -115,6 +136,9 @@ export class ReadPass {
     else for (const [offset, raw] of blocks) kept.set(offset, raw);
   }
 }
+
+/** By offset. Blocks of images that are fetched for a run are not unpacked. */
+type FetchedBlocks = Map<number, Buffer | StoredBlock>;
 
 /** Called for each version found, newest first. */
 export type OnVersion = (value: Value) => void;
@@ -138,7 +162,7 @@ export class LayerReader implements BlockOwner {
   readonly objectKey: string;
   readonly #identity: ObjectIdentity;
   readonly #cache: BlockCache;
-  readonly #flights = new Map<number, Promise<Map<number, Buffer>>>();
+  readonly #flights = new Map<number, Promise<FetchedBlocks>>();
   readonly #onRead: (bytes: number) => void;
   readonly #onRepair: (damage: LayerCorruption) => void;
 
@@ -260,15 +284,15 @@ export class LayerReader implements BlockOwner {
     return this.#decodeRoot(rootOffset, await this.readStored(rootOffset, size - rootOffset));
   }
 
-  /** One flight for blocks of this layer that lie in [group[0].offset, end). `keepAll`: see ReadPass. */
-  async fetchBlocks(group: readonly MissingBlock[], end: number, keepAll: boolean): Promise<Map<number, Buffer>> {
+  /** One flight for blocks of this layer that lie in [group[0].offset, end). `isRun`: see ReadPass. */
+  async fetchBlocks(group: readonly MissingBlock[], end: number, isRun: boolean): Promise<FetchedBlocks> {
     const start = group[0]!.offset;
     const joined = this.#flights.get(start);
     if (joined !== undefined) {
       const blocks = await joined;
       if (group.every((b) => blocks.has(b.offset))) return blocks;
     }
-    const flight = this.#fetchNow(group, start, end, keepAll);
+    const flight = this.#fetchNow(group, start, end, isRun);
     this.#flights.set(start, flight);
     try {
       return await flight;
@@ -277,37 +301,34 @@ export class LayerReader implements BlockOwner {
     }
   }
 
-  async #fetchNow(
-    group: readonly MissingBlock[],
-    start: number,
-    end: number,
-    keepAll: boolean,
-  ): Promise<Map<number, Buffer>> {
+  async #fetchNow(group: readonly MissingBlock[], start: number, end: number, isRun: boolean): Promise<FetchedBlocks> {
     const objectBytes = this.description.size;
     try {
-      return this.#decode(group, start, await this.#getRange(start, end - start, {objectBytes}), keepAll);
+      return this.#decode(group, start, await this.#getRange(start, end - start, {objectBytes}), isRun);
     } catch (error) {
       if (!(error instanceof LayerCorruption)) throw error;
       // Perhaps only the way, or a copy on local disk, is damaged: once more, from the object itself.
       const bytes = await this.#getRange(start, end - start, {objectBytes, fresh: true});
-      const blocks = this.#decode(group, start, bytes, keepAll);
+      const blocks = this.#decode(group, start, bytes, isRun);
       this.#onRepair(error);
       return blocks;
     }
   }
 
-  #decode(group: readonly MissingBlock[], start: number, bytes: Buffer, keepAll: boolean): Map<number, Buffer> {
-    const blocks = new Map<number, Buffer>();
-    const last = group.at(-1)!;
+  #decode(group: readonly MissingBlock[], start: number, bytes: Buffer, isRun: boolean): FetchedBlocks {
+    const blocks: FetchedBlocks = new Map();
+    const areImages = this.description.kind === 'image';
     for (const b of group) {
       const stored = bytes.subarray(b.offset - start, b.offset - start + b.storedBytes);
+      if (isRun && areImages && b.type === blockType.data) {
+        blocks.set(b.offset, new StoredBlock(this.#identity, b.offset, b.type, stored));
+        continue;
+      }
       let raw: Buffer;
       if (b.type === blockType.root) raw = this.#decodeRoot(b.offset, stored);
       else raw = this.decodeStored(b.offset, b.type, stored);
       blocks.set(b.offset, raw);
-      // The next run begins where this one ends, mostly within its last block.
-      const usedUp = !keepAll && b !== last && b.type === blockType.data && this.description.kind === 'image';
-      if (!usedUp) this.#cache.insert(this, b.offset, raw);
+      this.#cache.insert(this, b.offset, raw);
     }
     return blocks;
   }
@@ -399,7 +420,8 @@ export class LayerReader implements BlockOwner {
     let missing = false;
     // The versions of a key mostly lie in one block.
     let blockNumber = -1;
-    let data: Buffer | undefined;
+    let data: Buffer | StoredBlock | undefined;
+    const wantsStored = pass.isRun && this.description.kind === 'image' && p.kind === keyKind.relPage;
     for (; v >= first; v--) {
       const lsn = u64(index, layout.lsnsAt + v * 8);
       if (lsn < floorLsn) break; // older layers hold nothing above the floor either, but an image below it may be wanted
@@ -408,13 +430,58 @@ export class LayerReader implements BlockOwner {
       if (itsBlock !== blockNumber) {
         blockNumber = itsBlock;
         const blockAt = layout.blocksAt + itsBlock * 12;
-        data = pass.block(this, u64(index, blockAt), u32(index, blockAt + 8), blockType.data);
+        const offset = u64(index, blockAt);
+        const storedBytes = u32(index, blockAt + 8);
+        data = wantsStored
+          ? pass.imageBlock(this, offset, storedBytes)
+          : pass.block(this, offset, storedBytes, blockType.data);
       }
       if (data === undefined) missing = true;
-      else if (!missing) onVersion(readValue(data, packed >>> 1, lsn as Lsn));
+      else if (!missing) {
+        if (data instanceof StoredBlock) onVersion(this.#storedImage(data, index, layout, v, lsn as Lsn));
+        else onVersion(readValue(data, packed >>> 1, lsn as Lsn));
+      }
       if ((packed & 1) !== 0) return missing ? 'done-missing' : 'done';
     }
     return missing ? 'missing' : 'continue';
+  }
+
+  /** The version number `v` of an index block, which lies in `block`. A page of an image layer is told by its size alone. */
+  #storedImage(block: StoredBlock, index: Buffer, layout: IndexLayout, v: number, lsn: Lsn): Value {
+    const offset = u32(index, layout.offsetsAt + v * 4) >>> 1;
+    const blockNumber = u16(index, layout.blockNumbersAt + v * 2);
+    const isLast = v + 1 >= u32(index, 4) || u16(index, layout.blockNumbersAt + (v + 1) * 2) !== blockNumber;
+    const end = isLast ? block.rawLength : u32(index, layout.offsetsAt + (v + 1) * 4) >>> 1;
+    return end - offset === valueHeaderBytes + blockSize
+      ? new PackedPage(lsn, block, offset + valueHeaderBytes)
+      : readValue(block.raw, offset, lsn);
+  }
+}
+
+/** An image of a page within a block that nobody has unpacked yet. */
+export class PackedPage implements Value {
+  readonly lsn: Lsn;
+  readonly block: StoredBlock;
+  /** Of the page, in the raw block. */
+  readonly offset: number;
+
+  constructor(lsn: Lsn, block: StoredBlock, offset: number) {
+    this.lsn = lsn;
+    this.block = block;
+    this.offset = offset;
+  }
+
+  get kind(): number {
+    return valueKind.image;
+  }
+  get flags(): number {
+    return flagStartsHistory;
+  }
+  get blockId(): number {
+    return 0;
+  }
+  get payload(): Buffer {
+    return this.block.raw.subarray(this.offset, this.offset + blockSize);
   }
 }
 

@@ -2,8 +2,8 @@
 import {assert} from '#runtime/assert.ts';
 import {crc32c} from '#runtime/crc.ts';
 import {type Lsn, writeLsn64} from '#postgres/lsn.ts';
-import {type KeyPrefix, comparePrefixes, keyBytes, samePrefix, writeKey} from '#pageserver/timeline/key.ts';
-import {flagStartsHistory, valueHeaderBytes} from '#pageserver/timeline/value.ts';
+import {type KeyPrefix, comparePrefixes, keyBytes, keyKind, samePrefix, writeKey} from '#pageserver/timeline/key.ts';
+import {flagStartsHistory, valueHeaderBytes, valueKind} from '#pageserver/timeline/value.ts';
 import {
   type LayerHeader,
   type ObjectIdentity,
@@ -12,10 +12,11 @@ import {
   encodeFooter,
   encodeFrame,
   encodeHeader,
+  layerFlagImage,
   packBlock,
 } from './layer-format.ts';
 
-/** A data block is closed when it holds this much: four pages. Larger values get a block of their own. */
+/** A data block is closed when it would hold more: three pages. Larger values get a block of their own. */
 const dataBlockBytes = 32 * 1024;
 /** An index block is closed at about this size. */
 const indexBlockBytes = 16 * 1024;
@@ -97,6 +98,9 @@ export class LayerWriter {
       const order = comparePrefixes(this.#lastPrefix, p) || this.#lastE - e;
       assert(order < 0, 'keys come in order');
     }
+    // A reader of a run tells an image by its size, without looking at it (PackedPage).
+    if ((this.#header.flags & layerFlagImage) !== 0 && p.kind === keyKind.relPage)
+      assert(kind !== valueKind.record && kind !== valueKind.patch, 'pages of an image layer are images');
     assert(lsn >= this.#header.startLsn && lsn < this.#header.endLsn, 'a version lies in the LSN range of its layer');
 
     const bytes = valueHeaderBytes + length;

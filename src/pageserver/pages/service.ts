@@ -23,6 +23,7 @@ import {
   pageFrame,
   pagesPerRequestMax,
 } from '#wire/pages.ts';
+import {type PackedSegment, encodePackedPages, packedCodec} from '#wire/packed-pages.ts';
 import {tenantOfShardId} from '#wire/shard.ts';
 import type {PageserverMetrics} from '../metrics.ts';
 import type {Readers} from './readers.ts';
@@ -153,6 +154,15 @@ class PageConnection {
       try {
         run = takeRun(request.count);
         const at = this.#readLsn(request);
+        if (request.packed && run !== undefined) {
+          const segments = timeline.getPackedRelPagesNow(request, request.blockNumber, request.count, at, run);
+          if (Array.isArray(segments)) return this.#sendPacked(request, segments, run, started);
+          return this.#wait(
+            request,
+            segments.then((slow) => this.#sendPacked(request, slow, run!, started)),
+            run,
+          );
+        }
         const pages = timeline.getRelPagesNow(request, request.blockNumber, request.count, at, run);
         if (Array.isArray(pages)) return this.#sendPages(request, pages, run, started);
         return this.#wait(
@@ -226,6 +236,20 @@ class PageConnection {
       if (!room) this.#hold();
     }
     metrics.getPages.inc(pages.length);
+    metrics.getPagesSeconds.observe((clock.monotonicMs() - started) / 1000);
+  }
+
+  #sendPacked(request: PageRequest, segments: readonly PackedSegment[], run: Buffer, started: number): void {
+    const {metrics, clock} = this.#options;
+    let pages = 0;
+    for (const {offsets} of segments) pages += offsets.length;
+    const header = encodePagesHeader(request.requestId, pages);
+    // All of them were made in `run`.
+    const isPlain = segments.length === 1 && segments[0]!.codec === packedCodec.none;
+    const type = isPlain ? pageFrame.pages : pageFrame.packedPages;
+    const parts = isPlain ? [segments[0]!.bytes] : encodePackedPages(segments);
+    if (!this.#connection.sendThen(() => giveRun(run), type, header, ...parts)) this.#hold();
+    metrics.getPages.inc(pages);
     metrics.getPagesSeconds.observe((clock.monotonicMs() - started) / 1000);
   }
 

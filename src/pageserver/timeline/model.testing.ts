@@ -4,8 +4,9 @@ import {assert} from '#runtime/assert.ts';
 import {systemRandom} from '#runtime/random.ts';
 import {systemClock} from '#runtime/clock.ts';
 import {silentLog} from '#runtime/log.ts';
+import {encodePackedPages, unpackPages} from '#wire/packed-pages.ts';
 import {type Lsn, lsn} from '#postgres/lsn.ts';
-import type {RelTag} from '#postgres/relation.ts';
+import {type RelTag, blockSize} from '#postgres/relation.ts';
 import type {ObjectStore} from '#objectstore/object-store.ts';
 import {PagePatchBuilder} from '../ingest/page-patch.ts';
 import {BlockCache} from '../layers/block-cache.ts';
@@ -292,6 +293,10 @@ export async function compare(timeline: Timeline, branch: ModelBranch, at: Lsn):
         assert(real[b]!.equals(pages[b]!), `database ${database} relation ${relation} block ${b} at ${at}`);
       const one = Math.floor(pages.length / 2);
       assert((await timeline.getRelPages(tag, one, 1, at))[0]!.equals(pages[one]!), `block ${one} alone at ${at}`);
+      const into = Buffer.alloc(64 * blockSize, 0xaa);
+      const [table, ...data] = encodePackedPages(await timeline.getPackedRelPagesNow(tag, one, 64, at, into));
+      const packed = unpackPages(Buffer.concat([table!, ...data]), pages.length - one);
+      assert(packed.equals(Buffer.concat(pages.slice(one))), `packed from block ${one} of ${relation} at ${at}`);
     }
   }
   const slru = [...world.slru.keys()].sort((x, y) => x - y);

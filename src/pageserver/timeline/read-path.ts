@@ -12,9 +12,10 @@ import {applyRecord} from '#redo/apply.ts';
 import {RedoError, type RedoEnvironment} from '#redo/redo.ts';
 import {ObjectStoreError} from '#objectstore/object-store.ts';
 import {assert} from '#runtime/assert.ts';
+import {type PackedSegment, packedCodec, packedRawBytesMax} from '#wire/packed-pages.ts';
 import {PagePatchError, applyPagePatch} from '../ingest/page-patch.ts';
-import {LayerCorruption} from '../layers/layer-format.ts';
-import {type LayerReader, ReadPass} from '../layers/layer-reader.ts';
+import {LayerCorruption, type StoredBlock} from '../layers/layer-format.ts';
+import {type LayerReader, PackedPage, ReadPass} from '../layers/layer-reader.ts';
 import type {MemoryLayer} from '../layers/memory-layer.ts';
 import {
   type Key,
@@ -66,7 +67,12 @@ export async function readOn<T>(
       }
     }
     checkKept(state, at);
-    const result = attempt(pass);
+    let result: T | undefined;
+    try {
+      result = attempt(pass);
+    } catch (error) {
+      throw explainStorage(state, error); // a block that was not unpacked before
+    }
     if (result !== undefined) return result;
     assert(pass.lacks, 'an attempt that does not answer says what it lacks');
   }
@@ -189,6 +195,85 @@ export function tryRelPages(
   at: Lsn,
   into?: Buffer,
 ): Buffer[] | undefined {
+  const found = tryRelValues(state, pass, rel, block, count, at);
+  return found?.map((values, i) =>
+    buildPage(
+      state,
+      values,
+      at,
+      () => `relation ${formatRel(rel)} block ${block + i}`,
+      into?.subarray(i * blockSize, (i + 1) * blockSize),
+    ),
+  );
+}
+
+/**
+ * The same, as little unpacked as possible: stretches of one block of images stay what they are in the object when that is
+ * shorter; the other pages are made in `into`, each in its place.
+ */
+export function tryPackedRelPages(
+  state: TimelineState,
+  pass: ReadPass,
+  rel: RelTag,
+  block: number,
+  count: number,
+  at: Lsn,
+  into: Buffer,
+): PackedSegment[] | undefined {
+  const found = tryRelValues(state, pass, rel, block, count, at);
+  if (found === undefined) return undefined;
+  const segments: PackedSegment[] = [];
+  let made = 0;
+  const endMade = (end: number): void => {
+    if (made === end) return;
+    const bytes = into.subarray(made * blockSize, end * blockSize);
+    const offsets = Array.from({length: end - made}, (_, i) => i * blockSize);
+    segments.push({codec: packedCodec.none, rawBytes: bytes.length, bytes, offsets});
+  };
+  for (let i = 0; i < found.length;) {
+    const packed = packedStretch(found, i);
+    if (packed === undefined) {
+      const what = (): string => `relation ${formatRel(rel)} block ${block + i}`;
+      buildPage(state, found[i]!, at, what, into.subarray(i * blockSize, (i + 1) * blockSize));
+      i++;
+      continue;
+    }
+    endMade(i);
+    segments.push(packed);
+    i += packed.offsets.length;
+    made = i;
+  }
+  endMade(found.length);
+  return segments;
+}
+
+/** Pages from number `first` on that are images of one compressed block, when that is worth sending as it is. */
+function packedStretch(found: readonly (readonly Value[])[], first: number): PackedSegment | undefined {
+  const offsets: number[] = [];
+  let block: StoredBlock | undefined;
+  for (let i = first; i < found.length; i++) {
+    const [value, older] = found[i]!;
+    if (!(value instanceof PackedPage) || older !== undefined || (block !== undefined && value.block !== block)) break;
+    block = value.block;
+    offsets.push(value.offset);
+  }
+  const bytes = block?.lz4;
+  if (block === undefined || bytes === undefined) return undefined;
+  const {rawLength: rawBytes} = block;
+  return bytes.length < offsets.length * blockSize && rawBytes <= packedRawBytesMax
+    ? {codec: packedCodec.lz4, rawBytes, bytes, offsets}
+    : undefined;
+}
+
+/** The versions of each of these pages, as tryCollect() finds them. Throws TimelineError. */
+function tryRelValues(
+  state: TimelineState,
+  pass: ReadPass,
+  rel: RelTag,
+  block: number,
+  count: number,
+  at: Lsn,
+): Value[][] | undefined {
   const info = tryRelInfo(state, pass, rel, at);
   if (info === undefined) return undefined;
   if (info.blocks < 0)
@@ -207,16 +292,7 @@ export function tryRelPages(
     if (values === undefined) missing = true;
     else if (!missing) found.push(values);
   }
-  if (missing) return undefined;
-  return found.map((values, i) =>
-    buildPage(
-      state,
-      values,
-      at,
-      () => `relation ${formatRel(rel)} block ${block + i}`,
-      into?.subarray(i * blockSize, (i + 1) * blockSize),
-    ),
-  );
+  return missing ? undefined : found;
 }
 
 export const zeroPage: Buffer = Buffer.alloc(blockSize);

@@ -8,6 +8,7 @@ import {ObjectStoreError} from '#objectstore/object-store.ts';
 import {type Lsn, formatLsn, invalidLsn} from '#postgres/lsn.ts';
 import {type RelTag, blockSize, formatRel} from '#postgres/relation.ts';
 import type {SlruKind} from '#postgres/slru.ts';
+import type {PackedSegment} from '#wire/packed-pages.ts';
 import type {RelListEntry} from '#wire/pages.ts';
 import {formatShardId, shardOfBlock} from '#wire/shard.ts';
 import type {GenerationValidator} from '../generation-validator.ts';
@@ -23,7 +24,17 @@ import {
 } from './index-object.ts';
 import {checkKept, heldPoints, lease, walNeededFrom} from './kept-history.ts';
 import {type Key, checkpointStateKey, keyKind, rangeOf, relationMapKey, slruPrefix, wholeKeySpace} from './key.ts';
-import {buildPage, read, readOn, tryBlob, tryBlobs, tryCollect, tryRelInfo, tryRelPages} from './read-path.ts';
+import {
+  buildPage,
+  read,
+  readOn,
+  tryBlob,
+  tryBlobs,
+  tryCollect,
+  tryPackedRelPages,
+  tryRelInfo,
+  tryRelPages,
+} from './read-path.ts';
 import {LsnWaiters} from './lsn-waiters.ts';
 import {decodeSize} from './sizes.ts';
 import {type PageserverContext, TimelineState} from './state.ts';
@@ -297,15 +308,34 @@ export class Timeline implements TimelineReader {
     this.#checkReadable(at);
     const {state} = this;
     if (state.shard.count > 1) this.#checkOwned(rel, block, count);
-    const pass = new ReadPass(state.context.cache, count >= runPagesMin);
-    const pages = tryRelPages(state, pass, rel, block, count, at, into);
+    return this.#readNow(at, count, (pass) => tryRelPages(state, pass, rel, block, count, at, into));
+  }
+
+  /** The same as they lie in storage, where that is shorter (wire/packed-pages.ts); the others are made in `into`. */
+  getPackedRelPagesNow(
+    rel: RelTag,
+    block: number,
+    count: number,
+    at: Lsn,
+    into: Buffer,
+  ): PackedSegment[] | Promise<PackedSegment[]> {
+    this.#checkReadable(at);
+    const {state} = this;
+    if (state.shard.count > 1) this.#checkOwned(rel, block, count);
+    return this.#readNow(at, count, (pass) => tryPackedRelPages(state, pass, rel, block, count, at, into));
+  }
+
+  #readNow<T>(at: Lsn, count: number, attempt: (pass: ReadPass) => T | undefined): T | Promise<T> {
+    const {state} = this;
     const {layersPerRead} = state.context.metrics;
-    if (pages !== undefined) {
-      layersPerRead.observe(pass.layersVisited / pages.length);
-      return pages;
+    const pass = new ReadPass(state.context.cache, count >= runPagesMin);
+    const found = attempt(pass);
+    if (found !== undefined) {
+      layersPerRead.observe(pass.layersVisited / count);
+      return found;
     }
-    return readOn(state, at, pass, () => tryRelPages(state, pass, rel, block, count, at, into)).then((slow) => {
-      layersPerRead.observe(pass.layersVisited / slow.length);
+    return readOn(state, at, pass, attempt).then((slow) => {
+      layersPerRead.observe(pass.layersVisited / count);
       return slow;
     });
   }
