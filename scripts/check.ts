@@ -1,5 +1,6 @@
 /** `npm run check`: format, lint, types, dead code, unit tests, 200 simulation seeds. Needs no Postgres. */
 import {readdirSync} from 'node:fs';
+import {availableParallelism} from 'node:os';
 import {run, summarise} from './run.ts';
 
 const node = process.execPath;
@@ -29,7 +30,12 @@ const results = [
   ]),
   await run('types', node, ['node_modules/typescript/bin/tsc']),
   await run('dead code', node, ['node_modules/knip/bin/knip.js']),
-  await run('unit tests', node, ['--test', '--test-reporter=dot', ...unitTests]),
+  await run('unit tests', node, [
+    '--test',
+    '--test-reporter=dot',
+    `--test-concurrency=${availableParallelism()}`,
+    ...unitTests,
+  ]),
   await run('simulator', node, ['src/sim/main.ts', '--seeds', '200']),
 ];
 process.exitCode = summarise(results);
