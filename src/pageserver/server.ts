@@ -19,6 +19,7 @@ import {PageserverMetrics} from './metrics.ts';
 import {Pageserver} from './pageserver.ts';
 import {Readers} from './pages/readers.ts';
 import {servePages} from './pages/service.ts';
+import {type HeldTenants, reAttach} from './re-attach.ts';
 import {Rounds} from './secondary/rounds.ts';
 import {MemoryBudget} from './timeline/memory-budget.ts';
 import {type PageserverContext, limitsWith} from './timeline/state.ts';
@@ -26,9 +27,6 @@ import {type PageserverContext, limitsWith} from './timeline/state.ts';
 const blockCacheBytesDefault = 256 * 1024 * 1024;
 const localCacheBytesDefault = 10 * 1024 * 1024 * 1024;
 const memoryLayerBytesDefault = 512 * 1024 * 1024;
-/** How long the control plane may take to come up before start-up goes on asking in the background. */
-const reAttachRetryMs = 1000;
-
 /** At a stop, for saving what is in memory. */
 const saveMsMax = 5000;
 
@@ -128,7 +126,19 @@ export async function runPageserver(
   if (config.controlUrl === undefined) await pageserver.attachAllStored();
   else {
     const {controlUrl} = config;
-    void reAttach(pageserver, {controlUrl, nodeId: config.nodeId, token: controlToken, log, isStopped: () => stopped});
+    const ask = async (): Promise<HeldTenants> => {
+      const {status, json} = await requestJson({
+        method: 'POST',
+        url: `${controlUrl}/internal/v1/re-attach`,
+        token: await controlToken(),
+        body: {nodeId: config.nodeId},
+        timeoutMs: 10_000,
+      });
+      if (status !== 200)
+        throw new Error(`the control plane answered ${status}: ${JSON.stringify(json).slice(0, 300)}`);
+      return json as HeldTenants;
+    };
+    void reAttach({pageserver, ask, clock, log, isStopped: () => stopped});
   }
 
   const readers = new Readers();
@@ -175,40 +185,4 @@ export async function runPageserver(
       await pageserver.stop(saveMsMax);
     },
   };
-}
-
-/** Asks the control plane which tenants this node holds, and attaches them under the new generations it gives. */
-async function reAttach(
-  pageserver: Pageserver,
-  options: {
-    controlUrl: string;
-    nodeId: number;
-    token: () => Promise<string>;
-    log: Log;
-    isStopped: () => boolean;
-  },
-): Promise<void> {
-  let complained = false;
-  while (!options.isStopped()) {
-    try {
-      const {status, json} = await requestJson({
-        method: 'POST',
-        url: `${options.controlUrl}/internal/v1/re-attach`,
-        token: await options.token(),
-        body: {nodeId: options.nodeId},
-        timeoutMs: 10_000,
-      });
-      if (status !== 200)
-        throw new Error(`the control plane answered ${status}: ${JSON.stringify(json).slice(0, 300)}`);
-      const {tenants, secondaries} = json as {tenants: {id: string; generation: number}[]; secondaries: string[]};
-      for (const {id, generation} of tenants) await pageserver.attachOrLog(id, generation);
-      for (const id of secondaries) await pageserver.keepReady(id);
-      return;
-    } catch (error) {
-      if (!complained)
-        options.log.warn('not re-attached yet; asking again every second', {error: (error as Error).message});
-      complained = true;
-      await systemClock.sleep(reAttachRetryMs);
-    }
-  }
 }
