@@ -13,6 +13,7 @@ import {ingest} from './ingest.ts';
 import {proxy} from './proxy.ts';
 import {redo} from './redo.ts';
 import {say} from './report.ts';
+import {stalls} from './stalls.ts';
 import {unarchive} from './unarchive.ts';
 import {wake} from './wake.ts';
 import {wal} from './wal.ts';
@@ -31,6 +32,7 @@ const benchmarks: Readonly<Record<string, {readonly run: (args: string[]) => Pro
   branch: {run: branch, what: 'making a branch of 15 MB and of 2 GB'},
   branches: {run: branches, what: '10,000 branches on one pageserver: memory of each, start time'},
   proxy: {run: proxy, what: 'pgbench -S through the front door, against straight to the compute and PgBouncer'},
+  stalls: {run: stalls, what: 'how long requests wait while the pageserver uploads and compacts'},
   unarchive: {run: unarchive, what: 'archived branch to first row, of 10 MB and of 300 MB'},
   wake: {run: wake, what: 'suspended endpoint to first row'},
   large: {run: large, what: 'branch and wake at the page server, an imported cluster of any size against a small one'},

@@ -5,7 +5,7 @@
  * whole or not at all. With `ifNoneMatch` it gets its name by link(2), which fails when the name is taken: exactly one of
  * any number of writers wins, also of different processes.
  */
-import {type Disk, type DiskFile, joinPath} from '#runtime/disk.ts';
+import {type DiskFile, type LargeFileDisk, joinPath} from '#runtime/disk.ts';
 import type {Random} from '#runtime/random.ts';
 import {
   type ListedObject,
@@ -16,6 +16,10 @@ import {
   checkObjectKey,
 } from './object-store.ts';
 
+/** Whole objects of this size and more are read and written off the event loop: it would stand still for milliseconds. */
+const asideBytesMin = 256 * 1024;
+/** Ranges shorter than this come from the file cache sooner than from another thread. */
+const asideRangeBytesMin = 1024 * 1024;
 /** Open files kept for range reads. */
 const openFilesMax = 64;
 const temporaryFolder = '.tmp';
@@ -24,13 +28,13 @@ const temporaryAgeMsMax = 3_600_000;
 
 export class FolderObjectStore implements ObjectStore {
   readonly #root: string;
-  readonly #disk: Disk;
+  readonly #disk: LargeFileDisk;
   readonly #random: Random;
   /** Files open for reading, least recently used first. Objects never change, so a descriptor stays right. */
   readonly #open = new Map<string, DiskFile>();
 
   /** `nowMs` decides which temporary files are leftovers. */
-  constructor(options: {root: string; disk: Disk; random: Random; nowMs: number}) {
+  constructor(options: {root: string; disk: LargeFileDisk; random: Random; nowMs: number}) {
     this.#root = options.root;
     this.#disk = options.disk;
     this.#random = options.random;
@@ -50,9 +54,10 @@ export class FolderObjectStore implements ObjectStore {
     const folder = path.slice(0, path.lastIndexOf('/'));
     try {
       if (options.ifNoneMatch === '*' && this.#disk.exists(path)) throw this.#exists(key);
-      const file = this.#disk.open(temporary, 'truncate');
+      const file = this.#disk.openLarge(temporary, 'truncate');
       try {
-        file.write(bytes, 0);
+        if (bytes.length < asideBytesMin) file.write(bytes, 0);
+        else await file.writeAside(bytes, 0);
         await file.sync();
       } finally {
         file.close();
@@ -65,7 +70,7 @@ export class FolderObjectStore implements ObjectStore {
         this.#disk.rename(temporary, path);
         this.#close(path);
       }
-      this.#disk.syncDirectory(folder);
+      await this.#disk.syncDirectoryAside(folder);
     } catch (error) {
       this.#disk.remove(temporary);
       throw this.#explain(key, error);
@@ -75,7 +80,11 @@ export class FolderObjectStore implements ObjectStore {
   async get(key: string): Promise<Buffer> {
     checkObjectKey(key);
     try {
-      return this.#disk.readFile(this.#path(key));
+      const path = this.#path(key);
+      const size = this.#disk.stat(path)?.size ?? 0;
+      if (size < asideBytesMin) return this.#disk.readFile(path);
+      const bytes = Buffer.allocUnsafeSlow(size);
+      return bytes.subarray(0, await this.#readAside(path, bytes, 0));
     } catch (error) {
       throw this.#explain(key, error);
     }
@@ -85,12 +94,24 @@ export class FolderObjectStore implements ObjectStore {
     checkObjectKey(key);
     try {
       const bytes = Buffer.allocUnsafe(length);
-      const have = this.#file(this.#path(key)).read(bytes, start);
+      const path = this.#path(key);
+      const have =
+        length < asideRangeBytesMin ? this.#file(path).read(bytes, start) : await this.#readAside(path, bytes, start);
       if (have !== length)
         throw new ObjectStoreError('bad-range', key, `bytes ${start}+${length} asked, ${have} are there`);
       return bytes;
     } catch (error) {
       throw this.#explain(key, error);
+    }
+  }
+
+  /** With a descriptor of its own: others may close the one that is kept. */
+  async #readAside(path: string, bytes: Buffer, start: number): Promise<number> {
+    const file = this.#disk.openLarge(path, 'read');
+    try {
+      return await file.readAside(bytes, start);
+    } finally {
+      file.close();
     }
   }
 
@@ -116,7 +137,7 @@ export class FolderObjectStore implements ObjectStore {
       this.#disk.remove(path);
       folders.add(path.slice(0, path.lastIndexOf('/')));
     }
-    for (const folder of folders) if (this.#disk.exists(folder)) this.#disk.syncDirectory(folder);
+    for (const folder of folders) if (this.#disk.exists(folder)) await this.#disk.syncDirectoryAside(folder);
   }
 
   /** Closes the files kept open for reading. */

@@ -36,6 +36,30 @@ test('folder: a put that fails leaves nothing behind; old temporary files go', a
   assert.deepEqual(readdirSync(join(path, '.tmp')), ['young']);
 });
 
+test('folder: large objects leave the event loop to others', async () => {
+  const disk = {
+    ...systemDisk,
+    openLarge: (...where: Parameters<typeof systemDisk.openLarge>) => {
+      const file = systemDisk.openLarge(...where);
+      file.read = file.write = () => assert.fail('a large object is read or written while everybody waits');
+      return file;
+    },
+  };
+  const store = new FolderObjectStore({
+    root: join(root, 'large'),
+    disk,
+    random: new SeededRandom(4),
+    nowMs: Date.now(),
+  });
+  const bytes = new SeededRandom(5).bytes(5_000_000);
+  await store.put('a/large', bytes, {ifNoneMatch: '*'});
+  assert.ok((await store.get('a/large')).equals(bytes));
+  assert.ok((await store.getRange('a/large', 1000, 3_000_000)).equals(bytes.subarray(1000, 3_001_000)));
+  await assert.rejects(store.getRange('a/large', 1000, 5_000_000), {code: 'bad-range'});
+  await assert.rejects(store.put('a/large', bytes, {ifNoneMatch: '*'}), {code: 'exists'});
+  store.close();
+});
+
 test('retrying: repeats, gives up, and recognises its own put', async () => {
   const memory = new MemoryObjectStore();
   const script: Failure[] = [];

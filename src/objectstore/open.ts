@@ -1,6 +1,6 @@
 /** The object store of a configuration, with everything a service wants around it. */
 import type {Clock} from '#runtime/clock.ts';
-import type {Disk} from '#runtime/disk.ts';
+import type {LargeFileDisk} from '#runtime/disk.ts';
 import type {Log} from '#runtime/log.ts';
 import type {Metrics} from '#runtime/metrics.ts';
 import type {Random} from '#runtime/random.ts';
@@ -19,7 +19,7 @@ export type ObjectStoreConfig = ({readonly kind: 'folder'; readonly root: string
 export interface ObjectStoreDeps {
   readonly clock: Clock;
   readonly random: Random;
-  readonly disk: Disk;
+  readonly disk: LargeFileDisk;
   readonly log: Log;
   /** Requests, bytes and times by operation go there. */
   readonly metrics?: Metrics;

@@ -4,6 +4,7 @@ import {type Counter, type Gauge, type Histogram, Metrics} from '#runtime/metric
 export class PageserverMetrics {
   readonly registry = new Metrics();
   readonly getPages: Counter;
+  readonly packedPages: Counter;
   readonly getPageErrors: Counter;
   readonly getPagesSeconds: Histogram;
   readonly layersPerRead: Histogram;
@@ -41,6 +42,10 @@ export class PageserverMetrics {
   constructor() {
     const m = this.registry;
     this.getPages = m.counter('pagoda_getpage_pages_total', 'Pages served');
+    this.packedPages = m.counter(
+      'pagoda_getpage_packed_pages_total',
+      'Of the pages served, those sent as they lie in storage',
+    );
     this.getPageErrors = m.counter('pagoda_getpage_errors_total', 'Page requests answered with an error');
     this.getPagesSeconds = m.histogram('pagoda_getpage_seconds', 'Time from a getPages request to its answer');
     this.layersPerRead = m.histogram(

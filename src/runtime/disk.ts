@@ -1,5 +1,6 @@
 /** Files, as durable code needs them. Synchronous where the page cache answers; fsync leaves the event loop. */
 import * as fs from 'node:fs';
+import {open} from 'node:fs/promises';
 import {dirname, join, resolve} from 'node:path';
 import {failpoint} from '#runtime/failpoint.ts';
 
@@ -16,6 +17,12 @@ export interface DiskFile {
   syncNow(): void;
   truncate(size: number): void;
   close(): void;
+}
+
+/** Off the event loop, for what takes milliseconds; until the end nobody else may use the buffer. */
+export interface LargeFile extends DiskFile {
+  readAside(buffer: Buffer, position: number): Promise<number>;
+  writeAside(buffer: Buffer, position: number): Promise<void>;
 }
 
 export type OpenMode = 'read' | 'write' | 'create' | 'truncate';
@@ -46,7 +53,13 @@ export interface Disk {
   syncDirectory(path: string): void;
 }
 
-class SystemFile implements DiskFile {
+/** A disk for whole objects of many megabytes: the event loop has others to serve meanwhile. */
+export interface LargeFileDisk extends Disk {
+  openLarge(path: string, mode: OpenMode): LargeFile;
+  syncDirectoryAside(path: string): Promise<void>;
+}
+
+class SystemFile implements LargeFile {
   readonly #fd: number;
   readonly #path: string;
   constructor(fd: number, path: string) {
@@ -68,6 +81,27 @@ class SystemFile implements DiskFile {
   write(buffer: Buffer, position: number): void {
     let done = 0;
     while (done < buffer.length) done += fs.writeSync(this.#fd, buffer, done, buffer.length - done, position + done);
+  }
+  async readAside(buffer: Buffer, position: number): Promise<number> {
+    let done = 0;
+    while (done < buffer.length) {
+      const n = await new Promise<number>((resolve, reject) =>
+        fs.read(this.#fd, buffer, done, buffer.length - done, position + done, (error, bytes) =>
+          error === null ? resolve(bytes) : reject(error),
+        ),
+      );
+      if (n === 0) break;
+      done += n;
+    }
+    return done;
+  }
+  async writeAside(buffer: Buffer, position: number): Promise<void> {
+    for (let done = 0; done < buffer.length;)
+      done += await new Promise<number>((resolve, reject) =>
+        fs.write(this.#fd, buffer, done, buffer.length - done, position + done, (error, bytes) =>
+          error === null ? resolve(bytes) : reject(error),
+        ),
+      );
   }
   writev(buffers: readonly Buffer[], position: number): void {
     let total = 0;
@@ -106,8 +140,12 @@ const openFlags: Record<OpenMode, number> = {
 
 let temporaryFiles = 0;
 
-export const systemDisk: Disk = {
-  open: (path, mode) => new SystemFile(fs.openSync(path, openFlags[mode], 0o600), path),
+const openFile = (path: string, mode: OpenMode): SystemFile =>
+  new SystemFile(fs.openSync(path, openFlags[mode], 0o600), path);
+
+export const systemDisk: LargeFileDisk = {
+  open: openFile,
+  openLarge: openFile,
   exists: (path) => fs.existsSync(path),
   stat(path) {
     const s = fs.statSync(path, {throwIfNoEntry: false});
@@ -145,6 +183,14 @@ export const systemDisk: Disk = {
       fs.fsyncSync(fd);
     } finally {
       fs.closeSync(fd);
+    }
+  },
+  async syncDirectoryAside(path) {
+    const directory = await open(path, 'r');
+    try {
+      await directory.sync();
+    } finally {
+      await directory.close();
     }
   },
 };

@@ -99,7 +99,13 @@ export async function runSafekeeper(
     options.objectStore ??
     (config.objectStore === undefined
       ? undefined
-      : openObjectStore(config.objectStore, {clock, random: systemRandom, disk, log, metrics: metrics.registry}));
+      : openObjectStore(config.objectStore, {
+          clock,
+          random: systemRandom,
+          disk: systemDisk,
+          log,
+          metrics: metrics.registry,
+        }));
   const peerToken = async (): Promise<string> => await issuer.sign({aud: 'safekeeper', scope: 'node'});
 
   const registry = new TimelineRegistry({

@@ -1,5 +1,6 @@
 /** Builds the bytes of a layer file from versions that come in (key, LSN) order. See layer-format.ts. */
 import {assert} from '#runtime/assert.ts';
+import type {Clock} from '#runtime/clock.ts';
 import {crc32c} from '#runtime/crc.ts';
 import {type Lsn, writeLsn64} from '#postgres/lsn.ts';
 import {type KeyPrefix, comparePrefixes, keyBytes, keyKind, samePrefix, writeKey} from '#pageserver/timeline/key.ts';
@@ -21,6 +22,7 @@ const dataBlockBytes = 32 * 1024;
 /** An index block is closed at about this size. */
 const indexBlockBytes = 16 * 1024;
 export const rootEntryBytes = keyBytes + 8 + 8 + 4;
+const joinStepBytes = 2 * 1024 * 1024;
 /** Versions of one index block address their data blocks with 16 bits. */
 const indexDataBlocksMax = 60000;
 
@@ -256,6 +258,20 @@ export class LayerWriter {
     this.#blockOffsets = [];
     this.#blockLengths = [];
   }
+}
+
+/** The file in one piece; after every few megabytes others get a turn. */
+export async function joinPieces({pieces, size}: FinishedLayer, clock: Clock): Promise<Buffer> {
+  const file = Buffer.allocUnsafeSlow(size);
+  let at = 0;
+  let pauseAt = joinStepBytes;
+  for (const piece of pieces) {
+    at += piece.copy(file, at);
+    if (at < pauseAt) continue;
+    pauseAt = at + joinStepBytes;
+    await clock.sleep(0);
+  }
+  return file;
 }
 
 /** Size of the raw content of an index block: 3 counts, keys, first versions, LSNs, offsets, block numbers, blocks. */

@@ -242,7 +242,11 @@ class PageConnection {
   #sendPacked(request: PageRequest, segments: readonly PackedSegment[], run: Buffer, started: number): void {
     const {metrics, clock} = this.#options;
     let pages = 0;
-    for (const {offsets} of segments) pages += offsets.length;
+    let packed = 0;
+    for (const {codec, offsets} of segments) {
+      pages += offsets.length;
+      if (codec !== packedCodec.none) packed += offsets.length;
+    }
     const header = encodePagesHeader(request.requestId, pages);
     // All of them were made in `run`.
     const isPlain = segments.length === 1 && segments[0]!.codec === packedCodec.none;
@@ -250,6 +254,7 @@ class PageConnection {
     const parts = isPlain ? [segments[0]!.bytes] : encodePackedPages(segments);
     if (!this.#connection.sendThen(() => giveRun(run), type, header, ...parts)) this.#hold();
     metrics.getPages.inc(pages);
+    metrics.packedPages.inc(packed);
     metrics.getPagesSeconds.observe((clock.monotonicMs() - started) / 1000);
   }
 

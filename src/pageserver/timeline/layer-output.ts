@@ -2,7 +2,7 @@
 import {failpoint} from '#runtime/failpoint.ts';
 import type {Lsn} from '#postgres/lsn.ts';
 import {layerFlagImage, objectIdentity} from '../layers/layer-format.ts';
-import {LayerWriter} from '../layers/layer-writer.ts';
+import {LayerWriter, joinPieces} from '../layers/layer-writer.ts';
 import {type LayerDescription, layerName, layerObjectId, timelinePrefix} from './index-object.ts';
 import {type Key, keyBytes} from './key.ts';
 import type {TimelineState} from './state.ts';
@@ -60,7 +60,7 @@ export class LayerOutput {
 
   async finish(): Promise<void> {
     const state = this.#state;
-    const {store, metrics} = state.context;
+    const {store, metrics, clock} = state.context;
     if (this.#writer === undefined) return;
     const built = this.#writer.finish();
     this.#writer = undefined;
@@ -68,8 +68,9 @@ export class LayerOutput {
     const object = timelinePrefix(state.tenantId, state.timelineId) + name;
     state.writing.add(object);
     this.#objects.push(object);
+    const file = await joinPieces(built, clock);
     failpoint('pageserver.compaction.upload.before');
-    await store.put(object, Buffer.concat(built.pieces), {ifNoneMatch: '*'});
+    await store.put(object, file, {ifNoneMatch: '*'});
     failpoint('pageserver.compaction.upload.after');
     metrics.layersUploaded.inc();
     metrics.layerBytesUploaded.inc(built.size);

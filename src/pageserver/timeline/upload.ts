@@ -4,7 +4,7 @@ import {type Lsn, formatLsn} from '#postgres/lsn.ts';
 import {ObjectStoreError} from '#objectstore/object-store.ts';
 import type {GenerationValidator} from '../generation-validator.ts';
 import {layerFlagImage, objectIdentity} from '../layers/layer-format.ts';
-import {type FinishedLayer, LayerWriter} from '../layers/layer-writer.ts';
+import {type FinishedLayer, LayerWriter, joinPieces} from '../layers/layer-writer.ts';
 import type {MemoryLayer} from '../layers/memory-layer.ts';
 import {
   type LayerDescription,
@@ -223,7 +223,7 @@ export class Uploader {
       state.writing.add(object);
       try {
         failpoint('pageserver.upload.layer.before');
-        await store.put(object, Buffer.concat(built.pieces), {ifNoneMatch: '*'});
+        await store.put(object, await joinPieces(built, state.context.clock), {ifNoneMatch: '*'});
         failpoint('pageserver.upload.layer.after');
       } catch (error) {
         state.writing.delete(object);
