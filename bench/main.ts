@@ -15,6 +15,7 @@ import {redo} from './redo.ts';
 import {say} from './report.ts';
 import {stalls} from './stalls.ts';
 import {unarchive} from './unarchive.ts';
+import {unarchiveLarge} from './unarchive-large.ts';
 import {wake} from './wake.ts';
 import {wal} from './wal.ts';
 import {warmRead} from './warm-read.ts';
@@ -34,6 +35,10 @@ const benchmarks: Readonly<Record<string, {readonly run: (args: string[]) => Pro
   proxy: {run: proxy, what: 'pgbench -S through the front door, against straight to the compute and PgBouncer'},
   stalls: {run: stalls, what: 'how long requests wait while the pageserver uploads and compacts'},
   unarchive: {run: unarchive, what: 'archived branch to first row, of 10 MB and of 300 MB'},
+  'unarchive-large': {
+    run: unarchiveLarge,
+    what: 'archived branch to first row through a compute, an imported cluster of any size against a small one',
+  },
   wake: {run: wake, what: 'suspended endpoint to first row'},
   large: {run: large, what: 'branch and wake at the page server, an imported cluster of any size against a small one'},
   getpage: {run: getPage, what: 'pages per second of the page service, against a bare socket'},

@@ -34,6 +34,8 @@ import {
   tip,
   worldAt,
 } from '#pageserver/timeline/model.testing.ts';
+import {HotBlocksPublisher} from '#pageserver/secondary/hot-blocks.ts';
+import {Secondary} from '#pageserver/secondary/secondary.ts';
 import {Tenant} from '#pageserver/timeline/tenant.ts';
 import {type Lsn, lsn} from '#postgres/lsn.ts';
 import {FaultProxy, faults} from './fault-proxy.ts';
@@ -140,3 +142,43 @@ for (const [name, make] of stores)
     if (store instanceof CachingObjectStore) assert.ok(store.counts.hits > 0 && store.counts.misses > 0);
     assert.ok(proxy.requests === 0 || proxy.done.size > 3);
   });
+
+test('s3: who takes over reads what was hot from its local disk', async () => {
+  const bucket = await rgw.bucket();
+  const cached = (name: string): CachingObjectStore =>
+    new CachingObjectStore(openObjectStore(bucket, deps), {
+      disk: systemDisk,
+      directory: join(dir, name),
+      bytesMax: 64 * chunkBytes,
+      log: silentLog,
+    });
+  const [here, there] = [cached('here'), cached('there')];
+  const first = testContext(here, {layerBytes: 60_000});
+  const tenant = await Tenant.attach(first, alwaysValid, testIds.tenantId, 1);
+  const timeline = await createRoot(tenant);
+  const branch: ModelBranch = {id: testIds.firstTimeline, ancestor: undefined, log: []};
+  for (const [i, change] of fc.sample(arbitraryChange, {seed: 79, numRuns: 120}).entries()) {
+    const at = lsn(importLsn + 8 * (i + 1));
+    branch.log.push({lsn: at, change, world: applyToWorld(worldAt(branch, tip(branch)), change, at)});
+    await applyToWriter(await timeline.writer(), change, at, () => timeline.waitForRoom());
+  }
+  await timeline.checkpoint();
+  const at = tip(branch);
+  await compare(timeline, branch, at);
+  await new HotBlocksPublisher(first).publish(tenant);
+
+  const second = testContext(there, {layerBytes: 60_000});
+  const secondary = new Secondary(second, testIds.tenantId, true);
+  await secondary.round();
+  assert.ok(secondary.isReady && secondary.fetchedBytes > 0, `${secondary.fetchedBytes} bytes fetched`);
+  const {fetchedBytes} = secondary;
+  await secondary.round();
+  assert.equal(secondary.fetchedBytes, fetchedBytes, 'what is there is not fetched again');
+  timeline.stop();
+  const taken = await Tenant.attach(second, alwaysValid, testIds.tenantId, 2);
+  const {hits, misses} = there.counts;
+  await compare(taken.timeline(branch.id), branch, at);
+  assert.ok(there.counts.hits > hits);
+  assert.equal(there.counts.misses, misses, 'no read went to the object store');
+  for (const each of taken.timelines()) each.stop();
+});

@@ -11,6 +11,7 @@ import {
   tenantPrefix,
   timelinePrefix,
 } from '../timeline/index-object.ts';
+import {parseArchivedMarkKey} from '../timeline/archived.ts';
 import type {PageserverContext} from '../timeline/state.ts';
 import {type HotBlocks, decodeHotBlocks, parseHotBlocksKey} from './hot-blocks.ts';
 
@@ -30,6 +31,8 @@ export class Secondary {
   readonly #indexes = new Map<string, {readonly at: Position; readonly index: TimelineIndex}>();
   /** Object → chunks that were fetched. */
   readonly #fetched = new Map<string, Set<number>>();
+  /** Timelines that the names of objects call archived. */
+  #archived = 0;
   #isReady = false;
   #fetchedBytes = 0;
 
@@ -44,7 +47,7 @@ export class Secondary {
     return this.#isReady;
   }
   get timelines(): number {
-    return this.#indexes.size;
+    return this.#indexes.size + this.#archived;
   }
   /** Since it was made. */
   get fetchedBytes(): number {
@@ -56,16 +59,27 @@ export class Secondary {
     const {store, log} = this.#context;
     const prefix = tenantPrefix(this.tenantId);
     const newest = new Map<string, Position>();
+    const archived = new Map<string, Position>();
     let hot: {key: string; at: Position} | undefined;
     for (const {key} of await store.list(prefix)) {
       const listAt = parseHotBlocksKey(key);
       if (listAt !== undefined && isNewer(listAt, hot?.at)) hot = {key, at: listAt};
+      const mark = parseArchivedMarkKey(key);
+      if (mark !== undefined && isNewer(mark.at, archived.get(mark.archived.timelineId)))
+        archived.set(mark.archived.timelineId, mark.at);
       const at = parseIndexObjectKey(key);
       const timelineId = key.slice(`${prefix}timelines/`.length).split('/')[0]!;
       if (at !== undefined && isNewer(at, newest.get(timelineId))) newest.set(timelineId, at);
     }
     for (const timelineId of this.#indexes.keys()) if (!newest.has(timelineId)) this.#indexes.delete(timelineId);
+    this.#archived = 0;
     for (const [timelineId, at] of newest) {
+      // Nothing of it is read there, and an attachment does not read its index either: there may be thousands.
+      if (isSame(at, archived.get(timelineId))) {
+        this.#indexes.delete(timelineId);
+        this.#archived++;
+        continue;
+      }
       const known = this.#indexes.get(timelineId);
       if (known !== undefined && !isNewer(at, known.at)) continue;
       const key = indexObjectKey(this.tenantId, timelineId, at.generation, at.sequence);
@@ -118,6 +132,10 @@ export class Secondary {
         sizes.set(timelinePrefix(this.tenantId, layer.timelineId ?? timelineId) + layer.name, layer.size);
     return sizes;
   }
+}
+
+function isSame(at: Position, other: Position | undefined): boolean {
+  return at.generation === other?.generation && at.sequence === other.sequence;
 }
 
 function isNewer(at: Position, than: Position | undefined): boolean {

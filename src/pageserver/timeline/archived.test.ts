@@ -20,6 +20,7 @@ import {
 import type {PageserverContext} from './state.ts';
 import {timelinePrefix} from './index-object.ts';
 import {sweepOrphans} from './orphans.ts';
+import {Secondary} from '../secondary/secondary.ts';
 import {Tenant} from './tenant.ts';
 import {TimelineError} from './timeline-reader.ts';
 import type {Timeline} from './timeline.ts';
@@ -257,8 +258,20 @@ test('an attachment reads the indexes of what is awake only; marks of what was w
   assert.deepEqual(new Set(tenant.archivedTimelines()), new Set(before));
   assert.deepEqual(new Map(tenant.timeline(firstTimeline).state.branchPoints), new Map(held));
 
+  // Neither does a pageserver that keeps itself ready read them.
+  const secondary = new Secondary(testContext(store, limits), tenantId, false);
+  const round = async (): Promise<string[]> => {
+    store.read.length = 0;
+    await secondary.round();
+    assert.equal(secondary.timelines, 21);
+    return store.read.toSorted();
+  };
+  assert.deepEqual(await round(), [firstTimeline]);
+  assert.deepEqual(await round(), []);
+
   // Woken: its mark and its parent's stay behind.
   await tenant.wake(child(11));
+  assert.deepEqual(await round(), [child(1), child(11)]);
   tenant = await attach(3);
   assert.deepEqual(store.read.sort(), [child(1), child(11), firstTimeline].sort());
   assert.deepEqual(tenant.timelines().length, 3);
