@@ -223,8 +223,7 @@ async function locations(
   claims: Claims,
 ): Promise<HttpResponse> {
   const tenantId = request.params['tenant'] ?? '';
-  requireTenant(claims, tenantId, claims.timeline);
-  if (claims.scope === 'node') requireNode(claims, 'control');
+  requireTenant(claims, ['control'], tenantId, claims.timeline);
   if ((await readAttachments(store, tenantId)).length === 0)
     throw new HttpError(404, 'tenant_not_found', `there is no tenant ${tenantId}`);
   return {status: 200, json: {shards: await shardLocations({store, storage}, tenantId)}};

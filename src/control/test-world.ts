@@ -1,8 +1,13 @@
-/** For tests: a control plane over an in-memory database, with storage and computes that only remember what was asked of them. */
+/**
+ * For tests: a control plane over a database of its own, with storage and computes that only remember what was asked of them. The database
+ * is SQLite in memory; PAGODA_TEST_DATABASE=postgres://… makes it a fresh schema there.
+ */
 import {PermanentError} from '#control/operations/plan.ts';
 import type {FastifyInstance} from 'fastify';
 import {type Clock, systemClock} from '#runtime/clock.ts';
+import {newUuid} from '#runtime/crypto.ts';
 import {silentLog} from '#runtime/log.ts';
+import {environment} from '#runtime/process.ts';
 import {SeededRandom} from '#runtime/random.ts';
 import {ApiContext} from '#control/api/context.ts';
 import {insertApiKey, makeApiKey} from '#control/api/principal.ts';
@@ -25,7 +30,8 @@ import type {
   StorageClients,
   TimelineMode,
 } from '#control/storage-client.ts';
-import {openStore} from '#control/store/open.ts';
+import {sql} from 'kysely';
+import {connectStore, openStore} from '#control/store/open.ts';
 import type {Store} from '#control/store/schema.ts';
 
 export const importLsn = 0x150_0000 as Lsn;
@@ -309,6 +315,30 @@ export interface TestControl {
   stop(): Promise<void>;
 }
 
+/** Stores in a schema of their own → that schema. */
+const schemas = new WeakMap<Store, string>();
+
+/** An empty database in memory, or an empty schema of the one that tests shall use; `closeTestStore` takes it away. */
+async function openTestStore(): Promise<Store> {
+  const url = environment['PAGODA_TEST_DATABASE'];
+  if (url === undefined || url === '') return openStore(':memory:');
+  const schema = `test_${newUuid().replaceAll('-', '')}`;
+  const maker = await connectStore(url);
+  await sql`create schema ${sql.id(schema)}`.execute(maker);
+  await maker.destroy();
+  const own = new URL(url);
+  own.searchParams.set('options', `-c search_path=${schema}`);
+  const store = await openStore(own.href);
+  schemas.set(store, schema);
+  return store;
+}
+
+async function closeTestStore(store: Store): Promise<void> {
+  const schema = schemas.get(store);
+  if (schema !== undefined) await sql`drop schema ${sql.id(schema)} cascade`.execute(store);
+  await store.destroy();
+}
+
 /** Starts a control plane; give it the store of an earlier one to see it take up where that one was killed. */
 export async function startControl(
   world: FakeWorld,
@@ -319,12 +349,13 @@ export async function startControl(
     clock?: Clock;
     seed?: number;
     waitMsMax?: number;
+    /** A file of SQLite, for a test that copies it. */
     database?: string;
   } = {},
 ): Promise<TestControl> {
   const random = new SeededRandom(options.seed ?? 1);
   const clock = options.clock ?? systemClock;
-  const store = options.store ?? (await openStore(options.database ?? ':memory:'));
+  const store = options.store ?? (await (options.database === undefined ? openTestStore() : openStore(options.database)));
   const key = options.key ?? makeApiKey(random);
   if (options.store === undefined) {
     await store.transaction().execute(async (trx) => {
@@ -401,7 +432,7 @@ export async function startControl(
     async stop() {
       await app.close();
       await runner.stop();
-      await store.destroy();
+      await closeTestStore(store);
     },
   };
 }

@@ -208,7 +208,7 @@ function node(method: string, path: string, handler: Handler): Route {
 function tenant(method: string, path: string, handler: Handler): Route {
   return guarded(method, path, handler, (claims, request) => {
     const {tenantId, timelineId} = ids(request);
-    requireTenant(claims, tenantOfShardId(tenantId), timelineId);
+    requireTenant(claims, ['control'], tenantOfShardId(tenantId), timelineId);
   });
 }
 

@@ -48,7 +48,7 @@ export function managementRoutes({nodeId, registry, metricsText, pull}: Manageme
     const tenantId = request.params['tenant'];
     if (!isId(tenantId)) throw new HttpError(400, 'bad_request', 'tenant must be 32 hex digits');
     try {
-      requireTenant(request.claims as Claims, tenantId, timelineId);
+      requireTenant(request.claims as Claims, ['control'], tenantId, timelineId);
     } catch (error) {
       throw asHttpError(error);
     }

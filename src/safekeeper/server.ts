@@ -19,7 +19,15 @@ import type {SafekeeperConfig} from '#safekeeper/config.ts';
 import {safekeeperMetrics, timelineMetricsText} from '#safekeeper/metrics.ts';
 import {TimelineRegistry} from '#safekeeper/timeline-registry.ts';
 import type {Timeline} from '#safekeeper/timeline.ts';
-import {AuthError, TokenIssuer, TokenVerifier, httpAuthenticator, requireNode, requireTenant} from '#wire/auth.ts';
+import {
+  AuthError,
+  type KeyRole,
+  TokenIssuer,
+  TokenVerifier,
+  httpAuthenticator,
+  requireNode,
+  requireTenant,
+} from '#wire/auth.ts';
 import {BrokerPublisher, BrokerSubscriber, type SafekeeperInfo} from '#wire/broker.ts';
 import {
   type Refusal,
@@ -268,7 +276,7 @@ function acceptConnection(connection: FrameConnection, door: Door): void {
     const claims = await door.verifier.verify(typeof token === 'string' ? token : undefined);
     if (!isId(tenantId) || !isId(timelineId))
       throw new HelloError('bad-request', 'hello must name tenantId and timelineId (32 hex digits each)');
-    requireTenant(claims, tenantId, timelineId);
+    requireTenant(claims, peersOf(service, copy === true), tenantId, timelineId);
     const timeline = door.registry.get(tenantId, timelineId);
     if (timeline === undefined)
       throw new HelloError(
@@ -277,8 +285,6 @@ function acceptConnection(connection: FrameConnection, door: Door): void {
       );
     if (closed) return;
     if (service === 'proposer') {
-      // Nobody else writes WAL: a proxy or pageserver that was taken over must not.
-      if (claims.scope === 'node') requireNode(claims, 'control');
       timeline.attachProposer(connection);
       sendJson(connection, frameWelcome, {nodeId: door.nodeId});
     } else if (service === 'state') {
@@ -303,6 +309,19 @@ function acceptConnection(connection: FrameConnection, door: Door): void {
     } else {
       throw new HelloError('bad-request', 'hello must name the service proposer, wal or state');
     }
+  }
+}
+
+/** Who of the internal peers may use a service; the compute of the timeline may write and read its WAL besides. */
+function peersOf(service: unknown, isCopy: boolean): readonly KeyRole[] {
+  switch (service) {
+    case 'wal':
+      return isCopy ? ['safekeeper'] : ['pageserver', 'control'];
+    case 'state':
+      return ['safekeeper', 'control'];
+    default:
+      // Nobody else writes WAL: a pageserver that was taken over must not.
+      return ['control'];
   }
 }
 

@@ -53,10 +53,20 @@ test('a token opens the door that it names', async () => {
     iat: 1_700_000_000,
     exp: 1_700_003_600,
   });
-  requireTenant(claims, tenant, timeline);
-  assert.throws(() => requireTenant(claims, 'c'.repeat(32), timeline), refusedWith('token_scope'));
-  assert.throws(() => requireTenant(claims, tenant, 'c'.repeat(32)), refusedWith('token_scope'));
-  assert.throws(() => requireTenant(claims, tenant), refusedWith('token_scope'));
+  requireTenant(claims, [], tenant, timeline);
+  assert.throws(() => requireTenant(claims, [], 'c'.repeat(32), timeline), refusedWith('token_scope'));
+  assert.throws(() => requireTenant(claims, [], tenant, 'c'.repeat(32)), refusedWith('token_scope'));
+  assert.throws(() => requireTenant(claims, [], tenant), refusedWith('token_scope'));
+  assert.throws(() => requireNode(claims, 'control'), refusedWith('token_scope'));
+});
+
+test('of internal peers only the roles that a door names come in', async () => {
+  const issuer = await TokenIssuer.load(keysDir, 'proxy', clock);
+  const verifier = await TokenVerifier.load(keysDir, 'pageserver', clock);
+  const claims = await verifier.verify(await issuer.sign({aud: 'pageserver', scope: 'node'}));
+  requireTenant(claims, ['control', 'proxy'], tenant, timeline);
+  assert.throws(() => requireTenant(claims, ['control'], tenant, timeline), refusedWith('token_scope'));
+  assert.throws(() => requireTenant(claims, [], tenant, timeline), refusedWith('token_scope'));
   assert.throws(() => requireNode(claims), refusedWith('token_scope'));
 });
 

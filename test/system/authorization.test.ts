@@ -20,8 +20,8 @@ import {Pagoda} from '../pagoda.ts';
 type Service = 'control' | 'pageserver' | 'safekeeper';
 
 interface Door {
-  /** Roles whose node token opens it; 'all' of them; none. */
-  readonly node: readonly KeyRole[] | 'all';
+  /** Roles whose node token opens it. */
+  readonly node: readonly KeyRole[];
   /** The token of the tenant in the path opens it too. */
   readonly tenant?: boolean;
   /** No timeline is named: any token of the tenant will do. */
@@ -30,11 +30,11 @@ interface Door {
   readonly open?: boolean;
 }
 
-const everybody: Door = {node: 'all', tenant: true, open: true};
+const everybody: Door = {node: [], tenant: true, open: true};
 const only = (...node: readonly KeyRole[]): Door => ({node});
 const control = only('control');
-/** A compute reads and leases its own timeline; so does every internal peer. */
-const tenantOrPeer: Door = {node: 'all', tenant: true};
+/** A compute reads and leases its own timeline; of internal peers only control, which could give itself the compute's token. */
+const tenantOrControl: Door = {node: ['control'], tenant: true};
 
 const doors: Readonly<Record<string, Door>> = {
   'control GET /internal/v1/alive': everybody,
@@ -74,13 +74,13 @@ const doors: Readonly<Record<string, Door>> = {
   'pageserver DELETE /v1/tenant/:tenant': control,
   'pageserver POST /v1/tenant/:tenant/timeline': control,
   'pageserver POST /v1/tenant/:tenant/timeline/:timeline/import': control,
-  'pageserver GET /v1/tenant/:tenant/timeline/:timeline': tenantOrPeer,
+  'pageserver GET /v1/tenant/:tenant/timeline/:timeline': tenantOrControl,
   'pageserver GET /v1/tenant/:tenant/timeline/:timeline/lsn_by_timestamp': control,
-  'pageserver GET /v1/tenant/:tenant/timeline/:timeline/basebackup': tenantOrPeer,
-  'pageserver PUT /v1/tenant/:tenant/timeline/:timeline/pgstat': tenantOrPeer,
+  'pageserver GET /v1/tenant/:tenant/timeline/:timeline/basebackup': tenantOrControl,
+  'pageserver PUT /v1/tenant/:tenant/timeline/:timeline/pgstat': tenantOrControl,
   'pageserver PUT /v1/tenant/:tenant/timeline/:timeline/safekeepers': control,
   'pageserver PUT /v1/tenant/:tenant/timeline/:timeline/retention': control,
-  'pageserver PUT /v1/tenant/:tenant/timeline/:timeline/lease': tenantOrPeer,
+  'pageserver PUT /v1/tenant/:tenant/timeline/:timeline/lease': tenantOrControl,
   'pageserver POST /v1/tenant/:tenant/timeline/:timeline/checkpoint': control,
   'pageserver POST /v1/tenant/:tenant/timeline/:timeline/archive': control,
   'pageserver POST /v1/tenant/:tenant/timeline/:timeline/unarchive': control,
@@ -95,12 +95,12 @@ const doors: Readonly<Record<string, Door>> = {
   'safekeeper GET /v1/status': everybody,
   'safekeeper GET /metrics': everybody,
   'safekeeper POST /v1/tenant/:tenant/timeline': control,
-  'safekeeper GET /v1/tenant/:tenant/timeline/:timeline': tenantOrPeer,
+  'safekeeper GET /v1/tenant/:tenant/timeline/:timeline': tenantOrControl,
   'safekeeper DELETE /v1/tenant/:tenant/timeline/:timeline': control,
   'safekeeper PUT /v1/tenant/:tenant/timeline/:timeline/membership': control,
   'safekeeper POST /v1/tenant/:tenant/timeline/:timeline/pull': control,
   'safekeeper POST /v1/tenant/:tenant/timeline/:timeline/exclude': control,
-  'safekeeper GET /v1/tenant/:tenant/timeline/:timeline/archive': tenantOrPeer,
+  'safekeeper GET /v1/tenant/:tenant/timeline/:timeline/archive': tenantOrControl,
   'safekeeper POST /v1/tenant/:tenant/timeline/:timeline/restore_from_archive': control,
   'safekeeper POST /v1/tenant/:tenant/timeline/:timeline/archive/trim': control,
 };
@@ -154,11 +154,15 @@ const frameDoors: readonly {
   readonly hello: Readonly<Record<string, unknown>>;
   readonly door: Door;
 }[] = [
-  {service: 'safekeeper', hello: {service: 'proposer'}, door: {node: ['control'], tenant: true}},
-  {service: 'safekeeper', hello: {service: 'wal', startLsn: '0/0'}, door: tenantOrPeer},
+  {service: 'safekeeper', hello: {service: 'proposer'}, door: tenantOrControl},
+  {
+    service: 'safekeeper',
+    hello: {service: 'wal', startLsn: '0/0'},
+    door: {node: ['pageserver', 'control'], tenant: true},
+  },
   {service: 'safekeeper', hello: {service: 'wal', startLsn: '0/0', copy: true}, door: only('safekeeper')},
   {service: 'safekeeper', hello: {service: 'state'}, door: only('safekeeper', 'control')},
-  {service: 'pageserver', hello: {}, door: tenantOrPeer},
+  {service: 'pageserver', hello: {}, door: tenantOrControl},
   {service: 'broker', hello: {role: 'publish'}, door: only('safekeeper')},
   {service: 'broker', hello: {role: 'subscribe'}, door: only('pageserver', 'safekeeper', 'control')},
 ];
@@ -217,7 +221,7 @@ function kinds(tenant = nobodysTenant, timeline = nobodysTimeline): Kind[] {
     ...keyRoles.map((role): Kind => ({
       name: `node token of ${role}`,
       token: (service) => issuers.get(role)!.sign({aud: service, scope: 'node'}),
-      expected: (door) => (door.open === true || door.node === 'all' || door.node.includes(role) ? 'in' : 403),
+      expected: (door) => (door.open === true || door.node.includes(role) ? 'in' : 403),
     })),
   ];
 }

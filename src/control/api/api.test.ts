@@ -427,3 +427,25 @@ test('connection strings', async () => {
   );
   assert.equal((await call(control, 'GET', `/projects/${made.project}/connection_uri`)).status, 400);
 });
+
+test('many changes at once: each one happens, once, and what excludes each other is told so', async () => {
+  const {project, branch} = await makeProject();
+  const names = Array.from({length: 20}, (_, i) => `b${i}`);
+  const made = await Promise.all(
+    [...names, ...names].map((name) => call(control, 'POST', `/projects/${project}/branches`, {branch: {name}})),
+  );
+  assert.equal(made.filter(({status}) => status === 201).length, 20, JSON.stringify(made.map(({json}) => json)));
+  assert.equal(made.filter(({status}) => status === 409).length, 20);
+  const keys = await Promise.all(names.map((name) => call(control, 'POST', '/api_keys', {key_name: name})));
+  assert.equal(new Set(keys.map(({json}) => json['id'])).size, 20, JSON.stringify(keys));
+  const roles = await Promise.all(
+    names.map((name) => call(control, 'POST', `/projects/${project}/branches/${branch}/roles`, {role: {name}})),
+  );
+  for (const {status, json} of roles) assert.ok([201, 423].includes(status), JSON.stringify(json));
+  const {count} = await control.store
+    .selectFrom('operations')
+    .select((e) => e.fn.countAll<number>().as('count'))
+    .where('kind', '=', 'create_branch')
+    .executeTakeFirstOrThrow();
+  assert.equal(count, 20);
+});

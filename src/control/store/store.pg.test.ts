@@ -1,60 +1,50 @@
-/** The same control plane on PostgreSQL: one code path, the same results. */
+/** The control plane on PostgreSQL: one code path, so every test of the control plane runs there too. */
 import {strict as assert} from 'node:assert';
-import {test} from 'node:test';
+import {spawn} from 'node:child_process';
+import {readdirSync} from 'node:fs';
+import {join} from 'node:path';
+import {after, before, test} from 'node:test';
 import {PostgresCluster} from '../../../test/postgres-cluster.ts';
-import {call, FakeWorld, startControl, type TestControl} from '#control/test-world.ts';
-import {addTransfer, sampleUsage} from '#control/usage.ts';
-import {systemClock} from '#runtime/clock.ts';
-import {silentLog} from '#runtime/log.ts';
+import {openStore} from '#control/store/open.ts';
 
-test('projects, branches and roles on PostgreSQL, and a second start of the same database', async () => {
-  await using cluster = await PostgresCluster.create({});
-  const database = `postgres://postgres@127.0.0.1:${cluster.port}/postgres`;
-  const world = new FakeWorld();
-  const first = await startControl(world, {database});
-  const made = await call(first, 'POST', '/projects', {project: {name: 'p'}});
-  assert.equal(made.status, 201, JSON.stringify(made.json));
-  const {project, branch, endpoints} = made.json as unknown as {
-    project: {id: string};
-    branch: {id: string};
-    endpoints: {id: string}[];
-  };
-  const path = `/projects/${project.id}`;
-  assert.equal(
-    (await call(first, 'POST', `${path}/branches`, {branch: {name: 'b'}, endpoints: [{type: 'read_write'}]})).status,
-    201,
-  );
-  assert.equal((await call(first, 'POST', `${path}/branches`, {branch: {name: 'b'}})).status, 409);
-  assert.equal((await call(first, 'POST', `${path}/branches/${branch.id}/roles`, {role: {name: 'alice'}})).status, 201);
-  assert.equal((await call(first, 'DELETE', `${path}/branches/${branch.id}/roles/alice`)).status, 200);
-  assert.equal((await call(first, 'POST', `${path}/endpoints/${endpoints[0]!.id}/restart`)).status, 200);
-  // What counts, and what changes sides.
-  const usage = {store: first.store, storage: world, clock: systemClock, log: silentLog};
-  await sampleUsage(usage);
-  await addTransfer(first.store, Date.now(), {[endpoints[0]!.id]: 70});
-  await addTransfer(first.store, Date.now(), {[endpoints[0]!.id]: 7});
-  await sampleUsage(usage);
-  const shown = (await call(first, 'GET', path)).json as unknown as {project: {data_transfer_bytes: number}};
-  assert.equal(shown.project.data_transfer_bytes, 77);
-  const kept = (await call(first, 'POST', `${path}/branches/${branch.id}/snapshot?name=s`)).json as unknown as {
-    snapshot: {id: string};
-  };
-  const restored = (await call(first, 'POST', `${path}/snapshots/${kept.snapshot.id}/restore`, {})).json as unknown as {
-    branch: {id: string};
-  };
-  const finalized = await call(first, 'POST', `${path}/branches/${restored.branch.id}/finalize_restore`, {name: 'old'});
-  assert.equal(finalized.status, 200, JSON.stringify(finalized.json));
-  const list = async (control: TestControl): Promise<unknown> =>
-    ((await call(control, 'GET', `${path}/branches`)).json as unknown as {branches: Record<string, unknown>[]}).branches
-      .map((b) => [b['name'], b['id'], b['default'], b['current_state']].join(' '))
-      .toSorted();
-  const before = await list(first);
-  await first.app.close();
-  await first.runner.stop();
+let cluster: PostgresCluster;
+before(async () => {
+  cluster = await PostgresCluster.create({settings: {max_connections: 200, log_statement: 'ddl'}});
+});
+after(() => cluster[Symbol.asyncDispose]());
 
-  const second = await startControl(world, {store: first.store, key: first.key, seed: 2});
-  assert.deepEqual(await list(second), before);
-  assert.equal((await call(second, 'DELETE', path)).status, 200);
-  assert.equal(world.timelines.size, 0);
-  await second.stop();
+const url = (schema?: string): string =>
+  cluster.connectionString() + (schema === undefined ? '' : `?options=${encodeURIComponent(`-c search_path=${schema}`)}`);
+
+test('tables are made once, in the schema of the role, also beside those of another installation', async () => {
+  const first = await openStore(url());
+  await first.insertInto('meta').values({key: 'who', value: 'first'}).execute();
+  await first.destroy();
+  await cluster.query('create schema other');
+  const other = await openStore(url('other'));
+  assert.deepEqual(await other.selectFrom('meta').selectAll().execute(), []);
+  await other.destroy();
+  const again = await openStore(url());
+  assert.deepEqual(await again.selectFrom('meta').selectAll().execute(), [{key: 'who', value: 'first'}]);
+  await again.destroy();
+  await assert.rejects(openStore(url('nowhere')), /no schema to work in/);
+});
+
+test('every test of the control plane passes on PostgreSQL', async () => {
+  const folder = join(import.meta.dirname, '..');
+  const files = readdirSync(folder, {recursive: true, encoding: 'utf8'})
+    .filter((name) => name.endsWith('.test.ts') && !name.endsWith('.pg.test.ts'))
+    .map((name) => join(folder, name));
+  const {NODE_TEST_CONTEXT: _, ...environment} = process.env;
+  const child = spawn(process.execPath, ['--test', '--test-concurrency=2', '--test-reporter=tap', ...files], {
+    env: {...environment, PAGODA_TEST_DATABASE: url()},
+    stdio: ['ignore', 'pipe', 'inherit'],
+  });
+  const output: Buffer[] = [];
+  child.stdout.on('data', (part: Buffer) => output.push(part));
+  const code = await new Promise((resolve) => child.once('close', resolve));
+  assert.equal(code, 0, Buffer.concat(output).toString('utf8').slice(-8000));
+  // Each has made a schema of its own, if it really was there.
+  const made = cluster.log.match(/create schema "test_/g)?.length ?? 0;
+  assert.ok(made >= 50, `only ${made} schemas were made: the tests ran elsewhere`);
 });

@@ -112,7 +112,7 @@ async function welcome(type: number, payload: Buffer, options: PageServiceOption
   } catch (error) {
     throw new TimelineError('bad-request', (error as Error).message);
   }
-  requireTenant(claims, tenant, timelineId);
+  requireTenant(claims, ['control'], tenant, timelineId);
   return options.findTimeline(tenantId, timelineId);
 }
 
