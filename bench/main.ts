@@ -9,6 +9,7 @@ import {commit} from './commit.ts';
 import {coldScan} from './cold-scan.ts';
 import {getPage} from './getpage.ts';
 import {large} from './large.ts';
+import {hostile} from './hostile.ts';
 import {ingest} from './ingest.ts';
 import {proxy} from './proxy.ts';
 import {redo} from './redo.ts';
@@ -34,6 +35,7 @@ const benchmarks: Readonly<Record<string, {readonly run: (args: string[]) => Pro
   branches: {run: branches, what: '10,000 branches on one pageserver: memory of each, start time'},
   proxy: {run: proxy, what: 'pgbench -S through the front door, against straight to the compute and PgBouncer'},
   stalls: {run: stalls, what: 'how long requests wait while the pageserver uploads and compacts'},
+  hostile: {run: hostile, what: '10,000 silent connections and 1,000,000 cancel guesses at the front door'},
   unarchive: {run: unarchive, what: 'archived branch to first row, of 10 MB and of 300 MB'},
   'unarchive-large': {
     run: unarchiveLarge,

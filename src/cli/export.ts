@@ -7,14 +7,13 @@
  */
 import {systemClock} from '#runtime/clock.ts';
 import {type Disk, dirname, joinPath, systemDisk} from '#runtime/disk.ts';
-import {changeMode, changeOwner} from '#runtime/permissions.ts';
 import {environment, printLine, runsAsRoot} from '#runtime/process.ts';
 import {type Lsn, parseLsn} from '#postgres/lsn.ts';
 import {type RelTag, blockSize, globalTablespace, relPath, relSegmentBlocks} from '#postgres/relation.ts';
-import {readTar} from '#postgres/tar.ts';
 import {PagesClient, type RelListEntry, pagesPerRequestMax} from '#wire/pages.ts';
 import {shardOfBlock} from '#wire/shard.ts';
 import {type Arguments, UsageError} from '#cli/arguments.ts';
+import {giveAway, unpackBasebackup} from '#compute/basebackup.ts';
 import {connectInternally, lsnAt, onePlace} from '#cli/internal-client.ts';
 import type {Layout} from '#cli/layout.ts';
 
@@ -49,14 +48,16 @@ export async function exportBranch(args: Arguments, layout: Layout): Promise<voi
 
   const {headers, body} = await client.streamTimeline(place, `/basebackup?lsn=${encodeURIComponent(wanted)}`);
   const lsn = parseLsn(headers['x-pagoda-lsn'] ?? wanted);
-  const databases = await unpack(systemDisk, out, body);
+  const where = `branch ${place.branchId} (timeline ${place.timelineId}), LSN ${wanted}`;
+  const databases = await unpackBasebackup(systemDisk, out, body, {where, isLasting: true});
   const shards: PagesClient[] = [];
   let relations = 0;
   let bytes = 0;
   try {
     for (const shard of place.shards)
       shards.push(await PagesClient.connect(shard, await client.pageToken(), shard.shardId, place.timelineId));
-    for (const {spcNode, dbNode} of [{spcNode: globalTablespace, dbNode: 0}, ...databases]) {
+    const places = [{spcNode: globalTablespace, dbNode: 0}, ...databases.map((dbNode) => ({spcNode: 0, dbNode}))];
+    for (const {spcNode, dbNode} of places) {
       for (const entry of await shards[0]!.listDb(spcNode, dbNode, {requestLsn: lsn})) {
         await writeRelation(systemDisk, out, shards, entry, lsn);
         relations++;
@@ -71,48 +72,11 @@ export async function exportBranch(args: Arguments, layout: Layout): Promise<voi
   }
   const owner = runsAsRoot ? 'postgres' : (environment['USER'] ?? '');
   configure(systemDisk, out, owner);
-  handOver(systemDisk, out, owner);
+  giveAway(systemDisk, out, owner, 0o700);
   printLine(
     `branch ${place.name} (${place.branchId}) at ${wanted}: ${relations} relation files, ${(bytes / 1e6).toFixed(1)} MB in ${out}`,
   );
   printLine(`start it as user ${owner}: postgres -D ${out} -k /tmp; connect as ${adminRole} through the socket`);
-}
-
-/** Everything that is no relation. Gives the databases. */
-async function unpack(
-  disk: Disk,
-  out: string,
-  body: AsyncIterable<Buffer>,
-): Promise<{spcNode: number; dbNode: number}[]> {
-  const databases: {spcNode: number; dbNode: number}[] = [];
-  let complete = false;
-  disk.makeDirectory(out);
-  for await (const entry of readTar(body)) {
-    if (entry.path.startsWith('/') || entry.path.split('/').includes('..'))
-      throw new Error(`the basebackup names ${JSON.stringify(entry.path)}, outside the data directory`);
-    const target = joinPath(out, entry.path);
-    if (entry.kind === 'directory') {
-      disk.makeDirectory(target);
-      continue;
-    }
-    disk.makeDirectory(dirname(target));
-    const file = disk.open(target, 'truncate');
-    try {
-      let at = 0;
-      for await (const part of entry.body) {
-        file.write(part, at);
-        at += part.length;
-      }
-      await file.sync();
-    } finally {
-      file.close();
-    }
-    const database = /^base\/(\d+)\/PG_VERSION$/.exec(entry.path)?.[1];
-    if (database !== undefined) databases.push({spcNode: 0, dbNode: Number(database)});
-    complete ||= entry.path === 'global/pg_control';
-  }
-  if (!complete) throw new Error('the basebackup ended before pg_control; `pagoda logs pageserver` says why');
-  return databases;
 }
 
 async function writeRelation(
@@ -173,11 +137,4 @@ function configure(disk: Disk, out: string, owner: string): void {
     'host all all ::1/128 scram-sha-256',
   ]);
   write('pg_ident.conf', [`pagoda ${owner} ${adminRole}`]);
-}
-
-function handOver(disk: Disk, path: string, owner: string): void {
-  changeOwner(path, owner);
-  if (disk.stat(path)?.isDirectory !== true) return;
-  changeMode(path, 0o700);
-  for (const name of disk.list(path)) handOver(disk, joinPath(path, name), owner);
 }

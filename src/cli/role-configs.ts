@@ -123,8 +123,9 @@ export function localComputes(choices: InstallationChoices): ControlConfig['comp
 
 function controlConfig(choices: InstallationChoices): ControlConfig {
   const suspendSeconds = readSuspendSeconds(environment['PAGODA_SUSPEND_SECONDS']);
-  const ageSeconds = readArchiveSeconds('PAGODA_ARCHIVE_AGE_SECONDS', -1);
-  const idleSeconds = readArchiveSeconds('PAGODA_ARCHIVE_IDLE_SECONDS', 1);
+  const recoverySeconds = readSeconds('PAGODA_RECOVERY_SECONDS', 0);
+  const ageSeconds = readSeconds('PAGODA_ARCHIVE_AGE_SECONDS', -1);
+  const idleSeconds = readSeconds('PAGODA_ARCHIVE_IDLE_SECONDS', 1);
   const {layout, ports} = choices;
   const internal = internalPorts(ports.internal);
   return {
@@ -148,6 +149,7 @@ function controlConfig(choices: InstallationChoices): ControlConfig {
     ...(choices.withProxy ? {proxy: {domain: 'localhost', port: ports.proxy}} : {}),
     ...(choices.shards === undefined ? {} : {shardsPerTenant: choices.shards}),
     ...(suspendSeconds === undefined ? {} : {suspendTimeoutSeconds: suspendSeconds}),
+    ...(recoverySeconds === undefined ? {} : {recoverySeconds}),
     archive: {
       ...(ageSeconds === undefined ? {} : {ageSeconds}),
       ...(idleSeconds === undefined ? {} : {idleSeconds}),
@@ -156,8 +158,8 @@ function controlConfig(choices: InstallationChoices): ControlConfig {
   };
 }
 
-/** When branches are archived by themselves: age, where -1 is never, and time without use. */
-function readArchiveSeconds(name: string, min: number): number | undefined {
+/** When branches are archived by themselves (age, where -1 is never, and time without use); how long what is deleted can be recovered. */
+function readSeconds(name: string, min: number): number | undefined {
   const text = environment[name] ?? '';
   if (text === '') return undefined;
   const seconds = Number(text);

@@ -267,7 +267,8 @@ class ComputeAgent {
     let relay: WalRelay | undefined;
     let postgres: PostgresProcess;
     try {
-      if (this.#spec.mode === 'static') await this.#inPrivate(() => this.#applyRolesOfNow(address));
+      if (this.#spec.mode === 'static' && this.#spec.alreadyApplied !== true)
+        await this.#inPrivate(() => this.#applyRolesOfNow(address));
       const {adopt} = this.#spec;
       if (adopt && !this.#catalogApplied) await this.#inPrivate(() => adoptCluster(address, adopt.superuser));
       if (replica) relay = await this.#startRelay(lsn, replica);

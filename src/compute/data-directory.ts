@@ -1,13 +1,12 @@
 /** The compute's data directory: unpacked from a basebackup, configured, thrown away. */
-import {readTar} from '#postgres/tar.ts';
 import type {Lsn} from '#postgres/lsn.ts';
 import {formatLsn, parseLsn} from '#postgres/lsn.ts';
 import {parseControlFile} from '#postgres/control-file.ts';
 import {makeCheckpointSegment} from '#postgres/wal/checkpoint-segment.ts';
 import type {Disk} from '#runtime/disk.ts';
-import {dirname, joinPath, replaceFile} from '#runtime/disk.ts';
+import {joinPath, replaceFile} from '#runtime/disk.ts';
 import {requestStream} from '#runtime/http.ts';
-import {changeOwner} from '#runtime/permissions.ts';
+import {giveAway, unpackBasebackup, writeSparse} from '#compute/basebackup.ts';
 import type {Locations} from '#compute/locations.ts';
 import type {ComputeSpec} from '#wire/compute-spec.ts';
 import {type ReplicaBase, writeReplicaBase} from '#compute/standby.ts';
@@ -60,34 +59,7 @@ export async function makeDataDirectory(options: {
     );
   }
   disk.remove(path);
-  disk.makeDirectory(path);
-  let sawControlFile = false;
-  for await (const entry of readTar(response.body)) {
-    if (entry.path.startsWith('/') || entry.path.split('/').includes('..'))
-      throw new Error(`basebackup names ${JSON.stringify(entry.path)}, which is outside the data directory (${where})`);
-    const target = joinPath(path, entry.path);
-    if (entry.kind === 'directory') {
-      disk.makeDirectory(target);
-      continue;
-    }
-    if (entry.kind !== 'file') throw new Error(`basebackup holds ${entry.path}, a ${entry.kind} (${where})`);
-    disk.makeDirectory(dirname(target));
-    const file = disk.open(target, 'truncate');
-    try {
-      let at = 0;
-      for await (const part of entry.body) {
-        writeSparse(file, part, at);
-        at += part.length;
-      }
-      if (file.size() < entry.size) file.truncate(entry.size);
-    } finally {
-      file.close();
-    }
-    sawControlFile ||= entry.path === 'global/pg_control';
-  }
-  // pg_control comes last in the stream: a basebackup that was cut off cannot be started.
-  if (!sawControlFile)
-    throw new Error(`the basebackup ended before pg_control (${where}); the pageserver's log says why`);
+  await unpackBasebackup(disk, path, response.body, {where, isLasting: false});
   const lsn = parseLsn(response.headers['x-pagoda-lsn'] ?? '');
   const previous = response.headers['x-pagoda-previous-lsn'];
   let replica: ReplicaBase | undefined;
@@ -112,21 +84,5 @@ function writeCheckpoint(disk: Disk, pgdata: string, lsn: Lsn, previousLsn: Lsn 
     } finally {
       file.close();
     }
-  }
-}
-
-function giveAway(disk: Disk, path: string, owner: string): void {
-  changeOwner(path, owner);
-  if (disk.stat(path)?.isDirectory) for (const name of disk.list(path)) giveAway(disk, joinPath(path, name), owner);
-}
-
-const zeros = Buffer.alloc(65536);
-
-/** The 16 MiB WAL segment is nearly all zeros: holes cost no write. */
-function writeSparse(file: {write(b: Buffer, at: number): void}, part: Buffer, position: number): void {
-  for (let at = 0; at < part.length; at += zeros.length) {
-    const piece = part.subarray(at, at + zeros.length);
-    if (!piece.equals(piece.length === zeros.length ? zeros : zeros.subarray(0, piece.length)))
-      file.write(piece, position + at);
   }
 }

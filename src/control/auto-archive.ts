@@ -7,6 +7,7 @@ import type {Log} from '#runtime/log.ts';
 import {whyNot} from '#control/operations/archive-plan.ts';
 import type {OperationRunner} from '#control/operations/runner.ts';
 import {startSweep, type Sweep} from '#control/sweep.ts';
+import {inStorage} from '#control/store/in-storage.ts';
 import type {BranchTable, Store} from '#control/store/schema.ts';
 
 /** Neon's. */
@@ -66,7 +67,8 @@ export class AutoArchive {
       .selectFrom('branches')
       .selectAll()
       .where('state', '=', 'ready')
-      .where('deleted_at', 'is', null)
+      // A deleted one rests, too, until it is removed.
+      .where(inStorage)
       .where('is_default', '=', 0)
       .where('protected', '=', 0)
       .where('created_at', '<=', nowMs - this.#ageMs)

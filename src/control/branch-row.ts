@@ -16,6 +16,7 @@ export function newBranch(given: Given & Partial<BranchTable>, nowMs: number): B
     creation_source: 'console',
     catalog_version: 0,
     catalog_applied: 0,
+    catalog_applied_lsn: null,
     expires_at: null,
     last_reset_at: null,
     backup_schedule: null,
@@ -26,6 +27,8 @@ export function newBranch(given: Given & Partial<BranchTable>, nowMs: number): B
     updated_at: nowMs,
     state_changed_at: nowMs,
     deleted_at: null,
+    purge_at: null,
+    deletion_method: null,
     ...given,
   };
 }

@@ -60,6 +60,8 @@ export interface ControlConfig {
   readonly shardsPerTenant?: number;
   /** What an endpoint's suspend_timeout_seconds 0 means; -1 never. Default 300. */
   readonly suspendTimeoutSeconds?: number;
+  /** How long a deleted project or branch can be recovered; 0: it is gone at once. Default 7 days. */
+  readonly recoverySeconds?: number;
   readonly archive?: AutoArchiveConfig;
   readonly walTrim?: WalTrimConfig;
   /** How clients reach computes: hosts are `<endpoint>.<domain>:<port>`. Without a proxy: the compute's own loopback port. */

@@ -32,6 +32,10 @@ export interface ComputeLauncher {
    * then; answers whether it has stopped (or did not run).
    */
   stop(endpointId: string, options?: {readonly idleSinceMs?: number}): Promise<boolean>;
+  /** Endpoints of which something is kept on the machine: a directory, a port, a cache. */
+  kept(): string[];
+  /** Stops the compute and forgets what is kept of it: the endpoint is gone. */
+  discard(endpointId: string): Promise<void>;
   /** undefined: it does not run. Rejects when it does not answer. */
   report(endpointId: string): Promise<ComputeReport | undefined>;
   /** The roles and databases that a running compute has. */

@@ -7,6 +7,8 @@
  *   <computes>/<endpoint>/mark          how the agent is named in the process table when it began as a spare (spare-agents.ts)
  *   <computes>/<endpoint>/data/         the agent's; a cache, thrown away at every start
  *
+ * The directory goes when the endpoint is gone (compute-leftovers.ts), or at once when no client ever knew of the compute.
+ *
  * A compute outlives the control plane that started it: a restarted one finds it again through run.json. A pid is
  * believed only when the process's command line names the endpoint's own configuration file, or the mark.
  */
@@ -158,11 +160,19 @@ export class LocalComputeLauncher implements ComputeLauncher {
     return true;
   }
 
+  kept(): string[] {
+    const {disk, computesDir} = this.#options;
+    return disk.exists(computesDir) ? disk.list(computesDir) : [];
+  }
+
+  async discard(endpointId: string): Promise<void> {
+    await this.stop(endpointId);
+    this.#options.disk.remove(this.#directory(endpointId));
+  }
+
   /** Stops every compute that runs below the directory; for the end of the whole installation. */
   async stopAll(): Promise<void> {
-    const {disk, computesDir} = this.#options;
-    if (!disk.exists(computesDir)) return;
-    await Promise.all(disk.list(computesDir).map((endpointId) => this.stop(endpointId)));
+    await Promise.all(this.kept().map((endpointId) => this.stop(endpointId)));
   }
 
   close(): void {

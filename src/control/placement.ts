@@ -5,6 +5,7 @@
 import {type Attachment, attachmentOf} from '#control/attachments.ts';
 import type {PageserverNode, SafekeeperNode} from '#control/config.ts';
 import {allNodes, readSafekeeperSet} from '#control/safekeeper-set.ts';
+import {inStorage} from '#control/store/in-storage.ts';
 import type {Store, StoreTransaction} from '#control/store/schema.ts';
 
 /** A commit waits for two of them. */
@@ -41,7 +42,7 @@ export function placeSafekeepers(options: {
 
 /** Timelines of each safekeeper. */
 export async function safekeeperLoad(store: Store | StoreTransaction): Promise<Map<number, number>> {
-  const rows = await store.selectFrom('branches').select('safekeepers').where('deleted_at', 'is', null).execute();
+  const rows = await store.selectFrom('branches').select('safekeepers').where(inStorage).execute();
   const load = new Map<number, number>();
   for (const row of rows)
     for (const id of allNodes(readSafekeeperSet(row.safekeepers))) load.set(id, (load.get(id) ?? 0) + 1);

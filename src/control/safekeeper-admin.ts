@@ -24,6 +24,7 @@ import {noteSafekeeper, readSafekeepers} from '#control/safekeeper-nodes.ts';
 import {allNodes, readSafekeeperSet} from '#control/safekeeper-set.ts';
 import type {HttpStorageClients} from '#control/storage-client.ts';
 import {TenantPages} from '#control/tenant-pages.ts';
+import {inStorage} from '#control/store/in-storage.ts';
 import type {BranchTable, Store} from '#control/store/schema.ts';
 import {asHttpError, type Claims, requireNode} from '#wire/auth.ts';
 import {MembershipChange, type MembershipChangeState} from '#wire/membership.ts';
@@ -124,12 +125,7 @@ async function replace(options: SafekeeperAdminOptions, request: HttpRequest): P
   if (to !== undefined && !storage.safekeepers.some((node) => node.nodeId === to))
     bad(`there is no safekeeper ${to}; add it first (PUT /internal/v1/safekeepers/${to})`);
   const answers = await store.transaction().execute(async (trx) => {
-    const rows = await trx
-      .selectFrom('branches')
-      .selectAll()
-      .where('deleted_at', 'is', null)
-      .where('state', '!=', 'init')
-      .execute();
+    const rows = await trx.selectFrom('branches').selectAll().where(inStorage).where('state', '!=', 'init').execute();
     const concerned = rows.filter(
       (row) =>
         (branchId === undefined || row.id === branchId) && allNodes(readSafekeeperSet(row.safekeepers)).includes(from),

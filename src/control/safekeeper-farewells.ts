@@ -1,6 +1,6 @@
 /**
- * Looks now and then for safekeepers that were not there when they were replaced, and are there again: what they still have of
- * a branch is no copy of anything any more, and goes (operations/exclude-safekeeper-plan.ts).
+ * Looks now and then for safekeepers that were not there when they were replaced, or when a branch was deleted, and are there again: what
+ * they still have is no copy of anything any more, and goes (operations/exclude-safekeeper-plan.ts).
  */
 import type {Clock, Timer} from '#runtime/clock.ts';
 import type {Log} from '#runtime/log.ts';
@@ -9,7 +9,7 @@ import type {OperationRunner} from '#control/operations/runner.ts';
 import type {StorageClients} from '#control/storage-client.ts';
 import type {Store} from '#control/store/schema.ts';
 
-const sweepMs = 60_000;
+const sweepMs = 15_000;
 const excludeMsMax = 30_000;
 
 export interface SafekeeperFarewellsOptions {
@@ -47,6 +47,39 @@ export class SafekeeperFarewells {
   }
 
   async sweep(): Promise<void> {
+    /** Asked once each: one that is down holds up nobody. */
+    const silent = new Set<number>();
+    await this.#payDebts(silent);
+    await this.#excludeReplaced(silent);
+  }
+
+  /** Timelines that were deleted while a safekeeper was down. Their ids are never used again: no lock is needed. */
+  async #payDebts(silent: Set<number>): Promise<void> {
+    const {store, storage, log} = this.#options;
+    for (const debt of await store.selectFrom('safekeeper_debts').selectAll().execute()) {
+      const {node_id: nodeId, tenant_id: tenantId, timeline_id: timelineId} = debt;
+      if (this.#stopped) return;
+      if (silent.has(nodeId)) continue;
+      try {
+        await storage.safekeeper(nodeId).deleteTimeline(tenantId, timelineId);
+      } catch {
+        silent.add(nodeId);
+        continue;
+      }
+      await store
+        .deleteFrom('safekeeper_debts')
+        .where('node_id', '=', nodeId)
+        .where('timeline_id', '=', timelineId)
+        .execute();
+      log.info('a safekeeper is back; a branch that was deleted meanwhile goes there too', {
+        safekeeper: nodeId,
+        tenant: tenantId,
+        timeline: timelineId,
+      });
+    }
+  }
+
+  async #excludeReplaced(silent: Set<number>): Promise<void> {
     const {store, runner, storage, log} = this.#options;
     const rows = await store
       .selectFrom('operations')
@@ -57,8 +90,6 @@ export class SafekeeperFarewells {
       .where('state', 'not like', '%"unreached":[]%')
       .orderBy('seq')
       .execute();
-    /** Asked once each: one that is down holds up nobody. */
-    const silent = new Set<number>();
     for (const row of rows) {
       const {change, tenantId, timelineId, unreached} = JSON.parse(row.state) as ReplaceState & {
         readonly unreached: readonly number[];

@@ -21,6 +21,7 @@ import {ensureFirstUser} from '#control/first-user.ts';
 import {branchAdminRoutes} from '#control/branch-admin.ts';
 import {branchPlaceRoutes} from '#control/branch-places.ts';
 import {authenticateInternal, type InternalOptions, internalRoutes} from '#control/internal.ts';
+import {startDiscarding} from '#control/compute-leftovers.ts';
 import {LocalComputeLauncher} from '#control/local-launcher.ts';
 import {makePlans} from '#control/operations/plans.ts';
 import {OperationRunner} from '#control/operations/runner.ts';
@@ -31,6 +32,7 @@ import {projectImportRoutes} from '#control/project-import.ts';
 import {Failover} from '#control/failover.ts';
 import {type PageserverAdminOptions, pageserverAdminRoutes} from '#control/pageserver-admin.ts';
 import {notePageserver, readPageservers} from '#control/pageserver-nodes.ts';
+import {startPurging} from '#control/purge.ts';
 import {schemaDumper} from '#control/schema-dump.ts';
 import {PasswordVault} from '#control/scram.ts';
 import {HttpStorageClients} from '#control/storage-client.ts';
@@ -147,6 +149,8 @@ export async function runControl(config: ControlConfig): Promise<RunningControl>
     startBranchExpiry(context),
     startUsageSampling({store, storage, clock, log}),
     startBackups(context),
+    startPurging({store, runner, clock, log}),
+    startDiscarding({store, runner, launcher, clock, log}),
     new AutoArchive({store, runner, clock, log, config: config.archive}).start(),
     new Autosuspend({
       store,

@@ -60,6 +60,8 @@ export class FakeWorld implements StorageClients {
     {startLsn: Lsn; commitLsn: Lsn; flushLsn: Lsn; generation?: number; term?: number}
   >();
   readonly computes = new Map<string, ComputeSpec>();
+  /** Endpoints of which something is kept where computes run. */
+  readonly leftovers = new Set<string>();
   readonly configured: ComputeSpec[] = [];
   readonly schemaCopies: {endpointId: string; databases: string[]}[] = [];
   /** Timeline id → seconds of history. */
@@ -172,6 +174,9 @@ export class FakeWorld implements StorageClients {
       },
       deleteTimeline: async (_tenantId, timelineId) => {
         this.#maybeFail('deleteTimeline');
+        for (const [child, {mode}] of this.timelines)
+          if (mode.kind === 'branch' && mode.ancestorTimelineId === timelineId && !this.detached.has(child))
+            throw new Error(`timeline ${child} begins on ${timelineId}`);
         this.timelines.delete(timelineId);
         this.asleep.delete(timelineId);
       },
@@ -190,7 +195,10 @@ export class FakeWorld implements StorageClients {
         const timeline = this.walTimelines.get(`${nodeId}/${timelineId}`);
         return timeline && {term: 1, flushLsn: timeline.flushLsn, commitLsn: timeline.commitLsn};
       },
-      deleteTimeline: async (_tenantId, timelineId) => void this.walTimelines.delete(`${nodeId}/${timelineId}`),
+      deleteTimeline: async (_tenantId, timelineId) => {
+        this.#maybeFail(`safekeeper-${nodeId}`);
+        this.walTimelines.delete(`${nodeId}/${timelineId}`);
+      },
       setMembership: async (_tenantId, timelineId, {generation}, minTerm) => {
         this.#maybeFail(`safekeeper-${nodeId}`);
         const timeline = this.walTimelines.get(`${nodeId}/${timelineId}`);
@@ -260,6 +268,7 @@ export class FakeWorld implements StorageClients {
       if (this.startDelayMs > 0) await systemClock.sleep(this.startDelayMs);
       if (!this.computes.has(spec.endpointId)) this.starts++;
       this.computes.set(spec.endpointId, spec);
+      this.leftovers.add(spec.endpointId);
       return this.#address(spec.endpointId);
     },
     find: async (endpointId) => (this.computes.has(endpointId) ? this.#address(endpointId) : undefined),
@@ -273,6 +282,11 @@ export class FakeWorld implements StorageClients {
       if (idleSinceMs !== undefined && (this.lastActive.get(endpointId) ?? 0) > idleSinceMs) return false;
       this.computes.delete(endpointId);
       return true;
+    },
+    kept: () => [...this.leftovers],
+    discard: async (endpointId) => {
+      this.computes.delete(endpointId);
+      this.leftovers.delete(endpointId);
     },
     report: async (endpointId) =>
       this.computes.has(endpointId) ? {lastActiveMs: this.lastActive.get(endpointId) ?? 0} : undefined,
@@ -349,13 +363,15 @@ export async function startControl(
     clock?: Clock;
     seed?: number;
     waitMsMax?: number;
+    recoverySeconds?: number;
     /** A file of SQLite, for a test that copies it. */
     database?: string;
   } = {},
 ): Promise<TestControl> {
   const random = new SeededRandom(options.seed ?? 1);
   const clock = options.clock ?? systemClock;
-  const store = options.store ?? (await (options.database === undefined ? openTestStore() : openStore(options.database)));
+  const store =
+    options.store ?? (await (options.database === undefined ? openTestStore() : openStore(options.database)));
   const key = options.key ?? makeApiKey(random);
   if (options.store === undefined) {
     await store.transaction().execute(async (trx) => {
@@ -418,7 +434,12 @@ export async function startControl(
     clock,
     random,
     log: silentLog,
-    config: {regionId: 'local', proxy: {domain: 'localhost', port: 54320}},
+    config: {
+      regionId: 'local',
+      proxy: {domain: 'localhost', port: 54320},
+      // Most tests look at what a deletion leaves.
+      recoverySeconds: options.recoverySeconds ?? 0,
+    },
     operationWaitMsMax: options.waitMsMax ?? 10_000,
   });
   const app = buildApi(context);

@@ -14,6 +14,7 @@ import {systemClock} from '#runtime/clock.ts';
 import {SeededRandom} from '#runtime/random.ts';
 import {collectGarbage} from '../../bench/collect-garbage.ts';
 import {type FrontDoor, openFrontDoor, password} from '../../test/front-door.ts';
+import {wrongCancelsMax} from '#proxy/limits.ts';
 import {encodeMessage, encodeStartup} from '#proxy/messages.ts';
 
 let door: FrontDoor;
@@ -419,6 +420,19 @@ test('cancel: guesses, another address, a key whose session ended: no effect and
   for (let i = 0; i < 20; i++) assert.equal(await cancel(key), '');
   assert.equal((await undisturbed).rows[0].two, 2);
   await next.end();
+
+  // From an address that guesses, the right key is not looked at either; from others it is.
+  const guesser = client();
+  await guesser.connect();
+  const guessed = guesser as unknown as {processID: number; secretKey: number};
+  key.writeInt32BE(guessed.processID, 0);
+  key.writeInt32BE(guessed.secretKey, 4);
+  const long = guesser.query('select pg_sleep(1), 3 as three');
+  for (let i = 0; i < wrongCancelsMax; i += 100)
+    await Promise.all(Array.from({length: 100}, () => cancel(random.bytes(8))));
+  assert.equal(await cancel(key), '');
+  assert.equal((await long).rows[0].three, 3);
+  await guesser.end();
 });
 
 const connectionString = (): string => `postgresql://owner:${encodeURIComponent(password)}@ep-one.db.test/app`;

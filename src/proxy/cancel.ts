@@ -2,6 +2,7 @@
 import {connectSocket} from '#runtime/net.ts';
 import type {Random} from '#runtime/random.ts';
 import type {ComputeAddress} from '#proxy/control-client.ts';
+import type {FailureThrottle} from '#proxy/limits.ts';
 import {encodeCancel} from '#proxy/messages.ts';
 
 interface CancelTarget {
@@ -12,11 +13,13 @@ interface CancelTarget {
 
 export class CancelRegistry {
   readonly #random: Random;
+  readonly #throttle: FailureThrottle;
   readonly #running = new Set<CancelTarget>();
   readonly #targets = new Map<string, CancelTarget>();
 
-  constructor(random: Random) {
+  constructor(random: Random, throttle: FailureThrottle) {
     this.#random = random;
+    this.#throttle = throttle;
   }
 
   /** A fresh key for one session; `release` it when the session ends. */
@@ -31,10 +34,15 @@ export class CancelRegistry {
     }
   }
 
-  /** Passes a cancel on, one of a session at a time. A wrong key, or one from another address, does nothing; nobody is told (as in Postgres). */
+  /**
+   * Passes a cancel on, one of a session at a time. A wrong key, or one from another address, does nothing; nobody is told (as in
+   * Postgres). From an address that guesses, no key is looked at for a while.
+   */
   cancel(key: Buffer, clientIp: string): void {
+    if (this.#throttle.blocked(clientIp)) return;
     const session = this.#targets.get(key.toString('hex'));
-    if (!session || session.clientIp !== clientIp || this.#running.has(session)) return;
+    if (!session || session.clientIp !== clientIp) return this.#throttle.failed(clientIp);
+    if (this.#running.has(session)) return;
     const target = session.target();
     if (!target) return;
     const socket = connectSocket(target.address);

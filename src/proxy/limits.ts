@@ -25,22 +25,27 @@ export class Openings {
   }
 }
 
-const failuresMax = 20;
+/** Wrong passwords of one endpoint and address. */
+export const wrongPasswordsMax = 20;
+/** Wrong cancel keys of one address. A cancel that comes when its session has just ended is one, too. */
+export const wrongCancelsMax = 1000;
 const windowMs = 60_000;
 const entriesMax = 50_000;
 
-/** Wrong passwords by endpoint and address: above the limit, no further try is looked at for the rest of the minute. */
+/** Failures by who fails: above the limit, no further try is looked at for the rest of the minute. */
 export class FailureThrottle {
   readonly #clock: Clock;
+  readonly #max: number;
   readonly #failures = new Map<string, {count: number; sinceMs: number}>();
 
-  constructor(clock: Clock) {
+  constructor(clock: Clock, max: number) {
     this.#clock = clock;
+    this.#max = max;
   }
 
   blocked(key: string): boolean {
     const entry = this.#failures.get(key);
-    return entry !== undefined && entry.count >= failuresMax && this.#clock.monotonicMs() - entry.sinceMs < windowMs;
+    return entry !== undefined && entry.count >= this.#max && this.#clock.monotonicMs() - entry.sinceMs < windowMs;
   }
 
   failed(key: string): void {

@@ -12,7 +12,7 @@ import {TokenIssuer} from '#wire/auth.ts';
 import {CancelRegistry} from '#proxy/cancel.ts';
 import type {ProxyConfig} from '#proxy/config.ts';
 import {ControlClient} from '#proxy/control-client.ts';
-import {FailureThrottle, Openings} from '#proxy/limits.ts';
+import {FailureThrottle, Openings, wrongCancelsMax, wrongPasswordsMax} from '#proxy/limits.ts';
 import {messageBytesMax, startupBytesMax} from '#proxy/messages.ts';
 import {Pools} from '#proxy/pooler/pooled-session.ts';
 import {type SessionContext, serveClient, serveWebSocket} from '#proxy/session.ts';
@@ -38,9 +38,9 @@ export async function runProxy(config: ProxyConfig): Promise<{port: number; stop
       clock,
     }),
     traffic: new Traffic(),
-    cancels: new CancelRegistry(random),
+    cancels: new CancelRegistry(random, new FailureThrottle(clock, wrongCancelsMax)),
     pools: new Pools(clock),
-    throttle: new FailureThrottle(clock),
+    throttle: new FailureThrottle(clock, wrongPasswordsMax),
     mockSecret: random.bytes(32),
     clock,
     random,

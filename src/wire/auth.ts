@@ -239,12 +239,7 @@ export class TokenVerifier {
  * Throws AuthError unless these claims may touch the tenant (and the timeline, when one is named). Of internal peers only the roles that
  * `peers` names may: what a role has no business with, a stolen key of that role does not open.
  */
-export function requireTenant(
-  claims: Claims,
-  peers: readonly KeyRole[],
-  tenantId: string,
-  timelineId?: string,
-): void {
+export function requireTenant(claims: Claims, peers: readonly KeyRole[], tenantId: string, timelineId?: string): void {
   if (claims.scope === 'node') return requireNode(claims, ...peers);
   if (claims.tenant !== tenantId) throw new AuthError('token_scope', 'the token is for another tenant');
   if (claims.timeline !== undefined && timelineId !== claims.timeline)
@@ -254,8 +249,7 @@ export function requireTenant(
 /** Throws AuthError unless the caller is an internal peer of one of these roles. */
 export function requireNode(claims: Claims, ...roles: readonly KeyRole[]): void {
   if (claims.scope !== 'node') throw new AuthError('token_scope', 'a tenant may not do this');
-  if (!roles.includes(claims.iss))
-    throw new AuthError('token_scope', `${claims.iss} may not do this`);
+  if (!roles.includes(claims.iss)) throw new AuthError('token_scope', `${claims.iss} may not do this`);
 }
 
 /** The `authenticate` of #runtime/http.ts: AuthErrors become 401, wrong scope 403. */

@@ -63,7 +63,7 @@ export interface ComputeSpec {
   /** Roles and databases that were there at an earlier start and must go. */
   readonly droppedRoles?: readonly string[];
   readonly droppedDatabases?: readonly string[];
-  /** The roles and databases above are in the branch already (a start before this one applied them): skip the work. */
+  /** The roles and databases above are in the branch already, at the point where this compute reads it: skip the work. */
   readonly alreadyApplied?: boolean;
   /** The branch is a cluster that somebody else made: what its first superuser is called there (compute/adopt.ts). */
   readonly adopt?: {readonly superuser: string};

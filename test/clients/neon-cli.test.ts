@@ -125,9 +125,15 @@ test('projects list, create, get, update, delete', async () => {
   await neon('projects', 'update', made.project.id, '--name', 'renamed');
   const got = await neonJson<{name: string}>('projects', 'get', made.project.id);
   assert.equal(got.name, 'renamed');
+  await pagoda.query('create table kept as select 42 as n', uri);
   await neon('projects', 'delete', made.project.id);
   assert.deepEqual(await list(), ['first']);
   await assert.rejects(pagoda.query('select 1', uri), /does not exist/);
+  assert.match(await neon('projects', 'list', '--recoverable-only'), new RegExp(made.project.id));
+  await neon('projects', 'recover', made.project.id);
+  assert.deepEqual(await list(), ['first', 'renamed']);
+  assert.deepEqual(await pagoda.query('select n from kept', uri), [{n: 42}]);
+  await neon('projects', 'delete', made.project.id);
   assert.match(await neonFails('projects', 'get', made.project.id), /not found/);
 });
 
@@ -222,6 +228,12 @@ test('branches rename, delete, and a branch without compute that gets one', asyn
   await neon('branches', 'delete', 'renamed');
   assert.equal((await branches()).has('renamed'), false);
   await assert.rejects(pagoda.query('select 1', uri), /does not exist/);
+  // The CLI has no command for it yet; the API has.
+  const path = `/projects/${pagoda.status.projectId}/branches`;
+  const deleted = await pagoda.api<{branches: BranchView[]}>('GET', `${path}?include_deleted=true`);
+  await pagoda.api('POST', `${path}/${deleted.branches.find((b) => b.name === 'renamed')!.id}/recover`);
+  assert.deepEqual(await pagoda.query('select count(*)::int as n from t', uri), [{n: 10}]);
+  await neon('branches', 'delete', 'renamed');
   assert.match(await neonFails('branches', 'delete', 'now'), /child branches/);
   assert.match(await neonFails('branches', 'delete', 'main'), /default branch/);
 

@@ -53,7 +53,7 @@ const branch: Driver = async ({cell}) => {
       branch: {},
     });
     await operationsOver(cell);
-    await cell.api('DELETE', `/projects/${projectId}/branches/${made.id}`);
+    await cell.api('DELETE', `/projects/${projectId}/branches/${made.id}?hard_delete=true`);
     await operationsOver(cell);
   } catch {
     // a safekeeper died meanwhile: that is what this is for; the operation goes on
@@ -114,7 +114,7 @@ const leavingBranch: Driver = async ({cell, tenant, timeline}) => {
       const url = `${base}/timeline/${timelineId}/detach_ancestor`;
       if (timelineId !== timeline) await requestJson({method: 'POST', url, token, timeoutMs: 30_000});
     }
-    await cell.api('DELETE', `${path}/${made.id}`);
+    await cell.api('DELETE', `${path}/${made.id}?hard_delete=true`);
     await operationsOver(cell);
   } catch {
     await sleep(200);
@@ -152,7 +152,7 @@ const sleepingBranch: Driver = async ({cell, tenant, timeline}) => {
       await ask('POST', `/timeline/${timelineId}/archive`, {lsn: lastRecordLsn});
       await ask('POST', `/timeline/${timelineId}/unarchive`);
     }
-    await cell.api('DELETE', `${path}/${made.id}`);
+    await cell.api('DELETE', `${path}/${made.id}?hard_delete=true`);
     await operationsOver(cell);
   } catch {
     await sleep(200);

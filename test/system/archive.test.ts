@@ -87,7 +87,8 @@ test('a branch that rests is archived with its children before it, and wakes at 
   await pagoda.suspend(grandchild.endpointId);
   await archived(parent.branchId);
   await assert.rejects(pagoda.api('DELETE', `${project}/branches/${child.branchId}`), /child branches/);
-  for (const {branchId} of [grandchild, child, parent]) await pagoda.api('DELETE', `${project}/branches/${branchId}`);
+  for (const {branchId} of [grandchild, child, parent])
+    await pagoda.api('DELETE', `${project}/branches/${branchId}?hard_delete=true`);
   await pagoda.settled();
   assert.match(await pagoda.cli('scrub'), /nothing is missing or damaged/);
 });

@@ -68,7 +68,7 @@ test('a branch of a branch', async () => {
     (select count(*)::int from in_child) as n from (select oid, relname, relkind from pg_class where relname <> 'while_leaving') c`;
   const before = await pagoda.query(everything, grandchild.uri);
   await assert.rejects(pagoda.api('DELETE', `${path}/${child.branchId}`), /has child branches/);
-  const deleting = pagoda.api('DELETE', `${path}/${child.branchId}?detach_children=true`);
+  const deleting = pagoda.api('DELETE', `${path}/${child.branchId}?detach_children=true&hard_delete=true`);
   await pagoda.query('create table while_leaving as select generate_series(1, 5000) as n', grandchild.uri);
   await deleting;
   await pagoda.settled();

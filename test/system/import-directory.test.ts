@@ -71,6 +71,8 @@ const prepare = `
 let shopDump = '';
 let chiefsDump = '';
 let project = '';
+/** What the tool says about roles without a password that can be kept. */
+let resetLine = '';
 /** Database name → connection string as the tool prints it, without a password. */
 const printed = new Map<string, string>();
 const as = (database: string, role: string, password: string): string => {
@@ -141,6 +143,7 @@ test('a cluster with several databases and roles is imported; dumps are the same
   for (const [, name, uri] of imported.stdout.matchAll(/^ {2}(\w+): (\S+)$/gm)) printed.set(name!, uri!);
   assert.deepEqual([...printed.keys()], ['shop', 'chiefs'], imported.stdout);
   project = /is project (\S+)/.exec(imported.stdout)![1]!;
+  resetLine = /^ {2}(neon api .*)$/m.exec(imported.stdout)![1]!;
 
   // By roles that are no superusers any more.
   const shopNow = await dump(libpqEnvironment(as('shop', 'app', 'app secret')));
@@ -200,6 +203,31 @@ test('roles keep their passwords through the proxy, and nobody is a superuser', 
     `/projects/${project}/branches/${branches[0]!.id}/roles`,
   );
   assert.deepEqual(roles.map((r) => r.name).toSorted(), ['app', 'chief', 'deputy', 'md5', 'old_style', 'reader']);
+});
+
+test('a role whose password cannot be kept gets one by the line that import prints', async () => {
+  const {stdout} = await run('/bin/sh', ['-c', resetLine.replace('ROLE', 'md5')], {
+    env: {
+      ...process.env,
+      PATH: `${join(root, 'node_modules', '.bin')}:${process.env['PATH']}`,
+      CI: '1',
+      NEON_API_HOST: pagoda.status.apiUrl,
+      NEON_API_KEY: pagoda.status.apiKey,
+      NEON_CONFIG_DIR: join(dir, 'neon'),
+    },
+  });
+  const {role} = JSON.parse(stdout) as {role: {name: string; password: string}};
+  assert.equal(role.name, 'md5');
+  await pagoda.settled(project);
+  const login = async (): Promise<unknown> =>
+    (await pagoda.query('select current_user::text as me', as('shop', 'md5', role.password)))[0]!['me'];
+  // The proxy knows verifiers for five seconds.
+  for (let attempt = 0; ; attempt++) {
+    const me = await login().catch((error: unknown) => error);
+    if (me === 'md5') break;
+    assert.ok(attempt < 60, String(me));
+    await new Promise((resolve) => setTimeout(resolve, 500));
+  }
 });
 
 test('the imported project is one like any other: it branches, sleeps, wakes and keeps what is written', async () => {

@@ -1,5 +1,7 @@
 /** Computes that only read: a branch at a point of its past without making a branch, and replicas that follow the writer. */
 import {strict as assert} from 'node:assert';
+import {readFileSync, readdirSync} from 'node:fs';
+import {join} from 'node:path';
 import {after, before, test} from 'node:test';
 import {setTimeout as sleep} from 'node:timers/promises';
 import {type Branch, Pagoda} from '../pagoda.ts';
@@ -44,11 +46,19 @@ test('main@LSN and main@time are read as they were, also when the password has c
   assert.deepEqual(await pagoda.query(then, at(`neon_lsn:${String(lsn)}`)), [{n: 2000, there: true}]);
   assert.deepEqual(await pagoda.query(then, at(`neon_timestamp:${timestamp}`)), [{n: 2000, there: true}]);
   assert.deepEqual(await pagoda.query(then), [{n: 10, there: true}]);
+  // The roles of now were there already: Postgres is started once, and ready to read at once.
+  const statics = readdirSync(join(pagoda.dir, 'logs'))
+    .filter((name) => name.startsWith('compute-'))
+    .map((name) => readFileSync(join(pagoda.dir, 'logs', name), 'utf8'))
+    .filter((log) => log.includes(' mode=static '));
+  assert.ok(statics.length > 0);
+  for (const log of statics) assert.equal(log.match(/starting PostgreSQL/g)?.length, 1, log);
   await assert.rejects(pagoda.query('delete from t', at(`neon_lsn:${String(lsn)}`)), /read-only/);
   await assert.rejects(pagoda.query('select from later', at(`neon_lsn:${String(lsn)}`)), /does not exist/);
   await assert.rejects(pagoda.query('select 1', at('neon_lsn:7F/0')), /no such point/);
 
   const project = pagoda.status.projectId;
+  const [{between} = {}] = await pagoda.query(`select pg_current_wal_flush_lsn()::text as between`);
   const {role} = await pagoda.api<{role: {password: string}}>(
     'POST',
     `/projects/${project}/branches/${branch.branchId}/roles/neondb_owner/reset_password`,
@@ -57,6 +67,8 @@ test('main@LSN and main@time are read as they were, also when the password has c
   branch = {...branch, uri: await pagoda.uri(branch.branchId)};
   await sleep(5500); // the proxy knows verifiers for five seconds
   assert.ok(branch.uri.includes(encodeURIComponent(role.password)));
+  // A point before the change gets the password of now all the same.
+  assert.deepEqual(await pagoda.query(then, at(`neon_lsn:${String(between)}`)), [{n: 10, there: true}]);
   const [{next} = {}] = await pagoda.query(`select (pg_current_wal_flush_lsn() - 8)::text as next`, branch.uri);
   assert.deepEqual(await pagoda.query(then, at(`neon_lsn:${String(next)}`)), [{n: 10, there: true}]);
   const {branches} = await pagoda.api<{branches: unknown[]}>('GET', `/projects/${project}/branches`);

@@ -2,7 +2,7 @@
 import assert from 'node:assert/strict';
 import {type ChildProcess, spawn} from 'node:child_process';
 import {createServer} from 'node:net';
-import {mkdirSync, readFileSync, renameSync, rmSync, writeFileSync} from 'node:fs';
+import {mkdirSync, readFileSync, readdirSync, renameSync, rmSync, writeFileSync} from 'node:fs';
 import {join} from 'node:path';
 import {after, before, test} from 'node:test';
 import {setTimeout as sleep} from 'node:timers/promises';
@@ -77,6 +77,18 @@ function loseSafekeeper(nodeId: number): void {
   rmSync(folder, {recursive: true, force: true, maxRetries: 10, retryDelay: 20});
   writeFileSync(folder, 'a file where the folder was');
   process.kill(pagoda.pidOf(`safekeeper-${nodeId}`), 'SIGKILL');
+}
+
+/** Where the WAL of a timeline ends in the object store, as the names of its objects say (docs/formats/wal-archive.md). */
+function endOfArchive(timelineId: string): string {
+  const root = join(pagoda.dir, 'objects', 'wal');
+  const names = readdirSync(root)
+    .filter((tenant) => readdirSync(join(root, tenant)).includes(timelineId))
+    .flatMap((tenant) => readdirSync(join(root, tenant, timelineId)));
+  const ends = names.map((name) => /\.([0-9A-F]{16})\.[0-9A-F]{16}\.partial$/.exec(name)?.[1] ?? '');
+  const last = ends.toSorted().at(-1)!;
+  const hex = (digits: string): string => Number.parseInt(digits, 16).toString(16).toUpperCase();
+  return `${hex(last.slice(0, 8))}/${hex(last.slice(8))}`;
 }
 
 test('a safekeeper dies for good and is replaced under load: no failed commit', {timeout: 850_000}, async () => {
@@ -161,6 +173,46 @@ test(
 );
 
 test(
+  'a branch is deleted while one of its safekeepers is down: nobody waits, and its files go when it is back',
+  {timeout: 850_000},
+  async () => {
+    const branches = `/projects/${pagoda.status.projectId}/branches`;
+    const {branch} = await pagoda.api<{branch: {id: string}}>('POST', branches, {});
+    await pagoda.settled();
+    const {timelineId, members} = JSON.parse(await pagoda.cli('safekeepers', 'wal', branch.id)) as {
+      timelineId: string;
+      members: {nodeId: number}[];
+    };
+    // The supervisor starts it again and again, and it does not find its folder.
+    const {nodeId} = members.find(({nodeId}) => nodeId <= 2)!;
+    const folder = join(pagoda.dir, `safekeeper-${nodeId}`);
+    const files = (): string[] =>
+      readdirSync(folder, {recursive: true, encoding: 'utf8'}).filter(
+        (name) => name.includes(`${timelineId}/`) && !name.includes('deleted'),
+      );
+    assert.ok(files().length > 0, 'it has the branch');
+    renameSync(folder, `${folder}.away`);
+    writeFileSync(folder, 'a file where the folder was');
+    process.kill(pagoda.pidOf(`safekeeper-${nodeId}`), 'SIGKILL');
+    const {operations} = await pagoda.api<{operations: {id: string; status: string}[]}>(
+      'DELETE',
+      `${branches}/${branch.id}?hard_delete=true`,
+    );
+    assert.deepEqual(
+      operations.map(({status}) => status),
+      ['finished'],
+    );
+    rmSync(folder);
+    renameSync(`${folder}.away`, folder);
+    assert.ok(files().length > 0, 'it still has the branch');
+    for (let attempt = 0; files().length > 0; attempt++) {
+      assert.ok(attempt < 180, `it keeps ${files().join(', ')}`);
+      await sleep(1000);
+    }
+  },
+);
+
+test(
   'all safekeepers lose their disks: the branch comes back up to the last archived record, and it is said where',
   {timeout: 850_000},
   async () => {
@@ -168,6 +220,7 @@ test(
     const [before] = await pagoda.query('select count(*)::int as n from ledger');
     await pagoda.suspend(endpointId);
     interface Wal {
+      readonly timelineId: string;
       readonly members: {commitLsn?: string; archivedLsn?: string; hasTimeline?: boolean}[];
       readonly archive: {restoreLsn: string} | null;
     }
@@ -203,5 +256,33 @@ test(
     const [now] = await pagoda.query('select count(*)::int as n from ledger');
     assert.deepEqual(now, before);
     await pagoda.query('insert into ledger values (-1)');
+
+    // What the API says of it, and what the object store holds.
+    const project = `/projects/${pagoda.status.projectId}`;
+    const {operations} = await pagoda.api<{operations: {branch_id: string; restored_lsn?: string}[]}>(
+      'GET',
+      `${project}/operations?limit=1000`,
+    );
+    assert.deepEqual(
+      operations.filter((o) => o.restored_lsn !== undefined).map((o) => [o.branch_id, o.restored_lsn]),
+      [[branchId, archived.archive!.restoreLsn]],
+    );
+    await pagoda.suspend(endpointId);
+    for (let attempt = 0; ; attempt++) {
+      const {branch} = await pagoda.api<{branch: {wal_restored_lsn?: string; wal_archived_lsn?: string}}>(
+        'GET',
+        `${project}/branches/${branchId}`,
+      );
+      assert.equal(branch.wal_restored_lsn, archived.archive!.restoreLsn);
+      const {members} = await wal();
+      const committed = members.map((m) => m.commitLsn!);
+      // What was written after the restore arrives there too.
+      if (branch.wal_archived_lsn !== undefined && committed.every((lsn) => lsn === branch.wal_archived_lsn)) {
+        assert.equal(branch.wal_archived_lsn, endOfArchive((await wal()).timelineId));
+        break;
+      }
+      assert.ok(attempt < 120, `not archived: ${JSON.stringify({branch, members})}`);
+      await sleep(1000);
+    }
   },
 );

@@ -43,7 +43,11 @@ export async function sweepExpiredBranches(context: ApiContext, refusedUntil: Ma
       .where('id', '=', branch.project_id)
       .executeTakeFirstOrThrow();
     try {
-      await deleteBranch(context, project, branch, await childrenStay(context, branch.id));
+      await deleteBranch(context, project, branch, {
+        detachChildren: await childrenStay(context, branch.id),
+        recoverMs: context.recoveryMs,
+        method: 'ttl',
+      });
       refusedUntil.delete(branch.id);
       log.info('branch expired', {project: project.id, branch: branch.id});
     } catch (error) {

@@ -42,7 +42,7 @@ export const branchRoutes: readonly ApiRoute[] = [
       const sortBy = query.sort_by ?? 'updated_at';
       const order = query.sort_order ?? 'desc';
       const search = query.search?.toLowerCase();
-      const branches = (await liveBranches(context, project)).filter(
+      const branches = (await liveBranches(context, project, query.include_deleted)).filter(
         (b) => search === undefined || b.name.toLowerCase().includes(search) || b.id.includes(search),
       );
       const page = cutPage(branches, {
@@ -133,8 +133,16 @@ export const branchRoutes: readonly ApiRoute[] = [
     query: deleteBranchQuery,
     handler: async (context, {params, query, principal}) => {
       const project = await context.project(principal, params.project_id);
-      const branch = await context.branch(project, params.branch_id);
-      const operations = await deleteBranch(context, project, branch, query.detach_children);
+      const branch = await context
+        .branch(project, params.branch_id)
+        .catch((error: unknown) =>
+          query.hard_delete === true ? context.recoverableBranch(project, params.branch_id) : Promise.reject(error),
+        );
+      const operations = await deleteBranch(context, project, branch, {
+        detachChildren: query.detach_children ?? false,
+        recoverMs: query.hard_delete === true ? 0 : context.recoveryMs,
+        method: 'user',
+      });
       const views = new Views(context.config);
       return {body: {branch: views.branch(branch), operations: operations.map((o) => views.operation(o))}};
     },
@@ -171,8 +179,9 @@ export async function deleteBranch(
   context: ApiContext,
   project: ProjectTable,
   branch: BranchTable,
-  detachChildren = false,
+  options: {readonly detachChildren: boolean; readonly recoverMs: number; readonly method: 'user' | 'ttl'},
 ): Promise<OperationTable[]> {
+  const {detachChildren, recoverMs, method} = options;
   if (branch.is_default === 1)
     throw apiErrors.unprocessable('the default branch cannot be deleted; make another one the default first');
   if (branch.protected === 1) throw apiErrors.unprocessable(`branch ${branch.name} is protected`);
@@ -199,9 +208,9 @@ export async function deleteBranch(
     if (children.length > 0) {
       const draft = {projectId: project.id, branchId: branch.id, action: 'delete_timeline', kind: 'delete_parent'};
       const detaching = children.map((child) => detachLock(child.id));
-      return {operations: [{...draft, locks: [...locks, ...detaching]}], result: undefined};
+      return {operations: [{...draft, locks: [...locks, ...detaching], state: {recoverMs}}], result: undefined};
     }
-    await forgetBranch(trx, branch.id, nowMs);
+    await forgetBranch(trx, branch.id, nowMs, {purgeAt: nowMs + recoverMs, method});
     return {
       operations: [
         {projectId: project.id, branchId: branch.id, action: 'delete_timeline', kind: 'delete_branch', locks},
@@ -212,13 +221,19 @@ export async function deleteBranch(
   return operations;
 }
 
-async function liveBranches(context: ApiContext, project: ProjectTable): Promise<BranchTable[]> {
+/** With those that are deleted and can be recovered, if asked for. */
+export async function liveBranches(
+  context: ApiContext,
+  project: ProjectTable,
+  includeDeleted = false,
+): Promise<BranchTable[]> {
+  const nowMs = context.clock.nowMs();
   return context.store
     .selectFrom('branches')
     .selectAll()
     .where('project_id', '=', project.id)
     .where('hidden', '=', 0)
-    .where('deleted_at', 'is', null)
+    .where((e) => e.or([e('deleted_at', 'is', null), ...(includeDeleted ? [e('purge_at', '>', nowMs)] : [])]))
     .execute();
 }
 
@@ -372,6 +387,8 @@ export async function createBranch(
           safekeepers: await placeNewTimeline(trx, context.storage.safekeepers),
           catalog_version: parent.catalog_version,
           catalog_applied: isApplied && !isSchemaOnly ? parent.catalog_applied : parent.catalog_version - 1,
+          // From its beginning.
+          catalog_applied_lsn: isApplied && !isSchemaOnly ? 0 : null,
           expires_at: expiresAt,
           ...restored,
         },

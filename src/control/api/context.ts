@@ -19,6 +19,9 @@ import type {
   StoreTransaction,
 } from '#control/store/schema.ts';
 
+/** As Neon's. */
+const recoverySecondsDefault = 7 * 86_400;
+
 /** A request waits this long for its operations; then it answers with what is still running. */
 const operationWaitMsMax = 30_000;
 
@@ -32,7 +35,7 @@ export interface ApiOptions {
   readonly clock: Clock;
   readonly random: Random;
   readonly log: Log;
-  readonly config: Pick<ControlConfig, 'regionId' | 'proxy' | 'shardsPerTenant'>;
+  readonly config: Pick<ControlConfig, 'regionId' | 'proxy' | 'shardsPerTenant' | 'recoverySeconds'>;
   readonly operationWaitMsMax?: number;
   readonly isDeadPageserver?: (nodeId: number) => boolean;
 }
@@ -47,7 +50,7 @@ export class ApiContext {
   readonly clock: Clock;
   readonly random: Random;
   readonly log: Log;
-  readonly config: Pick<ControlConfig, 'regionId' | 'proxy' | 'shardsPerTenant'>;
+  readonly config: Pick<ControlConfig, 'regionId' | 'proxy' | 'shardsPerTenant' | 'recoverySeconds'>;
   readonly #waitMsMax: number;
   readonly #isDeadPageserver: (nodeId: number) => boolean;
 
@@ -69,6 +72,11 @@ export class ApiContext {
   /** Nothing new is placed on them. */
   deadPageservers(): number[] {
     return this.storage.pageservers.map(({nodeId}) => nodeId).filter((id) => this.#isDeadPageserver(id));
+  }
+
+  /** How long what is deleted now can be recovered. */
+  get recoveryMs(): number {
+    return (this.config.recoverySeconds ?? recoverySecondsDefault) * 1000;
   }
 
   /** 404 for what does not exist and for what this key may not see: the two must look the same. */
@@ -93,6 +101,34 @@ export class ApiContext {
       .where('deleted_at', 'is', null)
       .executeTakeFirst();
     if (!branch) throw apiErrors.notFound('branch', branchId);
+    return branch;
+  }
+
+  /** A deleted project whose time to be recovered is not over. */
+  async recoverableProject(principal: Principal, projectId: string): Promise<ProjectTable> {
+    const project = await this.store
+      .selectFrom('projects')
+      .selectAll()
+      .where('id', '=', projectId)
+      .where('deleted_at', 'is not', null)
+      .where('purge_at', '>', this.clock.nowMs())
+      .executeTakeFirst();
+    if (!project || !mayUse(principal, project)) throw apiErrors.notFound('deleted project', projectId);
+    return project;
+  }
+
+  /** A deleted branch whose time to be recovered is not over; of a project that lives. */
+  async recoverableBranch(project: ProjectTable, branchId: string): Promise<BranchTable> {
+    const branch = await this.store
+      .selectFrom('branches')
+      .selectAll()
+      .where('project_id', '=', project.id)
+      .where('id', '=', branchId)
+      .where('hidden', '=', 0)
+      .where('deleted_at', 'is not', null)
+      .where('purge_at', '>', this.clock.nowMs())
+      .executeTakeFirst();
+    if (!branch) throw apiErrors.notFound('deleted branch', branchId);
     return branch;
   }
 

@@ -284,7 +284,7 @@ function suspendDraft(endpoint: EndpointTable): OperationDraft {
   };
 }
 
-async function listEndpoints(
+export async function listEndpoints(
   context: ApiContext,
   project: ProjectTable,
   branchId?: string,

@@ -22,7 +22,8 @@ let world: FakeWorld;
 let control: TestControl;
 before(async () => {
   world = new FakeWorld();
-  control = await startControl(world);
+  // What is deleted can be recovered.
+  control = await startControl(world, {recoverySeconds: 86_400});
 });
 after(() => control.stop());
 
@@ -169,7 +170,12 @@ test('every response is as the specification wants it', async () => {
   };
   await conform('GET', `${project}/operations/${operations[0]!.id}`);
   await conform('DELETE', branch);
+  await conform('GET', `${project}/branches?include_deleted=true`);
+  await conform('POST', `${branch}/recover`);
+  await conform('DELETE', `${branch}?hard_delete=true`);
   await conform('DELETE', project);
+  await conform('GET', '/projects?recoverable=true');
+  await conform('POST', `${project}/recover`);
 
   const missing = apiRoutes.map((r) => `${r.method} ${r.path}`).filter((route) => !covered.has(route));
   assert.deepEqual(missing, [], 'every route of the table is checked here');

@@ -33,7 +33,7 @@ export const projectRoutes: readonly ApiRoute[] = [
     handler: async (context, {query, principal}) => {
       const views = new Views(context.config);
       const organizations = await context.store.selectFrom('organizations').selectAll().execute();
-      let projects = await visibleProjects(context, principal);
+      let projects = await visibleProjects(context, principal, query.recoverable);
       if (query.org_id !== undefined) projects = projects.filter((p) => p.organization_id === query.org_id);
       if (query.search !== undefined) {
         const search = query.search.toLowerCase();
@@ -153,7 +153,7 @@ export const projectRoutes: readonly ApiRoute[] = [
         ...endpoints.map((e) => endpointLock(e.id)),
       ];
       await context.mutate(project.id, locks, async (trx, nowMs) => {
-        await forgetProject(trx, project.id, nowMs);
+        await forgetProject(trx, project.id, nowMs, nowMs + context.recoveryMs);
         return {
           operations: [{projectId: project.id, action: 'delete_timeline', kind: 'delete_project', locks}],
           result: undefined,
@@ -168,12 +168,20 @@ async function projectUsage(context: ApiContext, project: ProjectTable): Promise
   return totalUsage((await readUsage(context.store, project.id, context.clock.nowMs())).values());
 }
 
-async function projectView(context: ApiContext, project: ProjectTable): Promise<Record<string, unknown>> {
+export async function projectView(context: ApiContext, project: ProjectTable): Promise<Record<string, unknown>> {
   return new Views(context.config).project(project, context.clock.nowMs(), await projectUsage(context, project));
 }
 
-export async function visibleProjects(context: ApiContext, principal: Principal): Promise<ProjectTable[]> {
-  let query = context.store.selectFrom('projects').selectAll().where('deleted_at', 'is', null);
+/** Those that live, or instead those that are deleted and can be recovered. */
+async function visibleProjects(
+  context: ApiContext,
+  principal: Principal,
+  recoverable = false,
+): Promise<ProjectTable[]> {
+  let query = context.store.selectFrom('projects').selectAll();
+  query = recoverable
+    ? query.where('deleted_at', 'is not', null).where('purge_at', '>', context.clock.nowMs())
+    : query.where('deleted_at', 'is', null);
   if (principal.organizationId !== undefined) query = query.where('organization_id', '=', principal.organizationId);
   if (principal.projectId !== undefined) query = query.where('id', '=', principal.projectId);
   return query.execute();
@@ -245,6 +253,7 @@ export async function createProject(
     created_at: nowMs,
     updated_at: nowMs,
     deleted_at: null,
+    purge_at: null,
   };
   const endpointRow = newEndpointRow(
     context,

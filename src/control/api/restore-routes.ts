@@ -91,8 +91,8 @@ export async function restoreBranch(
             parent_id: source.id,
             parent_timestamp: point.timestamp === undefined ? null : (parseTime(point.timestamp) ?? null),
             safekeepers: await placeNewTimeline(trx, context.storage.safekeepers),
-            // What is not kept is never seen.
-            deleted_at: keptName === undefined ? nowMs : null,
+            // What is not kept is never seen, and goes at the end.
+            ...(keptName === undefined ? {deleted_at: nowMs, purge_at: nowMs} : {}),
           },
           nowMs,
         ),

@@ -62,6 +62,7 @@ export const listQuery = Type.Object({
   cursor: optional(Type.String({maxLength: 500})),
   search: optional(Type.String({maxLength: 256})),
   org_id: optional(Type.String({maxLength: 60})),
+  recoverable: optional(Type.Boolean()),
 });
 
 export const branchListQuery = Type.Object({
@@ -70,6 +71,7 @@ export const branchListQuery = Type.Object({
   search: optional(Type.String({maxLength: 256})),
   sort_by: optional(Type.Union([Type.Literal('name'), Type.Literal('created_at'), Type.Literal('updated_at')])),
   sort_order: optional(Type.Union([Type.Literal('asc'), Type.Literal('desc')])),
+  include_deleted: optional(Type.Boolean()),
 });
 
 export const createProjectBody = Type.Object({
@@ -208,7 +210,10 @@ export const compareSchemaQuery = Type.Object({
 });
 
 /** detach_children: our own. The children live on, without a parent. */
-export const deleteBranchQuery = Type.Object({detach_children: optional(Type.Boolean())});
+export const deleteBranchQuery = Type.Object({
+  detach_children: optional(Type.Boolean()),
+  hard_delete: optional(Type.Boolean()),
+});
 export const createSnapshotQuery = Type.Object({
   name: optional(displayName),
   lsn: optional(lsnText),

@@ -11,6 +11,7 @@ import {ApiError, apiErrors} from '#control/api/errors.ts';
 import {authenticate} from '#control/api/principal.ts';
 import {openApiDocument} from '#control/api/openapi.ts';
 import {projectRoutes} from '#control/api/project-routes.ts';
+import {recoveryRoutes} from '#control/api/recovery-routes.ts';
 import {restoreRoutes} from '#control/api/restore-routes.ts';
 import type {ApiRoute} from '#control/api/route.ts';
 import {schemaRoutes} from '#control/api/schema-routes.ts';
@@ -23,6 +24,7 @@ export const apiRoutes: readonly ApiRoute[] = [
   ...projectRoutes,
   ...branchRoutes,
   ...restoreRoutes,
+  ...recoveryRoutes,
   ...schemaRoutes,
   ...snapshotRoutes,
   ...backupScheduleRoutes,

@@ -92,6 +92,8 @@ export class Views {
       ...this.#projectCommon(project, usage),
       active_time: Math.round(usage.activeSeconds),
       org_name: organization?.name,
+      deleted_at: time(project.deleted_at),
+      recoverable_until: time(project.purge_at),
     });
   }
 
@@ -163,6 +165,14 @@ export class Views {
           ? undefined
           : Math.max(0, Math.round((branch.expires_at - branch.created_at) / 1000)),
       last_reset_at: time(branch.last_reset_at),
+      recovery:
+        branch.deleted_at === null || branch.purge_at === null
+          ? undefined
+          : {
+              deleted_at: formatTime(branch.deleted_at),
+              recoverable_until: formatTime(branch.purge_at),
+              deletion_method: branch.deletion_method === 'ttl' ? 'ttl' : 'user',
+            },
     });
   }
 

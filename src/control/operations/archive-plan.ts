@@ -10,6 +10,7 @@ import {type PlanContext, whereIs} from '#control/operations/plan-context.ts';
 import {type Plan, SkippedError} from '#control/operations/plan.ts';
 import {safekeeperEffects} from '#control/operations/safekeeper-effects.ts';
 import {TenantPages} from '#control/tenant-pages.ts';
+import {inStorage, isInStorage} from '#control/store/in-storage.ts';
 import type {Store, StoreTransaction} from '#control/store/schema.ts';
 
 export function archiveBranchPlan(context: PlanContext): Plan {
@@ -53,7 +54,7 @@ export function archiveBranchPlan(context: PlanContext): Plan {
 /** Why the branch cannot be archived now, or undefined. */
 export async function whyNot(store: Store | StoreTransaction, branchId: string): Promise<string | undefined> {
   const branch = await store.selectFrom('branches').selectAll().where('id', '=', branchId).executeTakeFirstOrThrow();
-  if (branch.deleted_at !== null || branch.state !== 'ready') return `the branch is not ready (${branch.state})`;
+  if (!isInStorage(branch) || branch.state !== 'ready') return `the branch is not ready (${branch.state})`;
   if (branch.is_default === 1) return 'the default branch is not archived';
   if (branch.protected === 1) return 'a protected branch is not archived';
   const endpoint = await store
@@ -68,7 +69,7 @@ export async function whyNot(store: Store | StoreTransaction, branchId: string):
     .selectFrom('branches')
     .select('id')
     .where('parent_id', '=', branchId)
-    .where('deleted_at', 'is', null)
+    .where(inStorage)
     .where('state', '!=', 'archived')
     .executeTakeFirst();
   return child && `its child ${child.id} is not archived`;

@@ -8,6 +8,7 @@
 import type {PlanContext} from '#control/operations/plan-context.ts';
 import {type OperationState, type Plan, SkippedError} from '#control/operations/plan.ts';
 import type {OperationDraft} from '#control/operations/runner.ts';
+import {inStorage} from '#control/store/in-storage.ts';
 import {allNodes, membershipOf, readSafekeeperSet, type SafekeeperSet} from '#control/safekeeper-set.ts';
 import type {NewSafekeeperTimeline} from '#control/storage-client.ts';
 
@@ -32,7 +33,7 @@ export function completeTimelinePlan({store, storage}: PlanContext): Plan {
       .selectFrom('branches')
       .select('safekeepers')
       .where('timeline_id', '=', timelineId)
-      .where('deleted_at', 'is', null)
+      .where(inStorage)
       .executeTakeFirst();
     return branch && readSafekeeperSet(branch.safekeepers);
   };

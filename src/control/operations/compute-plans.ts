@@ -4,9 +4,10 @@ import {shardLocations} from '#control/attachments.ts';
 import {formatLsn, type Lsn} from '#control/lsn.ts';
 import {wakeBranch} from '#control/operations/archive-plan.ts';
 import {pgVersionNumber, type PlanContext, setIdle, whereIs} from '#control/operations/plan-context.ts';
-import {PermanentError, type Plan, SkippedError} from '#control/operations/plan.ts';
+import {readCommittedPosition} from '#control/operations/branch-point.ts';
+import {type OperationState, PermanentError, type Plan, SkippedError} from '#control/operations/plan.ts';
 import {membershipOf} from '#control/safekeeper-set.ts';
-import type {EndpointTable, Store, StoreTransaction} from '#control/store/schema.ts';
+import type {BranchTable, EndpointTable, Store, StoreTransaction} from '#control/store/schema.ts';
 
 /** What the compute of an endpoint shall run, with the catalog version that it brings the branch to. */
 export async function buildSpec(
@@ -57,10 +58,15 @@ export async function buildSpec(
     databases: databases.map(({name, owner_name}) => ({name, owner: owner_name})),
     droppedRoles: dropped.filter((d) => d.kind === 'role').map((d) => d.name),
     droppedDatabases: dropped.filter((d) => d.kind === 'database').map((d) => d.name),
-    alreadyApplied: branch.catalog_applied === branch.catalog_version,
+    alreadyApplied: branch.catalog_applied === branch.catalog_version && holdsCatalog(branch, endpoint),
     settings: settings.pg_settings ?? {},
   };
   return {spec, catalogVersion: branch.catalog_version};
+}
+
+/** At one point of the past only when the roles of now had been applied by then. */
+function holdsCatalog(branch: BranchTable, {static_lsn: lsn}: EndpointTable): boolean {
+  return lsn === null || (branch.catalog_applied_lsn !== null && lsn >= branch.catalog_applied_lsn);
 }
 
 function modeOf(endpoint: EndpointTable): Pick<ComputeSpec, 'mode' | 'startLsn'> {
@@ -68,11 +74,33 @@ function modeOf(endpoint: EndpointTable): Pick<ComputeSpec, 'mode' | 'startLsn'>
   return {mode: endpoint.type === 'read_only' ? 'replica' : 'primary'};
 }
 
+/** What was applied, and by which LSN; for the record of a step. */
+interface AppliedCatalog extends OperationState {
+  readonly branchId: string;
+  readonly catalogVersion: number;
+  readonly catalogLsn?: number;
+}
+
+async function appliedCatalog(context: PlanContext, branchId: string, catalogVersion: number): Promise<AppliedCatalog> {
+  const {project, branch, safekeeperSet} = await whereIs(context.store, branchId);
+  if (branch.catalog_applied >= catalogVersion) return {branchId, catalogVersion};
+  // It was committed before it was reported: the quorum has it. Not to know where costs a static compute a second start.
+  const position = await readCommittedPosition(
+    context.storage,
+    safekeeperSet,
+    project.tenant_id,
+    branch.timeline_id,
+  ).catch(() => undefined);
+  return {branchId, catalogVersion, ...(position === undefined ? {} : {catalogLsn: position.acknowledged})};
+}
+
 /** The branch's catalog now holds everything up to this version. */
-async function recordCatalogApplied(trx: StoreTransaction, branchId: string, version: number): Promise<void> {
+async function recordCatalogApplied(trx: StoreTransaction, state: OperationState): Promise<void> {
+  if (state['catalogVersion'] === undefined) return;
+  const {branchId, catalogVersion: version, catalogLsn} = state as AppliedCatalog;
   await trx
     .updateTable('branches')
-    .set({catalog_applied: version})
+    .set({catalog_applied: version, catalog_applied_lsn: catalogLsn ?? null})
     .where('id', '=', branchId)
     .where('catalog_applied', '<', version)
     .execute();
@@ -124,12 +152,11 @@ export function startComputePlan(context: PlanContext): Plan {
           const {spec, catalogVersion} = await buildSpec(context, endpoint);
           await launcher.start(spec);
           // Only a writer has brought roles and databases into the branch.
-          return spec.mode === 'primary' ? {catalogVersion, branchId: branch.id} : {};
+          return spec.mode === 'primary' ? await appliedCatalog(context, branch.id, catalogVersion) : {};
         },
         async record(trx, {operation, state, nowMs}) {
           await recordStarted(trx, operation.endpoint_id!, nowMs);
-          if (typeof state['catalogVersion'] === 'number')
-            await recordCatalogApplied(trx, state['branchId'] as string, state['catalogVersion']);
+          await recordCatalogApplied(trx, state);
         },
       },
     ],
@@ -177,12 +204,9 @@ export function applyConfigPlan(context: PlanContext): Plan {
           if (endpoint.type === 'read_only' || (await launcher.find(endpoint.id)) === undefined) return {};
           const {spec, catalogVersion} = await buildSpec(context, endpoint);
           await launcher.configure(spec);
-          return {catalogVersion, branchId: endpoint.branch_id};
+          return appliedCatalog(context, endpoint.branch_id, catalogVersion);
         },
-        async record(trx, {state}) {
-          if (typeof state['catalogVersion'] === 'number')
-            await recordCatalogApplied(trx, state['branchId'] as string, state['catalogVersion']);
-        },
+        record: (trx, {state}) => recordCatalogApplied(trx, state),
       },
     ],
   };

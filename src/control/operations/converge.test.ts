@@ -54,6 +54,10 @@ async function observe(control: TestControl, world: FakeWorld): Promise<unknown>
   };
 }
 
+/** There each killed control plane costs a new schema: a sample will do, of a code path that is the same. */
+const onPostgres = (process.env['PAGODA_TEST_DATABASE'] ?? '') !== '';
+const stride = 7;
+
 interface Scenario {
   readonly name: string;
   prepare?(control: TestControl, world: FakeWorld): Promise<void>;
@@ -398,7 +402,11 @@ for (const scenario of scenarios)
     assert.ok(points.length >= 2, 'the scenario has steps');
     for (const point of points) killedIn.add(point.split('.')[0]!);
 
-    for (let killAt = 0; killAt < points.length; killAt++) {
+    for (
+      let killAt = onPostgres ? points.length % stride : 0;
+      killAt < points.length;
+      killAt += onPostgres ? stride : 1
+    ) {
       const world = new FakeWorld();
       let seen = 0;
       let armed = false;

@@ -5,7 +5,8 @@
  * Where the work stands is in the pageserver's indexes: a killed control plane asks again, and the pageserver goes on.
  */
 import {wakeBranch} from '#control/operations/archive-plan.ts';
-import {deleteTimelines, type PlanContext, stopComputes, whereIs} from '#control/operations/plan-context.ts';
+import {deleteBranchSteps} from '#control/operations/delete-plans.ts';
+import {type PlanContext, whereIs} from '#control/operations/plan-context.ts';
 import {type Plan, SkippedError, type StepContext} from '#control/operations/plan.ts';
 import {forgetBranch} from '#control/store/forget.ts';
 import type {BranchTable, StoreTransaction} from '#control/store/schema.ts';
@@ -29,7 +30,7 @@ export function detachBranchPlan(context: PlanContext): Plan {
   };
 }
 
-/** The branch stays in the API until its children live without it. */
+/** The branch stays in the API until its children live without it. State in: `recoverMs`, how long it can be recovered afterwards. */
 export function deleteParentPlan(context: PlanContext): Plan {
   const {store} = context;
   return {
@@ -46,23 +47,11 @@ export function deleteParentPlan(context: PlanContext): Plan {
           await recordDetached(trx, step);
           const [late] = await childrenOf(trx, step.operation.branch_id!);
           if (late !== undefined) throw new Error(`branch ${late.id} was made meanwhile; it is detached next`);
-          await forgetBranch(trx, step.operation.branch_id!, step.nowMs);
+          const recoverMs = (step.state['recoverMs'] as number | undefined) ?? 0;
+          await forgetBranch(trx, step.operation.branch_id!, step.nowMs, {purgeAt: step.nowMs + recoverMs});
         },
       },
-      {
-        name: 'stop-computes',
-        async effect({operation}) {
-          await stopComputes(context, [operation.branch_id!]);
-          return undefined;
-        },
-      },
-      {
-        name: 'delete-timelines',
-        async effect({operation}) {
-          await deleteTimelines(context, await whereIs(store, operation.branch_id));
-          return undefined;
-        },
-      },
+      ...deleteBranchSteps(context),
     ],
   };
 }

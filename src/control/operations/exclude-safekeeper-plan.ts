@@ -8,6 +8,7 @@ import {type PlanContext, whereIs} from '#control/operations/plan-context.ts';
 import type {Plan} from '#control/operations/plan.ts';
 import type {ReplaceState} from '#control/operations/replace-safekeeper-plan.ts';
 import {allNodes, membershipOf} from '#control/safekeeper-set.ts';
+import {inStorage} from '#control/store/in-storage.ts';
 import type {Store, StoreTransaction} from '#control/store/schema.ts';
 
 export interface ExcludeState {
@@ -35,7 +36,7 @@ export function excludeSafekeeperPlan({store, storage}: PlanContext): Plan {
             .selectFrom('branches')
             .select('id')
             .where('timeline_id', '=', timelineId)
-            .where('deleted_at', 'is', null)
+            .where(inStorage)
             .executeTakeFirst();
           if (branch === undefined) {
             await storage.safekeeper(nodeId).deleteTimeline(tenantId, timelineId);

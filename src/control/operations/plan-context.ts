@@ -90,16 +90,49 @@ export function stopComputesStep(context: PlanContext): Step {
   };
 }
 
+/** After the majority has answered. */
+const stragglerMs = 2000;
+
+/**
+ * The timeline leaves its pageserver and its safekeepers. When most of those have deleted it, it cannot come back to life: one that is
+ * down is noted, and told when it is there again (safekeeper-farewells.ts).
+ */
 export async function deleteTimelines(context: PlanContext, where: Where): Promise<void> {
+  const {store, storage, clock} = context;
   const {tenant_id: tenantId} = where.project;
   const {timeline_id: timelineId} = where.branch;
   const pages = new TenantPages(context, tenantId);
   // "Not found" must mean that the timeline is gone, not that the pageserver has just started and holds nothing yet.
   await pages.attach();
   await pages.deleteTimeline(timelineId);
-  await Promise.all(
-    where.safekeepers.map((nodeId) => context.storage.safekeeper(nodeId).deleteTimeline(tenantId, timelineId)),
+  const {members, newMembers} = where.safekeeperSet;
+  const missing = new Set(where.safekeepers);
+  const isMajorityDone = (): boolean =>
+    [members, newMembers].every(
+      (ids) => ids.length === 0 || ids.filter((id) => missing.has(id)).length < ids.length / 2,
+    );
+  const failures: unknown[] = [];
+  const enough = Promise.withResolvers<void>();
+  const all = Promise.all(
+    where.safekeepers.map(async (nodeId) => {
+      try {
+        await storage.safekeeper(nodeId).deleteTimeline(tenantId, timelineId);
+        missing.delete(nodeId);
+        if (isMajorityDone()) enough.resolve();
+      } catch (error) {
+        failures.push(error);
+      }
+    }),
   );
+  // A dead node's connection may hang.
+  await Promise.race([all, enough.promise.then(() => Promise.race([all, clock.sleep(stragglerMs)]))]);
+  if (!isMajorityDone()) throw failures[0];
+  for (const nodeId of missing)
+    await store
+      .insertInto('safekeeper_debts')
+      .values({node_id: nodeId, tenant_id: tenantId, timeline_id: timelineId})
+      .onConflict((c) => c.doNothing())
+      .execute();
 }
 
 export async function setIdle(trx: StoreTransaction, endpointId: string, nowMs: number): Promise<void> {

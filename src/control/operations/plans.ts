@@ -1,16 +1,10 @@
 /** The plans: each kind of operation step by step. See plan.ts for the rules. */
-import {readAttachments} from '#control/attachments.ts';
 import {alignDown, type Lsn} from '#control/lsn.ts';
 import {archiveBranchPlan, wakeBranch} from '#control/operations/archive-plan.ts';
 import {chooseBranchPoint} from '#control/operations/branch-point.ts';
 import {applyConfigPlan, startComputePlan, suspendComputePlan} from '#control/operations/compute-plans.ts';
-import {
-  deleteTimelines,
-  pgVersionNumber,
-  type PlanContext,
-  stopComputes,
-  whereIs,
-} from '#control/operations/plan-context.ts';
+import {deleteBranchPlan, deleteProjectPlan} from '#control/operations/delete-plans.ts';
+import {pgVersionNumber, type PlanContext, whereIs} from '#control/operations/plan-context.ts';
 import {deleteParentPlan, detachBranchPlan} from '#control/operations/detach-plan.ts';
 import {excludeSafekeeperPlan} from '#control/operations/exclude-safekeeper-plan.ts';
 import {completeTimelinePlan} from '#control/operations/complete-timeline-plan.ts';
@@ -123,88 +117,6 @@ function applyRetentionPlan(context: PlanContext): Plan {
             );
           }
           return undefined;
-        },
-      },
-    ],
-  };
-}
-
-function deleteBranchPlan(context: PlanContext): Plan {
-  const {store} = context;
-  return {
-    kind: 'delete_branch',
-    steps: [
-      {
-        name: 'stop-computes',
-        async effect({operation}) {
-          await stopComputes(context, [operation.branch_id!]);
-          return undefined;
-        },
-      },
-      {
-        name: 'delete-timelines',
-        async effect({operation}) {
-          await deleteTimelines(context, await whereIs(store, operation.branch_id));
-          return undefined;
-        },
-      },
-    ],
-  };
-}
-
-function deleteProjectPlan(context: PlanContext): Plan {
-  const {store} = context;
-  /** Children before parents: a timeline with children cannot go. */
-  const branchIds = async (projectId: string): Promise<string[]> => {
-    const branches = await store
-      .selectFrom('branches')
-      .select(['id', 'parent_id'])
-      .where('project_id', '=', projectId)
-      .orderBy('id')
-      .execute();
-    const parents = new Map(branches.map((b) => [b.id, b.parent_id]));
-    const depth = (id: string): number => {
-      const parent = parents.get(id);
-      return parent == null ? 0 : 1 + depth(parent);
-    };
-    return branches.map((b) => b.id).toSorted((a, b) => depth(b) - depth(a));
-  };
-  return {
-    kind: 'delete_project',
-    steps: [
-      {
-        name: 'stop-computes',
-        async effect({operation}) {
-          await stopComputes(context, await branchIds(operation.project_id));
-          return undefined;
-        },
-      },
-      {
-        name: 'delete-timelines',
-        async effect({operation}) {
-          for (const branchId of await branchIds(operation.project_id))
-            await deleteTimelines(context, await whereIs(store, branchId));
-          return undefined;
-        },
-      },
-      {
-        name: 'delete-tenant',
-        async effect({operation}) {
-          const project = await store
-            .selectFrom('projects')
-            .selectAll()
-            .where('id', '=', operation.project_id)
-            .executeTakeFirstOrThrow();
-          if ((await readAttachments(store, project.tenant_id)).length > 0)
-            await new TenantPages(context, project.tenant_id).delete();
-          return {tenantId: project.tenant_id};
-        },
-        // Until here a pageserver that starts anew is told to hold the tenant: what is not attached cannot be deleted.
-        async record(trx, {state}) {
-          await trx
-            .deleteFrom('attachments')
-            .where('tenant_id', '=', state['tenantId'] as string)
-            .execute();
         },
       },
     ],

@@ -11,6 +11,7 @@ import {memberOf, membershipOf, readSafekeeperSet, setOf, writeSafekeeperSet} fr
 import {type PlanContext, whereIs} from '#control/operations/plan-context.ts';
 import {TenantPages} from '#control/tenant-pages.ts';
 import {PermanentError, type Plan, SkippedError, type StepContext} from '#control/operations/plan.ts';
+import {isInStorage} from '#control/store/in-storage.ts';
 import {type MembershipAction, MembershipChange, type MembershipChangeState} from '#wire/membership.ts';
 
 export interface ReplaceState {
@@ -42,7 +43,7 @@ export function replaceSafekeeperPlan(context: PlanContext): Plan {
         async effect({operation, state}) {
           const {remove, add} = state as unknown as ReplaceState;
           const {branch, project, safekeeperSet} = await whereIs(store, operation.branch_id);
-          if (branch.deleted_at !== null) throw new SkippedError(`branch ${branch.id} is gone`);
+          if (!isInStorage(branch)) throw new SkippedError(`branch ${branch.id} is gone`);
           const target = [...safekeeperSet.members.filter((id) => !remove.includes(id)), ...add];
           const base = membershipOf(safekeeperSet, storage.safekeepers);
           let change: MembershipChangeState;
@@ -114,10 +115,10 @@ async function carryOut(context: PlanContext, {operation, state}: StepContext): 
     if (plan.isDone) return saved;
     const branch = await store
       .selectFrom('branches')
-      .select(['id', 'deleted_at'])
+      .select(['id', 'deleted_at', 'purge_at'])
       .where('timeline_id', '=', timelineId)
       .executeTakeFirst();
-    if (branch === undefined || branch.deleted_at !== null) {
+    if (branch === undefined || !isInStorage(branch)) {
       await forgetNewNodes(context, saved, tenantId, timelineId);
       throw new SkippedError(`timeline ${timelineId} is gone`);
     }

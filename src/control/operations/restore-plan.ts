@@ -10,13 +10,8 @@ import {copyCatalog} from '#control/catalog-copy.ts';
 import {alignDown, type Lsn} from '#control/lsn.ts';
 import {wakeBranch} from '#control/operations/archive-plan.ts';
 import {chooseBranchPoint} from '#control/operations/branch-point.ts';
-import {
-  deleteTimelines,
-  pgVersionNumber,
-  type PlanContext,
-  stopComputesStep,
-  whereIs,
-} from '#control/operations/plan-context.ts';
+import {purgeBranch} from '#control/operations/delete-plans.ts';
+import {pgVersionNumber, type PlanContext, stopComputesStep, whereIs} from '#control/operations/plan-context.ts';
 import type {OperationState, Plan, StepContext} from '#control/operations/plan.ts';
 import type {OperationDraft} from '#control/operations/runner.ts';
 import {safekeeperEffects} from '#control/operations/safekeeper-effects.ts';
@@ -84,9 +79,10 @@ export function restoreBranchPlan(context: PlanContext): Plan {
       },
       {
         name: 'discard-old-timeline',
-        async effect({state}) {
-          if (read(state).discard) await deleteTimelines(context, await whereIs(store, read(state).keptId));
-          return undefined;
+        effect: async ({state}) => ({purged: read(state).discard && (await purgeBranch(context, read(state).keptId))}),
+        async record(trx, {state}) {
+          if (state['purged'] !== true) return;
+          await trx.updateTable('branches').set({purge_at: null}).where('id', '=', read(state).keptId).execute();
         },
       },
     ],
@@ -134,6 +130,7 @@ async function swap(
       parent_timestamp: branch.parent_timestamp,
       catalog_version: branch.catalog_version,
       catalog_applied: branch.catalog_applied,
+      catalog_applied_lsn: branch.catalog_applied_lsn,
       state: 'ready',
       pending_state: null,
       state_changed_at: nowMs,
@@ -157,6 +154,7 @@ async function swap(
       parent_timestamp: kept.parent_timestamp,
       catalog_version: source.catalog_version,
       catalog_applied: isPast ? source.catalog_version - 1 : source.catalog_applied,
+      catalog_applied_lsn: isPast ? null : 0,
       state: 'ready',
       pending_state: null,
       last_reset_at: nowMs,

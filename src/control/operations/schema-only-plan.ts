@@ -69,6 +69,7 @@ export function schemaOnlyPlan(context: PlanContext): Plan {
             const scramVerifier = await makeScramVerifier(password, context.random);
             const address = await launcher.start({
               ...source.spec,
+              alreadyApplied: false,
               roles: [...source.spec.roles, {name: reader, scramVerifier, canLogin: true}],
             });
             // Databases are made as they are at the parent, by the copy.
@@ -81,7 +82,7 @@ export function schemaOnlyPlan(context: PlanContext): Plan {
             });
             return {catalogVersion: target.catalogVersion};
           } finally {
-            for (const id of [targetEndpointId, sourceEndpointId]) await launcher.stop(id);
+            for (const id of [targetEndpointId, sourceEndpointId]) await launcher.discard(id);
           }
         },
         async record(trx, {operation, state}) {

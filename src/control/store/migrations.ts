@@ -250,6 +250,25 @@ export const migrations: Readonly<Record<string, ForwardMigration>> = {
         await db.schema.alterTable('branches').addColumn(column, 'text').execute();
     },
   },
+  '0008_recovery': {
+    async up(db) {
+      for (const table of ['projects', 'branches'])
+        await db.schema.alterTable(table).addColumn('purge_at', 'bigint').execute();
+      await db.schema.alterTable('branches').addColumn('deletion_method', 'text').execute();
+      await db.schema
+        .createTable('safekeeper_debts')
+        .addColumn('node_id', 'bigint', (c) => c.notNull())
+        .addColumn('tenant_id', 'text', (c) => c.notNull())
+        .addColumn('timeline_id', 'text', (c) => c.notNull())
+        .addPrimaryKeyConstraint('safekeeper_debts_key', ['node_id', 'timeline_id'])
+        .execute();
+    },
+  },
+  '0009_catalog_lsn': {
+    async up(db) {
+      await db.schema.alterTable('branches').addColumn('catalog_applied_lsn', 'bigint').execute();
+    },
+  },
   '0002_safekeepers': {
     async up(db) {
       await db.schema

@@ -58,8 +58,10 @@ export interface ProjectTable {
   readonly store_passwords: number;
   readonly created_at: number;
   updated_at: number;
-  /** Set when deletion was asked for; storage is cleaned by the operation delete_project. */
+  /** Set when deletion was asked for. */
   deleted_at: number | null;
+  /** Of a deleted one whose storage is still there: when that goes. Until then it can be recovered. */
+  purge_at: number | null;
 }
 
 /** Which pageserver holds a shard of a tenant. Changed only together with a higher generation, in one transaction (design D9). */
@@ -109,6 +111,8 @@ export interface BranchTable {
   /** Counts changes of roles and databases; what a compute has applied to the branch follows it. */
   catalog_version: number;
   catalog_applied: number;
+  /** From here on the timeline holds the roles and databases of `catalog_applied`; null: not known. */
+  catalog_applied_lsn: number | null;
   expires_at: number | null;
   last_reset_at: number | null;
   /** JSON: {schedule, setAt} of regular snapshots (api/backup-schedule.ts). */
@@ -121,6 +125,17 @@ export interface BranchTable {
   updated_at: number;
   state_changed_at: number;
   deleted_at: number | null;
+  /** Of a deleted one whose timeline is still there: when that goes. Until then it can be recovered (store/in-storage.ts). */
+  purge_at: number | null;
+  /** Who deleted it: somebody, the clock, or whoever deleted its project. */
+  deletion_method: 'user' | 'ttl' | 'project' | null;
+}
+
+/** A timeline that a safekeeper, which was down then, has not been told to delete. */
+export interface SafekeeperDebtTable {
+  readonly node_id: number;
+  readonly tenant_id: string;
+  readonly timeline_id: string;
 }
 
 /** What a branch has used since it was made; sampled (usage.ts). Stays when the branch goes: its project has used it. */
@@ -250,6 +265,7 @@ export interface SafekeeperTable {
 
 export interface Tables {
   safekeepers: SafekeeperTable;
+  safekeeper_debts: SafekeeperDebtTable;
   pageservers: PageserverTable;
   meta: MetaTable;
   users: UserTable;

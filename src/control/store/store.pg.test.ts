@@ -14,7 +14,8 @@ before(async () => {
 after(() => cluster[Symbol.asyncDispose]());
 
 const url = (schema?: string): string =>
-  cluster.connectionString() + (schema === undefined ? '' : `?options=${encodeURIComponent(`-c search_path=${schema}`)}`);
+  cluster.connectionString() +
+  (schema === undefined ? '' : `?options=${encodeURIComponent(`-c search_path=${schema}`)}`);
 
 test('tables are made once, in the schema of the role, also beside those of another installation', async () => {
   const first = await openStore(url());

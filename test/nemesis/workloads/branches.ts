@@ -146,7 +146,7 @@ export class Branches {
 
   async #delete(id: string): Promise<void> {
     try {
-      await this.#cell.api('DELETE', `/projects/${this.#cell.projectId}/branches/${id}`);
+      await this.#cell.api('DELETE', `/projects/${this.#cell.projectId}/branches/${id}?hard_delete=true`);
     } catch (error) {
       if (!/: 404 /.test((error as Error).message)) throw error;
     }
