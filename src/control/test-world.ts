@@ -59,6 +59,8 @@ export class FakeWorld implements StorageClients {
     string,
     {startLsn: Lsn; commitLsn: Lsn; flushLsn: Lsn; generation?: number; term?: number}
   >();
+  /** Timelines whose WAL has left the object store. */
+  readonly archivesDeleted = new Set<string>();
   readonly computes = new Map<string, ComputeSpec>();
   /** Endpoints of which something is kept where computes run. */
   readonly leftovers = new Set<string>();
@@ -198,6 +200,7 @@ export class FakeWorld implements StorageClients {
       deleteTimeline: async (_tenantId, timelineId) => {
         this.#maybeFail(`safekeeper-${nodeId}`);
         this.walTimelines.delete(`${nodeId}/${timelineId}`);
+        this.archivesDeleted.add(timelineId);
       },
       setMembership: async (_tenantId, timelineId, {generation}, minTerm) => {
         this.#maybeFail(`safekeeper-${nodeId}`);

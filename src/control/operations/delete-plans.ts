@@ -92,7 +92,7 @@ export function deleteProjectPlan(context: PlanContext): Plan {
         name: 'delete-tenant',
         async effect({operation, state}) {
           // Its time may have come since the step before.
-          if (state['isDue'] !== true) return undefined;
+          if (state['isDue'] === false) return undefined;
           const project = await projectOf(operation.project_id);
           if ((await readAttachments(store, project.tenant_id)).length > 0)
             await new TenantPages(context, project.tenant_id).delete();

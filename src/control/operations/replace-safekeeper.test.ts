@@ -96,6 +96,24 @@ test('who was down when it was replaced loses its files when it is back, unless 
   assert.ok(!has(2), 'nothing of a deleted branch is left');
 });
 
+test('a deleted branch that can still come back moves like any other, and its archive stays', async (t) => {
+  const world = new FakeWorld();
+  const control = await startControl(world);
+  t.after(() => control.stop());
+  const where = await projectWithBranch(control);
+  const {store, runner} = control;
+  await store.updateTable('branches').set({deleted_at: 1, purge_at: 9e12}).execute();
+  world.broken.add('safekeeper-3');
+  const id = await submit(control, 'replace_safekeeper', where, {remove: [3], add: [4]});
+  await runner.wait([id], 20_000);
+  assert.equal((await operation(control, id)).status, 'finished');
+  assert.ok(world.walTimelines.has(`4/${where.timeline}`));
+  world.broken.clear();
+  await new SafekeeperFarewells({store, runner, storage: world, clock: systemClock, log: silentLog}).sweep();
+  assert.ok(!world.walTimelines.has(`3/${where.timeline}`), 'the replaced one has lost its files');
+  assert.deepEqual([...world.archivesDeleted], []);
+});
+
 test('without a majority it waits, says for what, and goes on when there is one', async (t) => {
   const world = new FakeWorld();
   const control = await startControl(world);
