@@ -461,6 +461,19 @@ export async function startControl(
   };
 }
 
+/** Resolves when an operation has failed once and will try again. */
+export async function hasFailed({store}: TestControl, operationId: string): Promise<void> {
+  for (;;) {
+    const row = await store
+      .selectFrom('operations')
+      .select(['failures_count', 'status'])
+      .where('id', '=', operationId)
+      .executeTakeFirstOrThrow();
+    if (row.failures_count > 0 && row.status === 'running') return;
+    await systemClock.sleep(10);
+  }
+}
+
 export interface Answer {
   readonly status: number;
   readonly json: Record<string, never>;

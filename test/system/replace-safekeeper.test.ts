@@ -261,7 +261,7 @@ test(
     const project = `/projects/${pagoda.status.projectId}`;
     const {operations} = await pagoda.api<{operations: {branch_id: string; restored_lsn?: string}[]}>(
       'GET',
-      `${project}/operations?limit=1000`,
+      `${project}/operations?limit=400`,
     );
     assert.deepEqual(
       operations.filter((o) => o.restored_lsn !== undefined).map((o) => [o.branch_id, o.restored_lsn]),

@@ -1,7 +1,7 @@
 import {strict as assert} from 'node:assert';
 import {afterEach, beforeEach, test} from 'node:test';
 import {apiRoutes} from './server.ts';
-import {call, FakeWorld, importLsn, startControl, type TestControl} from '#control/test-world.ts';
+import {call, FakeWorld, hasFailed, importLsn, startControl, type TestControl} from '#control/test-world.ts';
 import {formatLsn, type Lsn} from '#control/lsn.ts';
 
 let world: FakeWorld;
@@ -286,14 +286,14 @@ test('a conflicting operation is 423, and what is behind it goes on', async () =
   const impatient = await slow;
   const first = await call(impatient, 'POST', `/projects/${made.project}/endpoints/${made.endpoint}/suspend`);
   assert.equal(first.status, 200);
-  assert.equal((first.json as unknown as {operations: {status: string}[]}).operations[0]!.status, 'running');
+  const {id} = (first.json as unknown as {operations: {id: string}[]}).operations[0]!;
+  await hasFailed(control, id);
   const second = await call(impatient, 'POST', `/projects/${made.project}/endpoints/${made.endpoint}/start`);
   assert.equal(second.status, 423);
   assert.equal(second.headers['retry-after'], '1');
   assert.equal((await call(impatient, 'DELETE', `/projects/${made.project}`)).status, 423);
   world.broken.delete('stop');
-  const id = (first.json as unknown as {operations: {id: string}[]}).operations[0]!.id;
-  await impatient.runner.wait([id], 5000);
+  await impatient.runner.wait([id], 60_000);
   const {json} = await call(impatient, 'GET', `/projects/${made.project}/operations/${id}`);
   assert.equal((json as unknown as {operation: {status: string}}).operation.status, 'finished');
   assert.equal(
