@@ -160,10 +160,11 @@ async function main(): Promise<boolean> {
     still.abort();
     await moving;
     if (options.migrate) {
-      const {moves, taken} = storage.churned;
+      const {moves, taken, refusals} = storage.churned;
       const {answers, stale, sentOn} = storage.reads;
       console.log(
-        `${moves} migrations, ${taken} times taken from a pageserver that lives; ${answers.join(' and ')} reads answered by them, ${stale} by one that did not hold the shard any more, ${sentOn} sent on`,
+        `${moves} migrations, ${taken} times taken from a pageserver that lives, which was refused ${refusals} times; ` +
+          `${answers.join(' and ')} reads answered by them, ${stale} by one that did not hold the shard any more, ${sentOn} sent on`,
       );
       if (moves < 2 || taken === 0 || !(answers[0]! > 0 && answers[1]! > 0))
         throw new Error('the timeline has not moved');

@@ -17,8 +17,8 @@ export const pageserversOptions = {
 export const pageserversHelp = `  pagoda pageservers list          nodes, zones, what each holds and keeps ready, whether it answers
   pagoda pageservers add ID --port N --http-port N [--host H] [--zone Z]
                          a node that may hold projects from now on
-  pagoda pageservers migrate TENANT|PROJECT --to ID [--wait]
-                         moves a project to another one, while it is read and written to
+  pagoda pageservers migrate PROJECT|TENANT|SHARD --to ID [--wait]
+                         moves a project, or one shard of it, while it is read and written to
   pagoda pageservers drain ID [--wait]
                          it takes nothing new, and everything that it holds moves away
   pagoda pageservers operations    migrations, and how far they are
@@ -57,7 +57,7 @@ export async function pageservers(args: Arguments, layout: Layout): Promise<void
     case 'migrate': {
       const to = options.get('--to');
       if (subject === undefined || to === undefined)
-        throw new UsageError('name the project and where it goes: pagoda pageservers migrate PROJECT --to ID');
+        throw new UsageError('name the project or shard and where it goes: pagoda pageservers migrate PROJECT --to ID');
       await follow(ask, await ask('POST', '/pageservers/migrate', {tenantId: subject, to: nodeId(to)}), options);
       return;
     }

@@ -3,7 +3,7 @@
  *
  *   GET  /internal/v1/pageservers                 nodes, what each holds, whether it answers
  *   PUT  /internal/v1/pageservers/:id             {host, port, httpPort, zone?, retired?}
- *   POST /internal/v1/pageservers/migrate         {tenantId, to}: one tenant, by its id or that of its project
+ *   POST /internal/v1/pageservers/migrate         {tenantId, to}: one tenant, by its id or that of its project, or one shard by its id
  *   POST /internal/v1/pageservers/:id/drain       it takes nothing new, and everything that it holds leaves it
  *   GET  /internal/v1/pageservers/operations      migrations, and what they wait for
  */
@@ -13,10 +13,13 @@ import type {PageserverNode} from '#control/config.ts';
 import {migrationDraft} from '#control/operations/migrate-plan.ts';
 import type {OperationDraft, OperationRunner} from '#control/operations/runner.ts';
 import {notePageserver, readPageservers} from '#control/pageserver-nodes.ts';
-import {loadOf, type PageserverLoad, placeShards} from '#control/placement.ts';
+import {loadOf, type PageserverLoad, placeSecondary, placeShards} from '#control/placement.ts';
 import type {HttpStorageClients} from '#control/storage-client.ts';
 import type {Store, StoreTransaction} from '#control/store/schema.ts';
 import {asHttpError, type Claims, requireNode} from '#wire/auth.ts';
+
+/** The id of one shard of several (wire/shard.ts). */
+const shardForm = /^([0-9a-f]{32})-[0-9a-f]{4}$/;
 
 export interface PageserverAdminOptions {
   readonly store: Store;
@@ -114,17 +117,22 @@ async function migrate(options: PageserverAdminOptions, request: HttpRequest): P
   const asked = await body(request);
   const to = nodeId(asked['to'], 'to');
   const {tenantId: named} = asked;
-  if (typeof named !== 'string') bad('tenantId must be the id of a tenant or project');
+  if (typeof named !== 'string') bad('tenantId must be the id of a tenant, project or shard');
   if (!storage.pageservers.some((node) => node.nodeId === to)) bad(`there is no pageserver ${to}`);
   if (isDeadPageserver(to)) throw new HttpError(409, 'pageserver_dead', `pageserver ${to} does not answer`);
+  const tenant = shardForm.exec(named)?.[1];
   const project = await store
     .selectFrom('projects')
     .select('tenant_id')
-    .where((e) => e.or([e('id', '=', named), e('tenant_id', '=', named)]))
+    .where((e) => e.or([e('id', '=', named), e('tenant_id', '=', tenant ?? named)]))
     .where('deleted_at', 'is', null)
     .executeTakeFirst();
   if (project === undefined) throw new HttpError(404, 'not_found', `there is no tenant or project ${named}`);
-  const shards = (await readAttachments(store, project.tenant_id)).filter((shard) => shard.pageserverId !== to);
+  const wanted = (await readAttachments(store, project.tenant_id)).filter(
+    ({shardId}) => tenant === undefined || shardId === named,
+  );
+  if (wanted.length === 0) throw new HttpError(404, 'not_found', `tenant ${project.tenant_id} has no shard ${named}`);
+  const shards = wanted.filter((shard) => shard.pageserverId !== to);
   return submit(
     options,
     shards.map((shard) => ({shard, to})),
@@ -151,8 +159,21 @@ async function drain(options: PageserverAdminOptions, request: HttpRequest): Pro
     const ready = nodes.find((n) => n.nodeId === shard.secondaryId && n.retired !== true && !avoid.includes(n.nodeId));
     return {shard, to: ready?.nodeId ?? places[i]!.pageserverId};
   });
-  // What it only keeps ready it need not.
-  await store.updateTable('attachments').set({secondary_id: null}).where('secondary_id', '=', id).execute();
+  // What it only keeps ready another one does; both are told when they are compared with the table.
+  const load = new Map(loadOf(all));
+  for (const shard of all.filter(({secondaryId}) => secondaryId === id)) {
+    const secondary = placeSecondary({nodes, of: shard.pageserverId, avoid, load});
+    await store
+      .updateTable('attachments')
+      .set({secondary_id: secondary ?? null})
+      .where('tenant_id', '=', shard.tenantId)
+      .where('shard_number', '=', shard.number)
+      .where('secondary_id', '=', id)
+      .execute();
+    if (secondary === undefined) continue;
+    const {attached, secondary: kept} = load.get(secondary) ?? {attached: 0, secondary: 0};
+    load.set(secondary, {attached, secondary: kept + 1});
+  }
   return submit(options, moves, true);
 }
 

@@ -13,6 +13,8 @@ interface Row {
 
 /** A migration leaves its source readable for this long at most. */
 const overlapMsMax = 300;
+/** Whether a generation is the latest is answered within. */
+const answerMsMax = 200;
 
 export class Fleet {
   readonly #contexts: readonly PageserverContext[];
@@ -21,6 +23,8 @@ export class Fleet {
   readonly #generationMin: number;
   migrations = 0;
   failovers = 0;
+  /** A pageserver wanted to delete, or to say what is durable, and did not hold the shard any more. */
+  refusals = 0;
   /** Called in the turn in which a tenant is loaded. */
   onLoaded: (tenant: Tenant) => void = () => {};
 
@@ -28,20 +32,26 @@ export class Fleet {
   constructor(contexts: readonly PageserverContext[], generationMin: number) {
     this.#contexts = contexts;
     this.#generationMin = generationMin;
-    const validator = {
-      validate: async (shardId: string, generation: number) => this.#rows.get(shardId)?.generation === generation,
-    };
-    this.#nodes = contexts.map(
-      (context) =>
-        new Pageserver({
-          context,
-          validator,
-          clock: context.clock,
-          log: context.log,
-          hasLocalCache: false,
-          safekeeperToken: () => Promise.reject(new Error('WAL comes from files here')),
-        }),
-    );
+    this.#nodes = contexts.map((context) => {
+      const {clock, random} = context;
+      const validator = {
+        // As true as an answer that was on its way for a while.
+        validate: async (shardId: string, generation: number) => {
+          const isLatest = this.#rows.get(shardId)?.generation === generation;
+          if (contexts.length > 1) await clock.sleep(random.uint32() % answerMsMax);
+          if (!isLatest) this.refusals++;
+          return isLatest;
+        },
+      };
+      return new Pageserver({
+        context,
+        validator,
+        clock: context.clock,
+        log: context.log,
+        hasLocalCache: false,
+        safekeeperToken: () => Promise.reject(new Error('WAL comes from files here')),
+      });
+    });
   }
 
   get size(): number {

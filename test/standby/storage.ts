@@ -155,7 +155,13 @@ export class Storage {
   }
 
   /** What happened so far. */
-  get churned(): {readonly steps: number; readonly collected: number; readonly moves: number; readonly taken: number} {
+  get churned(): {
+    readonly steps: number;
+    readonly collected: number;
+    readonly moves: number;
+    readonly taken: number;
+    readonly refusals: number;
+  } {
     const sum = (of: (metrics: PageserverMetrics) => number): number =>
       this.#contexts.reduce((total, {metrics}) => total + of(metrics), 0);
     return {
@@ -163,6 +169,7 @@ export class Storage {
       collected: sum((m) => m.layersCollected.value()),
       moves: this.#fleet.migrations,
       taken: this.#fleet.failovers,
+      refusals: this.#fleet.refusals,
     };
   }
 

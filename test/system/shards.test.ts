@@ -1,6 +1,6 @@
 /**
- * A project of four shards: what it answers is what Postgres would, through computes that start anew, branches from the past,
- * archiving, and pageservers that are killed; and every shard has its part and only that.
+ * A project of four shards on two pageservers: what it answers is what Postgres would, through computes that start anew, branches
+ * from the past, archiving, a shard that moves, and pageservers that are killed; and every shard has its part and only that.
  */
 import assert from 'node:assert/strict';
 import {execFile} from 'node:child_process';
@@ -9,8 +9,11 @@ import {join} from 'node:path';
 import {test} from 'node:test';
 import {setTimeout as sleep} from 'node:timers/promises';
 import {promisify} from 'node:util';
+import {shardOfBlock} from '#wire/shard.ts';
 import {Pagoda} from '../pagoda.ts';
 import {postgresBinDir} from '../postgres-cluster.ts';
+import {until} from '../until.ts';
+import {PageProbe} from './page-probe.ts';
 
 const run = promisify(execFile);
 
@@ -54,7 +57,7 @@ async function startAnew(pagoda: Pagoda, endpointId: string): Promise<void> {
   rmSync(join(pagoda.computeDir(endpointId), 'data'), {recursive: true, force: true});
 }
 
-async function cell(pagoda: Pagoda, killPageserver: () => Promise<void>): Promise<void> {
+async function cell(pagoda: Pagoda): Promise<void> {
   const main = await pagoda.mainBranch();
   const {uri} = main;
   // More than one stripe of 16 MiB; small relations, which are one stripe each, by the dozen in the catalog.
@@ -111,28 +114,61 @@ async function cell(pagoda: Pagoda, killPageserver: () => Promise<void>): Promis
     assert.ok(Date.now() < until, `${await state()}\n${pagoda.logTails()}`);
   assert.deepEqual(await contents(pagoda, past.uri), ofBranch);
 
-  // Killed while somebody writes.
-  const writer = (async () => {
-    for (let i = 0; i < 60; i++)
-      await pagoda.query(`insert into log values (${i}); update big set n = n + 1 where id % 60 = ${i}`, uri);
-  })();
-  await killPageserver();
-  await writer;
-  await killPageserver();
+  // One shard moves while it is read and written to, by a compute that has none of the pages.
+  await startAnew(pagoda, main.endpointId);
+  const probe = await PageProbe.of(pagoda);
+  const db = await pagoda.connect(uri);
+  const known = await probe.remember(db, 'big');
+  const places = await probe.shards();
+  assert.deepEqual(places.map(({node}) => node).sort(), [1, 1, 2, 2]);
+  const moving = shardOfBlock(places.length, known.tag, 0);
+  const {shardId, node: from} = places[moving]!;
+  let writes = 0;
+  const write = async (): Promise<void> => {
+    await db.query(`insert into log values (${writes}); update big set n = n + 1 where id % 60 = ${writes % 60}`);
+    writes++;
+  };
+  const moved = await probe.underLoad(known, write, async () => {
+    await pagoda.cli('pageservers', 'migrate', shardId, '--to', String(3 - from), '--wait');
+  });
+  console.log(`a shard moved: longest gap between reads ${moved.readGapMs} ms, between commits ${moved.writeGapMs} ms`);
+  assert.deepEqual(
+    await probe.shards(),
+    places.map((place) => (place.shardId === shardId ? {shardId, node: 3 - from} : place)),
+  );
+  await probe.check(known);
+
+  // The pageserver that holds three of them is killed, and again as often as it comes back: the other one takes them.
+  const killed = await probe.underLoad(known, write, async () => {
+    await until('failover', async () => {
+      if ((await probe.shards()).every(({node}) => node === from)) return true;
+      process.kill(probe.pid(3 - from), 'SIGKILL');
+      return false;
+    });
+    for (const place of places)
+      await until('attached', async () => await probe.hasMode(from, place.shardId, 'attached'));
+  });
+  console.log(`failover: longest gap between reads ${killed.readGapMs} ms, between commits ${killed.writeGapMs} ms`);
+  await probe.check(known);
+  await pagoda.kill(probe.role(from));
+  await write();
+  await db.end();
+
   const written = await contents(pagoda, uri);
-  assert.equal(written['log'], 60);
+  assert.equal(written['log'], writes);
   await startAnew(pagoda, main.endpointId);
   assert.deepEqual(await contents(pagoda, uri), written);
   assert.equal(await amcheck(pagoda, main.endpointId), '');
+  await probe.check(known);
   assert.match(await pagoda.cli('verify'), /every page can be read/);
   assert.match(await pagoda.cli('scrub'), /nothing is missing or damaged/);
 }
 
-test('a project of four shards', async () => {
+test('a project of four shards on two pageservers', async () => {
   process.env['PAGODA_ARCHIVE_AGE_SECONDS'] = '1';
   process.env['PAGODA_ARCHIVE_IDLE_SECONDS'] = '4';
-  await using pagoda = await Pagoda.start({upOptions: ['--shards', '4']});
-  await cell(pagoda, () => pagoda.kill('pageserver'));
+  await using pagoda = await Pagoda.start({upOptions: ['--shards', '4', '--pageservers', '2']});
+  await cell(pagoda);
 
   const tenants = readdirSync(join(pagoda.dir, 'objects', 'tenants'));
   assert.deepEqual(
