@@ -226,9 +226,9 @@ async function digest(
   {tag, blocks}: Pick<Known, 'tag' | 'blocks'>,
   block: number,
 ): Promise<string> {
-  const {bytes, release} = await source.getPages(tag, block, Math.min(runBlocks, blocks - block));
-  const text = createHash('sha256').update(bytes).digest('hex');
-  release();
+  const run = await source.getPages(tag, block, Math.min(runBlocks, blocks - block));
+  const text = createHash('sha256').update(run.bytes).digest('hex');
+  run.release();
   return text;
 }
 

@@ -120,7 +120,7 @@ async function cell(pagoda: Pagoda): Promise<void> {
   const db = await pagoda.connect(uri);
   const known = await probe.remember(db, 'big');
   const places = await probe.shards();
-  assert.deepEqual(places.map(({node}) => node).sort(), [1, 1, 2, 2]);
+  assert.equal(places.filter(({node}) => node === 1).length, 2);
   const moving = shardOfBlock(places.length, known.tag, 0);
   const {shardId, node: from} = places[moving]!;
   let writes = 0;
