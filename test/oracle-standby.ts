@@ -159,6 +159,7 @@ async function main(): Promise<boolean> {
     }
     still.abort();
     await moving;
+    console.log(`${storage.reads.packed} pages came compressed, as they lie in storage`);
     if (options.migrate) {
       const {moves, taken, refusals} = storage.churned;
       const {answers, stale, sentOn} = storage.reads;
@@ -175,7 +176,9 @@ async function main(): Promise<boolean> {
       console.log(
         `${steps} steps of compaction, ${collected} layers collected; ${left} layers of ${(leftBytes / 1e6).toFixed(1)} MB are left`,
       );
-      if (steps < 10 || collected === 0) throw new Error('compaction and GC have not been at work');
+      // With few LSNs there is not always a layer of which everything may go.
+      if (steps < 10 || (collected === 0 && plan.targets.length > 20))
+        throw new Error('compaction and GC have not been at work');
     }
     if (options.prove) {
       const end = plan.targets.at(-1)!;

@@ -5,6 +5,9 @@
 import {setTimeout as sleep} from 'node:timers/promises';
 import {isDeepStrictEqual} from 'node:util';
 import {TimelineError, type TimelineReader} from '#pageserver/timeline/timeline-reader.ts';
+import type {Timeline} from '#pageserver/timeline/timeline.ts';
+import {blockSize} from '#postgres/relation.ts';
+import {encodePackedPages, packedCodec, unpackPages} from '#wire/packed-pages.ts';
 import {shardOfBlock} from '#wire/shard.ts';
 import type {Fleet} from './fleet.ts';
 
@@ -32,6 +35,10 @@ export interface ReadCounts {
   stale: number;
   /** Reads that were sent elsewhere. */
   sentOn: number;
+  /** Runs of pages asked for. */
+  runs: number;
+  /** Pages that came compressed, as they lie in storage. */
+  packed: number;
 }
 
 export class FollowingReader implements ComparedReader {
@@ -51,8 +58,18 @@ export class FollowingReader implements ComparedReader {
     this.#at = shardIds.map((id) => fleet.row(id).node);
   }
 
-  readonly getRelPages: ComparedReader['getRelPages'] = (rel, block, count, at) =>
-    this.#of(shardOfBlock(this.#shardIds.length, rel, block), (t) => t.getRelPages(rel, block, count, at));
+  /** Every other run as it travels to a compute. */
+  readonly getRelPages: ComparedReader['getRelPages'] = (rel, block, count, at) => {
+    const packs = this.#counts.runs++ % 2 === 1;
+    return this.#of(shardOfBlock(this.#shardIds.length, rel, block), async (t) => {
+      if (!packs) return t.getRelPages(rel, block, count, at);
+      const segments = await t.getPackedRelPagesNow(rel, block, count, at, Buffer.allocUnsafe(count * blockSize));
+      const pages = segments.reduce((sum, {offsets}) => sum + offsets.length, 0);
+      for (const {codec, offsets} of segments) if (codec !== packedCodec.none) this.#counts.packed += offsets.length;
+      const bytes = unpackPages(Buffer.concat(encodePackedPages(segments)), pages);
+      return Array.from({length: pages}, (_, i) => bytes.subarray(i * blockSize, (i + 1) * blockSize));
+    });
+  };
 
   readonly listDatabases: ComparedReader['listDatabases'] = (at) =>
     this.#agreed('databases', (t) => t.listDatabases(at));
@@ -69,7 +86,7 @@ export class FollowingReader implements ComparedReader {
   readonly twoPhaseFiles: ComparedReader['twoPhaseFiles'] = (at) => this.#of(0, (t) => t.twoPhaseFiles(at));
   readonly auxFiles: ComparedReader['auxFiles'] = (at) => this.#of(0, (t) => t.auxFiles(at));
 
-  async #agreed<T>(what: string, read: (timeline: TimelineReader) => Promise<T>): Promise<T> {
+  async #agreed<T>(what: string, read: (timeline: Timeline) => Promise<T>): Promise<T> {
     const [first, ...others] = await Promise.all(this.#shardIds.map((_, shard) => this.#of(shard, read)));
     const odd = others.findIndex((answer) => !isDeepStrictEqual(answer, first));
     if (odd >= 0) throw new Error(`shard ${odd + 1} says something else than shard 0 of ${what}`);
@@ -77,7 +94,7 @@ export class FollowingReader implements ComparedReader {
   }
 
   /** An error of a node that holds the shard is the answer; of another one it says: ask where the shard is. */
-  async #of<T>(shard: number, read: (timeline: TimelineReader) => Promise<T>): Promise<T> {
+  async #of<T>(shard: number, read: (timeline: Timeline) => Promise<T>): Promise<T> {
     const fleet = this.#fleet;
     const shardId = this.#shardIds[shard]!;
     for (const until = Date.now() + awayMsMax; ;) {

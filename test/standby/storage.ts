@@ -65,7 +65,7 @@ export class Storage {
   #held: readonly Lsn[] = [];
   /** What changes a shard happens one after the other. */
   #turn: Promise<void> = Promise.resolve();
-  readonly reads: ReadCounts = {answers: [], stale: 0, sentOn: 0};
+  readonly reads: ReadCounts = {answers: [], stale: 0, sentOn: 0, runs: 0, packed: 0};
 
   constructor(options: StorageOptions) {
     const {random, churn = false, pageservers = 1, shards = 1, existing} = options;
