@@ -9,8 +9,8 @@ import {CachingObjectStore, chunkBytes} from '#objectstore/caching-object-store.
 import {MemoryObjectStore} from '#objectstore/memory-object-store.ts';
 import {WalArchive, walFooterBytes} from '#objectstore/wal-archive.ts';
 import {BlockCache} from '#pageserver/layers/block-cache.ts';
-import {objectIdentity} from '#pageserver/layers/layer-format.ts';
-import {LayerReader, ReadPass} from '#pageserver/layers/layer-reader.ts';
+import {layerFlagImage, objectIdentity} from '#pageserver/layers/layer-format.ts';
+import {LayerReader, PackedPage, ReadPass} from '#pageserver/layers/layer-reader.ts';
 import {LayerWriter} from '#pageserver/layers/layer-writer.ts';
 import {scrubTenant} from '#pageserver/inspect/scrub.ts';
 import {
@@ -24,10 +24,12 @@ import {
   timelinePrefix,
 } from '#pageserver/timeline/index-object.ts';
 import {relPagePrefix} from '#pageserver/timeline/key.ts';
-import {flagStartsHistory, valueKind} from '#pageserver/timeline/value.ts';
+import {type Value, flagStartsHistory, valueKind} from '#pageserver/timeline/value.ts';
+import {blockSize} from '#postgres/relation.ts';
 import {type Lsn, lsn} from '#postgres/lsn.ts';
 import type {AcceptorState} from '#safekeeper/acceptor.ts';
 import {decodeControlFile, encodeControlFile} from '#safekeeper/control-file.ts';
+import {encodePackedPages, packedCodec, unpackPages} from '#wire/packed-pages.ts';
 
 /** A reader served something else than was written: the one thing that must never happen. */
 export class WrongBytes extends Error {}
@@ -63,7 +65,10 @@ interface MadeLayer {
 const rel = {spcNode: 1663, dbNode: 5, relNode: 16384, fork: 0} as const;
 const prefix = relPagePrefix(rel);
 
-function makeLayers(random: SeededRandom): {
+function makeLayers(
+  random: SeededRandom,
+  kind: 'delta' | 'image' = 'delta',
+): {
   objects: Map<string, Buffer>;
   made: MadeLayer[];
   descriptions: LayerDescription[];
@@ -73,19 +78,21 @@ function makeLayers(random: SeededRandom): {
   for (let n = 0; n < 3; n++) {
     const startLsn = lsn(0x1000000 * (n + 1));
     const endLsn = lsn(0x1000000 * (n + 2));
-    const name = layerName('delta', startLsn, endLsn, n, 3);
+    const name = layerName(kind, startLsn, endLsn, n, 3);
     const writer = new LayerWriter(objectIdentity(layerObjectId(tenantId, timelineId, name), 3), {
       tenantId,
       timelineId,
-      flags: 0,
+      flags: kind === 'image' ? layerFlagImage : 0,
       startLsn,
       endLsn,
     });
     const truth: {e: number; at: Lsn; payload: Buffer}[] = [];
     for (let e = 0; e < 24; e++)
-      for (let v = 0; v < 1 + (e % 4); v++) {
-        // Half of the bytes compress.
-        const payload = Buffer.concat([random.bytes(200 + (e % 7) * 100), Buffer.alloc(400, e)]);
+      for (let v = 0; v < (kind === 'image' ? 1 : 1 + (e % 4)); v++) {
+        // Half of the bytes compress; of pages some do not.
+        const length = kind === 'delta' ? 200 + (e % 7) * 100 : e % 10 < 6 ? 1000 : blockSize;
+        const rest = kind === 'delta' ? 400 : blockSize - length;
+        const payload = Buffer.concat([random.bytes(length), Buffer.alloc(rest, e)]);
         const at = lsn(startLsn + v * 8);
         writer.add(prefix, e, at, valueKind.image, v === 0 ? flagStartsHistory : 0, 0, payload, 0, payload.length);
         truth.push({e, at, payload});
@@ -95,13 +102,13 @@ function makeLayers(random: SeededRandom): {
     made.push({
       description: {
         name,
-        kind: 'delta',
+        kind,
         generation: 3,
         firstKey: built.firstKey.toString('hex'),
         lastKey: built.lastKey.toString('hex'),
         startLsn,
         endLsn,
-        complete: false,
+        complete: kind === 'image',
         size: built.size,
         checksum: built.checksum,
         rootOffset: built.rootOffset,
@@ -116,9 +123,10 @@ function makeLayers(random: SeededRandom): {
   return {objects, made, descriptions: made.map(({description}) => description)};
 }
 
-/** Delta layers; every version of every key is read through index, blocks and cache. */
-function layers(random: SeededRandom): Specimen {
-  const {objects, made} = makeLayers(random);
+/** Delta layers; every version of every key is read through index, blocks and cache. Image layers: as a run, sent as it lies there. */
+function layers(random: SeededRandom, kind: 'delta' | 'image' = 'delta'): Specimen {
+  const {objects, made} = makeLayers(random, kind);
+  let packedPages = 0;
   return {
     objects,
     namedAs: (object) => object.slice(object.lastIndexOf('/') + 1),
@@ -148,19 +156,30 @@ function layers(random: SeededRandom): Specimen {
         if (failure !== undefined) throw failure;
         await reader.verify();
       }
+      if (kind === 'image' && packedPages === 0) throw new Error('no page was read as it lies in its object');
       return 'whole';
 
       async function find(reader: LayerReader, cache: BlockCache, e: number, at: Lsn): Promise<Buffer | undefined> {
-        const pass = new ReadPass(cache);
+        const pass = new ReadPass(cache, kind === 'image');
         for (;;) {
           let newest: Buffer | undefined;
-          const outcome = reader.find(pass, prefix, e, at + 1, 0, (value) => (newest ??= value.payload));
+          const outcome = reader.find(pass, prefix, e, at + 1, 0, (value) => (newest ??= received(value)));
           if (outcome === 'done' || outcome === 'continue') return newest;
           await pass.fetch();
         }
       }
     },
   };
+
+  /** What a backend makes of it. */
+  function received(value: Value): Buffer {
+    const lz4 = value instanceof PackedPage ? value.block.lz4 : undefined;
+    if (!(value instanceof PackedPage) || lz4 === undefined) return value.payload;
+    packedPages++;
+    const {offset, block} = value;
+    const segment = {codec: packedCodec.lz4, rawBytes: block.rawLength, bytes: lz4, offsets: [offset]};
+    return unpackPages(Buffer.concat(encodePackedPages([segment])), 1);
+  }
 }
 
 const emptyIndex: Omit<TimelineIndex, 'tenantId' | 'timelineId' | 'generation' | 'sequence'> = {
@@ -415,6 +434,7 @@ async function scrubbed(random: SeededRandom): Promise<Specimen> {
 
 export const formats: Readonly<Record<string, (random: SeededRandom) => Specimen | Promise<Specimen>>> = {
   layer: layers,
+  'image-layer': (random) => layers(random, 'image'),
   index: indexes,
   'wal-archive': walArchive,
   'wal-trim-mark': walTrimMarks,
