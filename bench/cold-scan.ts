@@ -3,7 +3,7 @@
  * page server), against stock Postgres reading the same table from local disk with nothing of it in the file cache. The first
  * scan waits until the page server has finished compacting what was loaded.
  * mbPerSecond is Pagoda's; ratio = its rate ÷ stock's. cpuPerPage: microseconds of CPU for each page of the table, by process,
- * of the last round (on a busy machine they say more than the rate).
+ * of the last round (on a busy machine they say more than the rate); packedShare: of the pages, those that came as they lie in storage.
  *
  *   --megabytes N   of the table, default 256 (1024 for the record)     --rounds N   default 3
  */
@@ -11,6 +11,8 @@ import {execFileSync} from 'node:child_process';
 import {readdirSync, rmSync} from 'node:fs';
 import {join} from 'node:path';
 import {parseArgs} from 'node:util';
+import {systemClock} from '#runtime/clock.ts';
+import {TokenIssuer} from '#wire/auth.ts';
 import {Pagoda} from '../test/pagoda.ts';
 import {PostgresCluster} from '../test/postgres-cluster.ts';
 import {stockDefaults} from './commit.ts';
@@ -39,6 +41,7 @@ export async function coldScan(args: string[]): Promise<void> {
   const bytes = Number(sized[0]!['bytes']);
   say(`settled after ${(await settled(pagoda)).toFixed(0)} s`);
   let cpuPerPage: Record<string, number> = {};
+  let packedShare = 0;
   const {pagoda: a, reference: b} = await alternate({
     rounds: Number(options.rounds),
     pagoda: async () => {
@@ -49,11 +52,14 @@ export async function coldScan(args: string[]): Promise<void> {
         await client.query(session);
         await client.query('select count(*) from pg_class'); // the catalogue is not what is measured
         const before = readCpu(pagoda.processes(), roleOf);
+        const servedBefore = await servedPages(pagoda);
         const started = performance.now();
         await client.query(scan);
         const seconds = (performance.now() - started) / 1000;
         say(`${(bytes / 1e6 / seconds).toFixed(0)} MB/s`);
         cpuPerPage = cpuPerUnit(before, readCpu(pagoda.processes(), roleOf), bytes / 8192);
+        const served = await servedPages(pagoda);
+        packedShare = (served.packed - servedBefore.packed) / (served.all - servedBefore.all);
         return seconds;
       } finally {
         await client.end();
@@ -77,7 +83,17 @@ export async function coldScan(args: string[]): Promise<void> {
     stockMbPerSecond: bytes / 1e6 / median(b),
     bytes,
     cpuPerPage,
+    packedShare,
   });
+}
+
+/** Pages that the page server has served, and those of them that it sent as they lie in storage. */
+async function servedPages(pagoda: Pagoda): Promise<{all: number; packed: number}> {
+  const issuer = await TokenIssuer.load(join(pagoda.dir, 'keys'), 'control', systemClock);
+  const headers = {authorization: `Bearer ${await issuer.sign({aud: 'pageserver', scope: 'node'})}`};
+  const text = await (await fetch(`http://127.0.0.1:${pagoda.status.ports.internal + 8}/metrics`, {headers})).text();
+  const value = (name: string): number => Number(new RegExp(`^${name} (\\d+)`, 'm').exec(text)?.[1]);
+  return {all: value('pagoda_getpage_pages_total'), packed: value('pagoda_getpage_packed_pages_total')};
 }
 
 /** Waits until the page server has been idle for two seconds; answers how long that took. */
