@@ -58,11 +58,6 @@ export class PageProbe {
     return new PageProbe(pagoda, issuer, token, first!);
   }
 
-  async tenantOf(projectId: string): Promise<string> {
-    const branches = await branchPlaces(this.#issuer, this.#pagoda);
-    return branches.find((branch) => branch.projectId === projectId)!.tenantId;
-  }
-
   // ---- pageservers
 
   /** Management HTTP of a pageserver. Throws when the status is not 2xx. */
