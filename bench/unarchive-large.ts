@@ -11,6 +11,7 @@
  */
 import {existsSync, readFileSync, writeFileSync} from 'node:fs';
 import {join} from 'node:path';
+import {DatabaseSync} from 'node:sqlite';
 import {setTimeout as sleep} from 'node:timers/promises';
 import {parseArgs} from 'node:util';
 import {systemClock} from '#runtime/clock.ts';
@@ -110,7 +111,7 @@ async function importSmall(pagoda: Pagoda): Promise<Project> {
   return await importDirectory(pagoda, cluster.dataDir);
 }
 
-/** A project whose imported branch is not the default one, which would never be archived. */
+/** A project whose imported branch is archived when nobody uses it: a default one never is, so it is made none, in the metadata of this installation. */
 async function importDirectory(pagoda: Pagoda, directory: string): Promise<Project> {
   const started = performance.now();
   const printed = await pagoda.cli('import', directory);
@@ -119,12 +120,9 @@ async function importDirectory(pagoda: Pagoda, directory: string): Promise<Proje
   const [, projectId, branchId] = /is project (\S+) \(branch (\S+)\)/.exec(printed)!;
   const [, uri] = /^ {2}shop: (\S+)$/m.exec(printed)!;
   const endpointId = await pagoda.endpointOf(branchId!, projectId);
-  const made = await pagoda.api<{branch: {id: string}}>('POST', `/projects/${projectId}/branches`, {
-    branch: {init_source: 'schema-only', parent_id: branchId, name: 'empty'},
-  });
-  await pagoda.settled(projectId);
-  await pagoda.api('POST', `/projects/${projectId}/branches/${made.branch.id}/set_as_default`);
-  await pagoda.settled(projectId);
+  const metadata = new DatabaseSync(join(pagoda.dir, 'control/control.sqlite'));
+  metadata.prepare('update branches set is_default = 0 where id = ?').run(branchId!);
+  metadata.close();
   return {projectId: projectId!, branchId: branchId!, endpointId, uri: uri!, importSeconds};
 }
 
