@@ -150,7 +150,9 @@ export async function runSafekeeper(
             log,
           },
           (news) => {
-            if (news.nodeId !== config.nodeId) registry.heard(news.tenantId, news.timelineId, news);
+            if (news.nodeId === config.nodeId) return;
+            const ahead = registry.heard(news.tenantId, news.timelineId, news);
+            if (ahead !== undefined) changed.add(ahead);
           },
         );
 

@@ -89,14 +89,20 @@ export class TimelineRegistry {
     return true;
   }
 
-  /** A peer's news; a timeline of ours that is not in memory is loaded, since it is written to. */
-  heard(tenantId: string, timelineId: string, news: PeerNews): void {
+  /**
+   * A peer's news; a timeline of ours that is not in memory is loaded, since it is written to. Answers the timeline when the peer
+   * is behind us: one that rests here says nothing by itself.
+   */
+  heard(tenantId: string, timelineId: string, news: PeerNews): Timeline | undefined {
     const key = `${tenantId}/${timelineId}`;
-    if (!this.#known.has(key)) return;
+    if (!this.#known.has(key)) return undefined;
     try {
-      (this.#loaded.get(key) ?? this.get(tenantId, timelineId))?.heard(news);
+      const timeline = this.#loaded.get(key) ?? this.get(tenantId, timelineId);
+      timeline?.heard(news);
+      return timeline?.isAheadOf(news) === true ? timeline : undefined;
     } catch (error) {
       this.#options.log.error('a timeline cannot be loaded', {timeline: timelineId, error: String(error)});
+      return undefined;
     }
   }
 

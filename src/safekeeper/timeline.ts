@@ -179,6 +179,16 @@ export class Timeline {
     this.#combineFeedback();
   }
 
+  /** We know something that the peer does not. */
+  isAheadOf({commitLsn, archivedLsn, remoteConsistentLsn}: PeerNews): boolean {
+    const {acceptor} = this;
+    return (
+      acceptor.commitLsn > commitLsn ||
+      acceptor.state.archivedLsn > archivedLsn ||
+      acceptor.feedback.remoteConsistentLsn > remoteConsistentLsn
+    );
+  }
+
   /** Takes over a connection whose hello was accepted. */
   attachProposer(frames: FrameConnection): void {
     const id = ++this.#connections;

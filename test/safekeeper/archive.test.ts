@@ -97,6 +97,25 @@ test('a branch that rests leaves the local disk, and wakes where it was', {timeo
   }
 });
 
+test(
+  'one that was away when the others came to rest hears from them what it needs to rest too',
+  {timeout: 600_000},
+  async () => {
+    await using cell = await Cell.create();
+    await cell.createTimeline();
+    const writer = await Writer.elect(cell, [1, 2, 3]);
+    await writer.write([100, 5000]);
+    writer.close();
+    for (const nodeId of [1, 2, 3]) await until(async () => (await cell.lsn(nodeId, 'archivedLsn')) === writer.lsn);
+    await cell.stop(3);
+    await cell.pageserverHas(1, writer.lsn);
+    for (const nodeId of [1, 2]) await until(() => cell.walFiles(nodeId).length === 0);
+    await cell.start(3);
+    await until(() => cell.walFiles(3).length === 0);
+    assert.equal(await cell.lsn(3, 'remoteConsistentLsn'), writer.lsn);
+  },
+);
+
 test('a store that fails before or after the effect delays, and loses nothing', {timeout: 600_000}, async () => {
   await using cell = await Cell.create();
   await cell.createTimeline();
