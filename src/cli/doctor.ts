@@ -5,7 +5,7 @@ import {freeBytes, isPrivate, reachableByAll} from '#runtime/permissions.ts';
 import {environment, exitProcess, lookUpUser, printLine, runProcess, runsAsRoot} from '#runtime/process.ts';
 import {nodeVersion} from '#runtime/program.ts';
 import {roleStates} from '#cli/commands.ts';
-import {connectInternally} from '#cli/internal-client.ts';
+import {type InternalClient, type PageserverPlace, connectInternally} from '#cli/internal-client.ts';
 import {type Layout, packageRoot} from '#cli/layout.ts';
 import {readSupervisor} from '#cli/up.ts';
 
@@ -153,15 +153,29 @@ async function api(port: number): Promise<Finding> {
   return {what: 'API', ok: answered === 401, seen: `${url} answers ${answered}`, remedy: 'pagoda logs control'};
 }
 
-/** Does every branch's WAL reach the pageserver? */
+/** Does every branch's WAL reach its pageserver? */
 async function storage(layout: Layout): Promise<Finding[]> {
   try {
     const client = await connectInternally(layout);
-    const {tenants} = (await client.ask('GET', '/v1/tenants')) as {tenants: {tenantId: string}[]};
+    const nodes = await client.pageservers();
+    const found = await Promise.all(
+      nodes.map((node) => pageserver(client, node, nodes.length === 1 ? 'pageserver' : `pageserver ${node.nodeId}`)),
+    );
+    return found.flat();
+  } catch (error) {
+    return [{what: 'pageservers', ok: false, seen: (error as Error).message, remedy: 'pagoda logs control'}];
+  }
+}
+
+async function pageserver(client: InternalClient, node: PageserverPlace, what: string): Promise<Finding[]> {
+  const remedy = `look at its log (on this machine: pagoda logs pageserver${node.nodeId === 1 ? '' : `-${node.nodeId}`})`;
+  if (!node.answers) return [{what, ok: false, seen: `${node.host}:${node.httpPort} does not answer`, remedy}];
+  try {
+    const {tenants} = (await client.ask(node, 'GET', '/v1/tenants')) as {tenants: {tenantId: string}[]};
     const findings: Finding[] = [];
     let timelines = 0;
     for (const {tenantId} of tenants) {
-      const answer = (await client.ask('GET', `/v1/tenant/${tenantId}`)) as {
+      const answer = (await client.ask(node, 'GET', `/v1/tenant/${tenantId}`)) as {
         timelines: {timelineId: string; ingestError?: string}[];
       };
       timelines += answer.timelines.length;
@@ -174,8 +188,8 @@ async function storage(layout: Layout): Promise<Finding[]> {
             remedy: 'docs/operating.md says what stopped it and what to do: look for pagoda_ingest_stopped_timelines',
           });
     }
-    return [{what: 'pageserver', ok: true, seen: `${tenants.length} tenants, ${timelines} timelines`}, ...findings];
+    return [{what, ok: true, seen: `${tenants.length} tenants, ${timelines} timelines`}, ...findings];
   } catch (error) {
-    return [{what: 'pageserver', ok: false, seen: (error as Error).message, remedy: 'pagoda logs pageserver'}];
+    return [{what, ok: false, seen: (error as Error).message, remedy}];
   }
 }

@@ -19,13 +19,22 @@ export interface BranchPlace {
   readonly shards: readonly ShardLocation[];
 }
 
+/** A node, and whether the control plane has heard of it lately. */
+export interface PageserverPlace {
+  readonly nodeId: number;
+  readonly host: string;
+  readonly httpPort: number;
+  readonly answers: boolean;
+}
+
 export interface InternalClient {
   /** Branches with this id or name; all without one. */
   readonly places: (branch: string | undefined) => Promise<BranchPlace[]>;
   /** A call of the control plane's internal routes. Throws UsageError with what it said. */
   readonly askControl: (method: string, path: string, body?: unknown) => Promise<Json>;
+  readonly pageservers: () => Promise<PageserverPlace[]>;
   /** The same of a pageserver's management HTTP. */
-  readonly ask: (method: string, path: string, body?: unknown) => Promise<Json>;
+  readonly ask: (node: PageserverPlace, method: string, path: string, body?: unknown) => Promise<Json>;
   /** Of the timeline of a place: `path` is what follows; at its first shard, or another. */
   readonly askTimeline: (
     place: BranchPlace,
@@ -74,8 +83,11 @@ export async function connectInternally(layout: Layout): Promise<InternalClient>
   };
   return {
     askControl: (method, path, body) => call('control', method, `${controlUrl}/internal/v1${path}`, body),
-    ask: (method, path, body) =>
-      call('pageserver', method, `${nodeUrl({host, httpPort: ports.pageserverHttp})}${path}`, body),
+    async pageservers() {
+      const answer = await call('control', 'GET', `${controlUrl}/internal/v1/pageservers`);
+      return (answer['pageservers'] as PageserverPlace[]).toSorted((a, b) => a.nodeId - b.nodeId);
+    },
+    ask: (node, method, path, body) => call('pageserver', method, `${nodeUrl(node)}${path}`, body),
     askTimeline: (place, method, path, body, shard) =>
       call('pageserver', method, timelineUrl(place, path, shard), body),
     async places(branch) {

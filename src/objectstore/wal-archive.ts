@@ -183,7 +183,11 @@ export class WalArchive {
         return piece.partialTerm !== undefined && piece !== best && best.startLsn <= piece.startLsn;
       })
       .map((piece) => this.key(piece));
-    if (keys.length > 0) await this.#store.delete(keys);
+    if (keys.length > 0) {
+      failpoint('safekeeper.forget-parts.before');
+      await this.#store.delete(keys);
+      failpoint('safekeeper.forget-parts.after');
+    }
     this.#pieces = undefined;
   }
 
@@ -198,9 +202,12 @@ export class WalArchive {
     if (across !== undefined) {
       const bytes = (await this.get(across)).subarray(0, lsn - across.startLsn);
       const piece = {segment: across.segment, startLsn: across.startLsn, endLsn: lsn, partialTerm: term};
+      failpoint('safekeeper.archive-cut-put.before');
       await this.put(piece, Buffer.concat([bytes, Buffer.alloc(walFooterBytes)]));
+      failpoint('safekeeper.archive-cut-put.after');
     }
     await this.#store.delete(longer.map((piece) => this.key(piece)));
+    failpoint('safekeeper.archive-cut.after');
     this.#pieces = undefined;
   }
 
@@ -269,7 +276,9 @@ export class WalArchive {
   /** Everything of the timeline. */
   async deleteAll(): Promise<void> {
     const keys = (await this.#store.list(this.prefix)).map(({key}) => key);
+    failpoint('safekeeper.archive-delete.before');
     if (keys.length > 0) await this.#store.delete(keys);
+    failpoint('safekeeper.archive-delete.after');
     this.#pieces = undefined;
   }
 

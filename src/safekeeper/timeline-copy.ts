@@ -6,6 +6,7 @@
 import {type Lsn, formatLsn} from '#postgres/lsn.ts';
 import {assert} from '#runtime/assert.ts';
 import type {DiskFile} from '#runtime/disk.ts';
+import {failpoint} from '#runtime/failpoint.ts';
 import {controlFileName, encodeControlFile} from '#safekeeper/control-file.ts';
 import {type PeerSnapshot, pulledState} from '#safekeeper/pulled-state.ts';
 import {type RecordBoundary, feedAcrossTerms} from '#safekeeper/record-boundary.ts';
@@ -97,7 +98,9 @@ export class TimelineCopy {
         `WAL copied from a peer ends at ${formatLsn(found.flushLsn)} instead of ${formatLsn(this.endLsn)}: that peer's disk is damaged, copy from another`,
       );
     }
+    failpoint('safekeeper.pull-rename.before');
     disk.rename(this.#staging, directory);
+    failpoint('safekeeper.pull-rename.after');
     disk.syncDirectory(directory.slice(0, directory.lastIndexOf('/')));
     return true;
   }

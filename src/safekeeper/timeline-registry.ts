@@ -215,9 +215,11 @@ export class TimelineRegistry {
     const {disk, dataDir, log} = this.#options;
     const {tenantId, timelineId} = state;
     this.checkNotDeleted(tenantId, timelineId);
+    failpoint('safekeeper.restore.before');
     disk.makeDirectory(`${dataDir}/${tenantId}`);
     disk.syncDirectory(dataDir);
     TimelineStorage.create({disk, directory: this.#directory(tenantId, timelineId)}, state);
+    failpoint('safekeeper.restore.after');
     log.info('restored a timeline from the archive', {tenant: tenantId, timeline: timelineId});
     return {timeline: this.#arrived(tenantId, timelineId)};
   }

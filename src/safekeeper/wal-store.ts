@@ -211,7 +211,10 @@ export class WalStore {
       this.#disk.remove(this.#path(n));
       failpoint('safekeeper.cut-remove.after');
     }
-    if (later.length > 0) this.#disk.syncDirectory(this.#directory);
+    if (later.length > 0) {
+      this.#disk.syncDirectory(this.#directory);
+      failpoint('safekeeper.cut-directory-sync.after');
+    }
     const segment = this.#segment(number, false);
     if (segment === undefined) return;
     const offset = lsn % this.#segmentSize;

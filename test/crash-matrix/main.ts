@@ -2,7 +2,7 @@
  * `npm run crash-matrix`: every durable step of safekeeper, proposer and pageserver, killed before and after.
  *
  *   --short       the steps of the short form (npm test)
- *   --only TEXT   steps whose name contains it
+ *   --only TEXT   steps whose name matches it (a regular expression)
  *   --list        the steps, from the code, and whether each has a row
  */
 import {mkdtempSync, rmSync} from 'node:fs';
@@ -27,7 +27,7 @@ const dir = mkdtempSync(join(tmpdir(), 'pagoda-crash-matrix-'));
 const {ok} = await runMatrix({
   dir,
   short: args.includes('--short'),
-  ...(only === undefined ? {} : {only}),
+  ...(only === undefined ? {} : {only: new RegExp(only)}),
   log: (line) => console.log(line),
 });
 if (ok) rmSync(dir, {recursive: true, force: true, maxRetries: 10, retryDelay: 100});

@@ -3,9 +3,17 @@
  * A step of the code without a row here, or a row without a step, fails the command.
  */
 import {setTimeout as sleep} from 'node:timers/promises';
+import {FolderObjectStore} from '#objectstore/folder-object-store.ts';
+import {WalArchive, walFooterBytes} from '#objectstore/wal-archive.ts';
+import {layerName, timelinePrefix} from '#pageserver/timeline/index-object.ts';
+import {type Lsn, formatLsn} from '#postgres/lsn.ts';
+import {walSegmentSizeDefault} from '#postgres/wal/segment.ts';
+import {systemDisk} from '#runtime/disk.ts';
 import {requestJson} from '#runtime/http.ts';
+import {newId, systemRandom} from '#runtime/random.ts';
 import type {Cell} from '../nemesis/cell.ts';
 import {safekeeperNames} from '../nemesis/cell.ts';
+import {makeWal, startLsn as walStart} from '../safekeeper/cell.ts';
 
 export interface Stage {
   readonly cell: Cell;
@@ -26,6 +34,8 @@ export interface Row {
   readonly process?: string;
   /** Walked a second time with the step failing (EIO) instead of the process dying there: the process must end by itself. */
   readonly fails?: boolean;
+  /** Looked at when everything is back; answers what is wrong. */
+  readonly after?: (stage: Stage) => Promise<string[]>;
   /** In the short form of the matrix (npm test). */
   readonly short?: boolean;
 }
@@ -159,7 +169,6 @@ const sleepingBranch: Driver = async ({cell, tenant, timeline}) => {
   }
 };
 
-/** Safekeeper 4, which is no member, copies the timeline, and lets go of it again. */
 /** WAL that nobody needs leaves the object store. */
 const trim: Driver = async (stage) => {
   const {cell, tenant, timeline, hasFired} = stage;
@@ -181,6 +190,71 @@ const trim: Driver = async (stage) => {
   }
 };
 
+/** A layer that no index names: what an older attachment has left. */
+const stray: Driver = async ({cell, tenant, timeline, hasFired}) => {
+  const name = layerName('delta', 8 as Lsn, 16 as Lsn, systemRandom.uint32(), 1);
+  await objectsOf(cell).put(timelinePrefix(tenant, timeline) + name, Buffer.from('x'));
+  for (let waited = 0; waited < 10_000 && !hasFired(); waited += 100) await sleep(100);
+};
+
+/** The timeline that `restored` is about; the end of its last whole record. */
+const lost = {timelineId: '', endLsn: makeWal(walStart, [100, 5000]).endLsn};
+
+/** A timeline that is only in the archive, with half a record at its end, is restored at safekeeper 4, and deleted. */
+const restored: Driver = async (stage) => {
+  const {cell, tenant, hasFired} = stage;
+  lost.timelineId = newId(systemRandom);
+  const {timelineId} = lost;
+  const archive = new WalArchive({store: objectsOf(cell), tenantId: tenant, timelineId});
+  const history = [0, 1].map((term) => ({term, lsn: walStart}));
+  await archive.putManifest({
+    tenantId: tenant,
+    timelineId,
+    systemId: '7',
+    pgVersion: 150_000,
+    startLsn: walStart,
+    history,
+  });
+  const {bytes, endLsn} = makeWal(walStart, [100, 5000, 300]);
+  const segment = Math.floor(walStart / walSegmentSizeDefault);
+  const piece = {segment, startLsn: walStart, endLsn: (endLsn - 100) as Lsn, partialTerm: 1};
+  await archive.put(piece, Buffer.concat([bytes.subarray(0, -100), Buffer.alloc(walFooterBytes)]));
+  await restore(stage).catch(() => {});
+  if (!hasFired()) await deleteRestored(stage).catch(() => {});
+};
+
+const askSpare = async ({cell, tenant}: Stage, method: string, path: string, body?: unknown) => {
+  const token = await cell.token('safekeeper');
+  const url = `${cell.urlOf('safekeeper-4-http')}/v1/tenant/${tenant}/timeline/${lost.timelineId}${path}`;
+  const request = {method, url, token, timeoutMs: 30_000, ...(body === undefined ? {} : {body})};
+  const {status, json} = await requestJson(request);
+  return {status, json: (json ?? {}) as {lsn?: string}};
+};
+const restore = (stage: Stage) => {
+  const {host, port} = stage.cell.addressOf('safekeeper-4');
+  const membership = {generation: 1, members: [{nodeId: 4, host, port}], newMembers: []};
+  return askSpare(stage, 'POST', '/restore_from_archive', {membership});
+};
+const deleteRestored = (stage: Stage) => askSpare(stage, 'DELETE', '?archive=delete');
+
+/** Asked again, the restore ends where it would have ended, or the deletion does. */
+const restoredAfter = async (stage: Stage): Promise<string[]> => {
+  const problems: string[] = [];
+  const {status, json} = await restore(stage);
+  if (status < 300 ? json.lsn !== formatLsn(lost.endLsn) : status !== 410)
+    problems.push(`the restore asked for again: ${status} ${JSON.stringify(json).slice(0, 200)}`);
+  const deleted = await deleteRestored(stage);
+  if (deleted.status !== 200) problems.push(`the deletion asked for again: ${deleted.status}`);
+  const left = await objectsOf(stage.cell).list(`wal/${stage.tenant}/${lost.timelineId}/`);
+  if (left.length > 0) problems.push(`${left.length} objects of a deleted timeline are left`);
+  return problems;
+};
+
+function objectsOf({layout}: Cell): FolderObjectStore {
+  return new FolderObjectStore({root: layout.objects, disk: systemDisk, random: systemRandom, nowMs: Date.now()});
+}
+
+/** Safekeeper 4, which is no member, copies the timeline, and lets go of it again. */
 const copy: Driver = async ({cell, tenant, timeline, hasFired}) => {
   const token = await cell.token('safekeeper');
   const base = (node: string): string => `${cell.urlOf(`${node}-http`)}/v1/tenant/${tenant}/timeline/${timeline}`;
@@ -225,6 +299,7 @@ export const rows: Readonly<Record<string, Row>> = {
   'safekeeper.truncate.after': {driver: divergence, short: true},
   'safekeeper.cut-remove.before': {driver: divergence},
   'safekeeper.cut-remove.after': {driver: divergence, short: true},
+  'safekeeper.cut-directory-sync.after': {driver: divergence},
   'safekeeper.cut-zeros.before': {driver: divergence},
   'safekeeper.cut-zeros.after': {driver: divergence},
   'safekeeper.cut-sync.before': {driver: divergence},
@@ -242,6 +317,15 @@ export const rows: Readonly<Record<string, Row>> = {
   'safekeeper.archive-put.after': {driver: archive, short: true},
   'safekeeper.archive-record.before': {driver: archive},
   'safekeeper.archive-record.after': {driver: archive},
+  'safekeeper.forget-parts.before': {driver: archive},
+  'safekeeper.forget-parts.after': {driver: archive},
+  'safekeeper.archive-delete.before': {driver: branch},
+  'safekeeper.archive-delete.after': {driver: branch},
+  'safekeeper.archive-cut-put.before': {driver: restored, after: restoredAfter},
+  'safekeeper.archive-cut-put.after': {driver: restored, after: restoredAfter},
+  'safekeeper.archive-cut.after': {driver: restored, after: restoredAfter},
+  'safekeeper.restore.before': {driver: restored, after: restoredAfter},
+  'safekeeper.restore.after': {driver: restored, after: restoredAfter},
   'safekeeper.trim-mark.before': {driver: trim},
   'safekeeper.trim-mark.after': {driver: trim},
   'safekeeper.trim.after': {driver: trim},
@@ -249,6 +333,8 @@ export const rows: Readonly<Record<string, Row>> = {
   'safekeeper.drop.after': {driver: archive},
   'safekeeper.pull.before': {driver: copy},
   'safekeeper.pull-wal.after': {driver: copy},
+  'safekeeper.pull-rename.before': {driver: copy},
+  'safekeeper.pull-rename.after': {driver: copy},
   'safekeeper.pull.after': {driver: copy},
   'safekeeper.exclude-mark.before': {driver: copy},
   'safekeeper.exclude-mark.after': {driver: copy},
@@ -278,6 +364,12 @@ export const rows: Readonly<Record<string, Row>> = {
   'pageserver.compaction.upload.after': {driver: checkpoint},
   'pageserver.compaction.install.before': {driver: checkpoint},
   'pageserver.delete.before': {driver: checkpoint},
+  'pageserver.delete.after': {driver: checkpoint},
+  'pageserver.erase.before': {driver: branch},
+  'pageserver.erase.layers.after': {driver: branch},
+  'pageserver.erase.after': {driver: branch},
+  'pageserver.sweep.before': {driver: stray},
+  'pageserver.sweep.after': {driver: stray},
   'pageserver.gc.before': {driver: checkpoint},
   'pageserver.detach.step.before': {driver: leavingBranch},
   'pageserver.detach.index.before': {driver: leavingBranch},
@@ -285,7 +377,9 @@ export const rows: Readonly<Record<string, Row>> = {
   'pageserver.archive.index.before': {driver: sleepingBranch},
   'pageserver.archive.index.after': {driver: sleepingBranch},
   'pageserver.archive.mark.before': {driver: sleepingBranch},
+  'pageserver.archive.mark.after': {driver: sleepingBranch},
   'pageserver.unarchive.index.before': {driver: sleepingBranch},
+  'pageserver.unarchive.index.after': {driver: sleepingBranch},
 };
 
 /** Roles whose steps are walked. Others' failpoints are their owners' tests'. */

@@ -19,13 +19,14 @@ import {type Step, stepsInCode} from './steps.ts';
 export interface MatrixOptions {
   readonly dir: string;
   readonly short: boolean;
-  readonly only?: string;
+  /** Steps whose name this matches. */
+  readonly only?: RegExp;
   readonly log: (line: string) => void;
 }
 
 /** A step that is not reached in this time has a row that does not reach it. */
-const reachMsMax = 90_000;
-const recoveryMsMax = 60_000;
+const reachMsMax = 240_000;
+const recoveryMsMax = 180_000;
 /** All content is compared after so many steps, and at the end. */
 const compareEvery = 8;
 
@@ -48,7 +49,7 @@ export async function runMatrix(options: MatrixOptions): Promise<{ok: boolean}> 
   const problems = tableProblems(steps);
   const walked: readonly {readonly name: string; readonly action: 'kill' | 'error'}[] = steps
     .filter((s) => rows[s.name] !== undefined)
-    .filter((s) => (options.only === undefined ? !options.short || rows[s.name]!.short : s.name.includes(options.only)))
+    .filter((s) => (options.only === undefined ? !options.short || rows[s.name]!.short : options.only.test(s.name)))
     .flatMap(({name}) => [
       {name, action: 'kill'} as const,
       ...(rows[name]!.fails ? [{name, action: 'error'} as const] : []),
@@ -105,6 +106,7 @@ export async function runMatrix(options: MatrixOptions): Promise<{ok: boolean}> 
       if (pid !== undefined) await ended(pid, label, problems);
       await recovered(cell, commits, stage, label, problems);
       await checkLedger(cell, ledger, label, problems);
+      if (row.after !== undefined) for (const p of await row.after(stage)) problems.push(`${label}: ${p}`);
       if (i % compareEvery === compareEvery - 1 || i === walked.length - 1)
         await compareSafekeepers(cell, problems, () => {});
       if (problems.length === before) survived++;
@@ -129,7 +131,7 @@ const seconds = (ms: number): string => `${(ms / 1000).toFixed(1)} s`;
 
 /** A step that failed must end its process: what a failed fsync has covered is not known any more. */
 async function ended(pid: number, step: string, problems: string[]): Promise<void> {
-  for (let waited = 0; waited < 15_000; waited += 50) {
+  for (let waited = 0; waited < 120_000; waited += 50) {
     if (!existsSync(`/proc/${pid}`)) return;
     await sleep(50);
   }

@@ -46,6 +46,22 @@ test('a project moves under load, is failed over, and a stale pageserver harms n
     const list = await pagoda.cli('pageservers', 'list');
     assert.match(list, new RegExp(`pageserver ${first} .* holds 0, keeps 1 ready`));
     assert.match(list, new RegExp(`pageserver ${second} .* holds 1, keeps 0 ready`));
+    // The tools ask whoever holds it.
+    const scrubbed = JSON.parse(await pagoda.cli('scrub', '--json')) as {
+      tenants: {tenantId: string; pageserver: number}[];
+      wal: {findings: unknown[]}[];
+    };
+    assert.deepEqual(
+      scrubbed.tenants.map((t) => [t.tenantId, t.pageserver]),
+      [[tenantId, second]],
+    );
+    assert.deepEqual(
+      scrubbed.wal.flatMap(({findings}) => findings),
+      [],
+    );
+    const doctor = await pagoda.cli('doctor');
+    assert.match(doctor, new RegExp(`ok +pageserver ${first}: 0 tenants`));
+    assert.match(doctor, new RegExp(`ok +pageserver ${second}: 1 tenants`));
   });
 
   await t.test('its pageserver is stopped: the other one takes over, and the stale one harms nothing', async () => {

@@ -2,9 +2,18 @@
 import {systemDisk} from '#runtime/disk.ts';
 import {exitProcess, printLine} from '#runtime/process.ts';
 import {type Arguments, UsageError} from '#cli/arguments.ts';
-import {type BranchPlace, type InternalClient, connectInternally, lsnAt, onePlace} from '#cli/internal-client.ts';
+import {
+  type BranchPlace,
+  type InternalClient,
+  type PageserverPlace,
+  connectInternally,
+  lsnAt,
+  onePlace,
+} from '#cli/internal-client.ts';
+import {scrubWal} from '#cli/inspect/scrub-wal.ts';
 import type {Layout} from '#cli/layout.ts';
 import {parseObjectStore} from '#cli/object-store-choice.ts';
+import {openStore, storeOf} from '#cli/wal/locate.ts';
 
 export const inspectOptions = {
   '--branch': 'value',
@@ -35,7 +44,7 @@ export async function inspect(command: string, args: Arguments, layout: Layout):
     case 'verify':
       return verify(client, args);
     case 'scrub':
-      return scrub(client, args);
+      return scrub(client, args, layout);
     case 'sizes':
       return sizes(client, args);
     default:
@@ -80,30 +89,64 @@ function sumOfShards(answers: readonly Json[]): Json {
   };
 }
 
-async function scrub(client: Client, args: Arguments): Promise<void> {
+interface ScrubFinding {
+  readonly kind: string;
+  readonly object: string;
+  readonly reason: string;
+  readonly repaired: boolean;
+}
+
+async function scrub(client: Client, args: Arguments, layout: Layout): Promise<void> {
   const copy = args.options.get('--copy');
-  const {tenants} = (await client.ask('GET', '/v1/tenants?stored=true')) as {tenants: {tenantId: string}[]};
+  const asJson = args.options.has('--json');
   let unrepaired = 0;
-  const reports: Json[] = [];
-  for (const {tenantId} of tenants) {
-    const report = await client.ask(
-      'POST',
-      `/v1/tenant/${tenantId}/scrub`,
-      copy === undefined ? {} : {copy: parseObjectStore(copy)},
-    );
-    reports.push(report);
-    const findings = report['findings'] as {kind: string; object: string; reason: string; repaired: boolean}[];
+  const say = (line: string, findings: readonly ScrubFinding[]): void => {
     unrepaired += findings.filter(({kind, repaired}) => kind !== 'orphan' && !repaired).length;
-    if (args.options.has('--json')) continue;
-    printLine(
-      `tenant ${tenantId}: ${String(report['layers'])} layers, ${String(report['indexes'])} indexes, ${mb(Number(report['bytes']))} read and checked`,
-    );
+    if (asJson) return;
+    printLine(line);
     for (const {kind, object, reason, repaired} of findings)
       printLine(`  ${repaired ? 'REPAIRED ' : ''}${kind.toUpperCase()} ${object}: ${reason}`);
+  };
+  const tenants: Json[] = [];
+  for (const {tenantId, node} of await tenantsAndHolders(client)) {
+    const body = copy === undefined ? undefined : {copy: parseObjectStore(copy)};
+    const report = await client.ask(node, 'POST', `/v1/tenant/${tenantId}/scrub`, body);
+    tenants.push({...report, pageserver: node.nodeId});
+    say(
+      `tenant ${tenantId}: ${String(report['layers'])} layers, ${String(report['indexes'])} indexes, ${mb(Number(report['bytes']))} read and checked`,
+      report['findings'] as ScrubFinding[],
+    );
   }
-  if (args.options.has('--json')) printLine(JSON.stringify(reports, undefined, 2));
+  const wal = await scrubWal({
+    store: storeOf(layout),
+    copy: copy === undefined ? undefined : openStore(parseObjectStore(copy)),
+    timelines: async () =>
+      new Set((await client.places(undefined)).map(({tenantId, timelineId}) => `${tenantId}/${timelineId}`)),
+  });
+  for (const {tenantId, timelineId, objects, bytes, findings} of wal)
+    say(`WAL of tenant ${tenantId}, timeline ${timelineId}: ${objects} objects, ${mb(bytes)}`, findings);
+  if (asJson) printLine(JSON.stringify({tenants, wal}, undefined, 2));
   else printLine(unrepaired === 0 ? 'nothing is missing or damaged' : `${unrepaired} objects are missing or damaged`);
   if (unrepaired > 0) exitProcess(1);
+}
+
+/**
+ * All tenants and shards that have objects, and the pageserver to ask about each: the one that holds it under the newest generation
+ * knows what is being written, and has a cache to repair from.
+ */
+async function tenantsAndHolders(client: Client): Promise<{tenantId: string; node: PageserverPlace}[]> {
+  const nodes = (await client.pageservers()).filter(({answers}) => answers);
+  const [first] = nodes;
+  if (first === undefined) throw new UsageError('no pageserver answers; see `pagoda pageservers list`');
+  const found = new Map<string, {node: PageserverPlace; generation: number}>();
+  for (const node of nodes) {
+    // What lies in the store is the same for all of them.
+    const path = `/v1/tenants${node === first ? '?stored=true' : ''}`;
+    const {tenants} = (await client.ask(node, 'GET', path)) as {tenants: {tenantId: string; generation?: number}[]};
+    for (const {tenantId, generation = 0} of tenants)
+      if (generation >= (found.get(tenantId)?.generation ?? 0)) found.set(tenantId, {node, generation});
+  }
+  return [...found].map(([tenantId, {node}]) => ({tenantId, node}));
 }
 
 async function sizes(client: Client, args: Arguments): Promise<void> {

@@ -98,11 +98,17 @@ function safekeeperFolders(layout: Layout, row: BranchRow): FolderSource[] {
     .sort((a, b) => (b.state?.commitLsn ?? 0) - (a.state?.commitLsn ?? 0));
 }
 
-function storeOf(layout: Layout): ObjectStore {
+/** The installation's object store. */
+export function storeOf(layout: Layout): ObjectStore {
   const file = joinPath(layout.data, 'object-store.json');
-  const config: ObjectStoreConfig = systemDisk.exists(file)
-    ? (JSON.parse(systemDisk.readFile(file).toString('utf8')) as ObjectStoreConfig)
-    : {kind: 'folder', root: layout.objects};
-  const log = createLog({component: 'wal'});
+  return openStore(
+    systemDisk.exists(file)
+      ? (JSON.parse(systemDisk.readFile(file).toString('utf8')) as ObjectStoreConfig)
+      : {kind: 'folder', root: layout.objects},
+  );
+}
+
+export function openStore(config: ObjectStoreConfig): ObjectStore {
+  const log = createLog({component: 'cli'});
   return openObjectStore(config, {clock: systemClock, random: systemRandom, disk: systemDisk, log});
 }

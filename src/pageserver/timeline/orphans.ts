@@ -12,6 +12,7 @@
  * meanwhile deletes nothing. Objects of a higher generation are not ours to judge.
  */
 import {ObjectStoreError} from '#objectstore/object-store.ts';
+import {failpoint} from '#runtime/failpoint.ts';
 import {archivedFromIndex, archivedMarkKey, parseArchivedMarkKey} from './archived.ts';
 import {
   type TimelineIndex,
@@ -83,7 +84,9 @@ export async function sweepOrphans(context: PageserverContext, tenant: Tenant): 
   const orphans = orphansAmong({keys, generation, prefix, known, judged, indexes});
   if (orphans.length === 0) return 0;
   if (!(await tenant.validate(generation))) return 0;
+  failpoint('pageserver.sweep.before');
   for (let i = 0; i < orphans.length; i += deleteMax) await context.store.delete(orphans.slice(i, i + deleteMax));
+  failpoint('pageserver.sweep.after');
   context.metrics.orphansDeleted.inc(orphans.length);
   return orphans.length;
 }

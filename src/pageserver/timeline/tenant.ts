@@ -198,6 +198,7 @@ export class Tenant {
       await this.#context.store.put(archivedMarkKey(this.tenantId, safeIndex, archived), Buffer.alloc(0), {
         ifNoneMatch: '*',
       });
+      failpoint('pageserver.archive.mark.after');
     } catch (error) {
       // Then an attachment reads the index.
       this.#context.log.warn('an archived branch has no mark', {timeline: timelineId, error: (error as Error).message});
@@ -253,6 +254,7 @@ export class Tenant {
     failpoint('pageserver.unarchive.index.before');
     try {
       await timeline.saveIndex();
+      failpoint('pageserver.unarchive.index.after');
     } catch (error) {
       if (this.#timelines.get(timelineId) === timeline) {
         timeline.stop();
@@ -455,8 +457,11 @@ export class Tenant {
 /** Layers go before indexes, so that whatever is left after a crash still has the index that says `deleting`. */
 async function deleteObjects(context: PageserverContext, prefix: string): Promise<void> {
   const keys = (await context.store.list(prefix)).map((object) => object.key);
+  failpoint('pageserver.erase.before');
   await context.store.delete(keys.filter((key) => parseIndexObjectKey(key) === undefined));
+  failpoint('pageserver.erase.layers.after');
   await context.store.delete(keys.filter((key) => parseIndexObjectKey(key) !== undefined));
+  failpoint('pageserver.erase.after');
 }
 
 /** Attachments that are going away may still replace an index or finish a deletion while their successor looks. */

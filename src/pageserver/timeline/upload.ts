@@ -189,11 +189,13 @@ export class Uploader {
         if (this.#stopped) return;
         failpoint('pageserver.delete.before');
         // A deletion that fails leaves garbage, never harm: orphans.ts finds it.
-        context.store.delete(output.objects).catch((error: unknown) =>
-          context.log.warn('objects not deleted', {
-            timeline: this.#state.timelineId,
-            error: (error as Error).message,
-          }),
+        context.store.delete(output.objects).then(
+          () => failpoint('pageserver.delete.after'),
+          (error: unknown) =>
+            context.log.warn('objects not deleted', {
+              timeline: this.#state.timelineId,
+              error: (error as Error).message,
+            }),
         );
         return;
       case 'stale':
