@@ -3,6 +3,7 @@
  * whole system. The closing lines are those of node's test runner.
  */
 import {readdirSync} from 'node:fs';
+import {Rgw} from '../test/objectstore/rgw.ts';
 import {run, summarise} from './run.ts';
 
 const node = process.execPath;
@@ -17,9 +18,14 @@ if (results[0]!.ok) {
   results.push(await run('check', node, ['scripts/check.ts']));
   results.push(await run('simulator, 5000 seeds', node, ['src/sim/main.ts', '--seeds', '5000']));
   const files = [...find('src', '.pg.test.ts'), ...find('extension', '.pg.test.ts'), ...find('test', '.test.ts')];
-  // One file at a time: they start whole clusters, and the machine may have two cores.
-  results.push(
-    await run('tests with Postgres', node, ['--test', '--test-concurrency=1', '--test-timeout=900000', ...files]),
-  );
+  // One for all: starting it takes longer than most tests. When it does not start, whoever needs it says why.
+  const rgw = await Rgw.start().catch(() => undefined);
+  try {
+    // One file at a time: they start whole clusters, and the machine may have two cores.
+    const args = ['--test', '--test-concurrency=1', '--test-timeout=1500000', ...files];
+    results.push(await run('tests with Postgres', node, args, {env: rgw?.environment ?? {}}));
+  } finally {
+    await rgw?.stop();
+  }
 }
 process.exitCode = summarise(results);

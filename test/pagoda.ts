@@ -43,19 +43,25 @@ export class Pagoda {
   #output = '';
   #status: Status | undefined;
 
-  private constructor(dir: string, base: number, keep: boolean, upOptions: readonly string[]) {
+  readonly #objectStore: string | undefined;
+
+  private constructor(dir: string, base: number, keep: boolean, upOptions: readonly string[], objectStore?: string) {
     this.#upOptions = upOptions;
+    this.#objectStore = objectStore;
     this.dir = dir;
     this.#base = base;
     this.#keep = keep;
     process.once('exit', () => this.killEverything());
   }
 
-  /** Resolves when the banner has been printed. */
-  static async start(options: {dir?: string; upOptions?: readonly string[]} = {}): Promise<Pagoda> {
+  /** Resolves when the banner has been printed. `objectStore`: as in PAGODA_OBJECT_STORE. */
+  static async start(
+    options: {dir?: string; upOptions?: readonly string[]; objectStore?: string | undefined} = {},
+  ): Promise<Pagoda> {
     const dir = options.dir ?? mkdtempSync(join(tmpdir(), 'pagoda-'));
     chmodSync(dir, 0o711);
-    const pagoda = new Pagoda(dir, await freeBlock(), options.dir !== undefined, options.upOptions ?? []);
+    const {upOptions = [], objectStore} = options;
+    const pagoda = new Pagoda(dir, await freeBlock(), options.dir !== undefined, upOptions, objectStore);
     await pagoda.up();
     return pagoda;
   }
@@ -85,7 +91,14 @@ export class Pagoda {
         String(base + 10),
         ...this.#upOptions,
       ],
-      {stdio: ['ignore', 'pipe', 'pipe'], cwd: root},
+      {
+        stdio: ['ignore', 'pipe', 'pipe'],
+        cwd: root,
+        env: {
+          ...process.env,
+          ...(this.#objectStore === undefined ? {} : {PAGODA_OBJECT_STORE: this.#objectStore}),
+        },
+      },
     );
     this.#supervisor = child;
     child.stdout.on('data', (d: Buffer) => (this.#output += d.toString()));

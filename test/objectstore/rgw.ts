@@ -1,7 +1,7 @@
 /**
  * Ceph RGW, a real S3 server, for tests: one monitor, one object storage daemon in memory, one gateway, all on loopback and free
  * ports in a folder of their own. Installs Debian's packages when they are missing (root only). Ended by pid, also when the
- * test fails.
+ * test fails. `npm test` starts one for all its files, and names it in the environment; buckets are everybody's own.
  */
 import {type ChildProcess, execFile, execFileSync, spawn} from 'node:child_process';
 import {randomUUID} from 'node:crypto';
@@ -11,7 +11,7 @@ import {tmpdir} from 'node:os';
 import {join} from 'node:path';
 import {setTimeout as sleep} from 'node:timers/promises';
 import {promisify} from 'node:util';
-import {CreateBucketCommand, S3Client} from '@aws-sdk/client-s3';
+import {CreateBucketCommand, DeleteObjectsCommand, ListObjectsV2Command, S3Client} from '@aws-sdk/client-s3';
 import type {S3StoreConfig} from '#objectstore/s3-object-store.ts';
 
 const run = promisify(execFile);
@@ -19,6 +19,7 @@ const packages = ['ceph-base', 'ceph-common', 'ceph-mon', 'ceph-osd', 'radosgw']
 const programs = ['ceph', 'ceph-mon', 'ceph-osd', 'radosgw', 'radosgw-admin', 'monmaptool'];
 const startMsMax = 400_000;
 export const accessKey = 'pagoda-test';
+const sharedVariable = 'PAGODA_TEST_RGW';
 const secretKey = 'pagoda-test-secret';
 
 /** Installs what is missing; throws with the command to run when it may not. */
@@ -38,19 +39,23 @@ export class Rgw {
   /** Private file for S3StoreConfig.credentialsFile. */
   readonly credentialsFile: string;
   readonly client: S3Client;
+  /** Another process's, which ends it. */
+  readonly #isShared: boolean;
   readonly #children: ChildProcess[] = [];
   readonly #onExit = (): void => {
     for (const child of this.#children) child.kill('SIGKILL');
   };
-  #buckets = 0;
+  readonly #buckets: string[] = [];
 
-  private constructor(dir: string, port: number) {
+  private constructor(dir: string, port: number, isShared = false) {
     this.dir = dir;
+    this.#isShared = isShared;
     this.endpoint = `http://127.0.0.1:${port}`;
     this.credentialsFile = join(dir, 'credentials');
-    writeFileSync(this.credentialsFile, `AWS_ACCESS_KEY_ID=${accessKey}\nAWS_SECRET_ACCESS_KEY=${secretKey}\n`, {
-      mode: 0o600,
-    });
+    if (!isShared)
+      writeFileSync(this.credentialsFile, `AWS_ACCESS_KEY_ID=${accessKey}\nAWS_SECRET_ACCESS_KEY=${secretKey}\n`, {
+        mode: 0o600,
+      });
     this.client = new S3Client({
       endpoint: this.endpoint,
       region: 'us-east-1',
@@ -60,7 +65,13 @@ export class Rgw {
     process.once('exit', this.#onExit);
   }
 
+  /** The one that the environment names, or one of its own. */
   static async start(): Promise<Rgw> {
+    const shared = process.env[sharedVariable];
+    if (shared !== undefined) {
+      const {dir, port} = JSON.parse(shared) as {dir: string; port: number};
+      return new Rgw(dir, port, true);
+    }
     installRgw();
     const [mon, gateway, ...osd] = await freePorts(8);
     const dir = mkdtempSync(join(tmpdir(), 'pagoda-rgw-'));
@@ -75,15 +86,27 @@ export class Rgw {
     }
   }
 
+  /** The environment in which others share this one. */
+  get environment(): Record<string, string> {
+    return {[sharedVariable]: JSON.stringify({dir: this.dir, port: Number(new URL(this.endpoint).port)})};
+  }
+
   /** An empty bucket of its own, and the configuration that reaches it (through `endpoint` when given). */
   async bucket(endpoint = this.endpoint): Promise<S3StoreConfig> {
-    const bucket = `bucket${++this.#buckets}`;
+    const bucket = `bucket-${randomUUID().slice(0, 12)}`;
+    this.#buckets.push(bucket);
     await this.client.send(new CreateBucketCommand({Bucket: bucket}));
     return {kind: 's3', bucket, endpoint, credentialsFile: this.credentialsFile};
   }
 
   async stop(): Promise<void> {
     process.off('exit', this.#onExit);
+    if (this.#isShared) {
+      // It keeps everything in memory, and others need room too.
+      for (const bucket of this.#buckets) await this.#empty(bucket).catch(() => {});
+      this.client.destroy();
+      return;
+    }
     this.client.destroy();
     // Gateway, storage daemon, monitor: the last started first. Nothing of theirs is kept.
     for (const child of this.#children.reverse()) {
@@ -97,6 +120,15 @@ export class Rgw {
 
   [Symbol.asyncDispose](): Promise<void> {
     return this.stop();
+  }
+
+  async #empty(bucket: string): Promise<void> {
+    for (;;) {
+      const {Contents = []} = await this.client.send(new ListObjectsV2Command({Bucket: bucket}));
+      if (Contents.length === 0) return;
+      const Objects = Contents.map(({Key}) => ({Key: Key!}));
+      await this.client.send(new DeleteObjectsCommand({Bucket: bucket, Delete: {Objects, Quiet: true}}));
+    }
   }
 
   async #start(mon: number, gateway: number, osdPorts: readonly number[]): Promise<void> {
@@ -191,6 +223,8 @@ ms mon client mode = crc
 rgw dns name = localhost
 rgw rados pool pg num min = 8
 rgw max chunk size = 4194304
+rgw gc obj min wait = 5
+rgw gc processor period = 10
 `;
 }
 

@@ -1,63 +1,60 @@
 /** WAL goes to the object store once, is trimmed only when that is safe, and is read from there by whoever needs it. */
 import assert from 'node:assert/strict';
-import {test} from 'node:test';
 import {WalArchiveError, walFooterBytes} from '#objectstore/wal-archive.ts';
 import type {Lsn} from '#postgres/lsn.ts';
 import {SeededRandom} from '#runtime/random.ts';
+import {onStores} from '../objectstore/stores.ts';
 import {Cell, Writer, mebibyte, startLsn, until} from './cell.ts';
 
 const segmentSize = 16 * mebibyte;
 const firstSegment = Math.floor(startLsn / segmentSize);
 
-test(
-  'whole segments are archived by one member, and trimmed when a pageserver has passed them',
-  {timeout: 600_000},
-  async () => {
-    await using cell = await Cell.create({
-      config: {archive: {partialAfterMs: 3_600_000, evictAfterMs: 3_600_000, takeOverMs: 60_000}},
-    });
-    await cell.createTimeline();
-    const puts: string[] = [];
-    cell.store.decide = (operation, key) => {
-      if (operation === 'put' && key.startsWith('wal/')) puts.push(key);
-      return undefined;
-    };
-    const writer = await Writer.elect(cell, [1, 2, 3]);
-    const wal = await writer.write([100, 18 * mebibyte, 50, 18 * mebibyte, 7]);
-    const third = ((firstSegment + 2) * segmentSize) as Lsn;
-    await until(async () => (await cell.lsn(1, 'archivedLsn')) === third);
-    for (const nodeId of [2, 3]) await until(async () => (await cell.lsn(nodeId, 'archivedLsn')) === third);
-    // Nothing else was put. That one member does it is archiver.test.ts's: one that has not heard yet that the others have the
-    // WAL too archives it as well, with the same bytes.
-    assert.deepEqual(
-      [...new Set(puts.filter((key) => !key.endsWith('.json')).map((key) => key.slice(-24)))],
-      ['000000010000000100000001', '000000010000000100000002'],
+onStores('whole segments are archived by one member, and trimmed when a pageserver has passed them', async (store) => {
+  await using cell = await Cell.create({
+    store,
+    config: {archive: {partialAfterMs: 3_600_000, evictAfterMs: 3_600_000, takeOverMs: 60_000}},
+  });
+  await cell.createTimeline();
+  const puts: string[] = [];
+  cell.store.decide = (operation, key) => {
+    if (operation === 'put' && key.startsWith('wal/')) puts.push(key);
+    return undefined;
+  };
+  const writer = await Writer.elect(cell, [1, 2, 3]);
+  const wal = await writer.write([100, 18 * mebibyte, 50, 18 * mebibyte, 7]);
+  const third = ((firstSegment + 2) * segmentSize) as Lsn;
+  await until(async () => (await cell.lsn(1, 'archivedLsn')) === third);
+  for (const nodeId of [2, 3]) await until(async () => (await cell.lsn(nodeId, 'archivedLsn')) === third);
+  // Nothing else was put. That one member does it is archiver.test.ts's: one that has not heard yet that the others have the
+  // WAL too archives it as well, with the same bytes.
+  assert.deepEqual(
+    [...new Set(puts.filter((key) => !key.endsWith('.json')).map((key) => key.slice(-24)))],
+    ['000000010000000100000001', '000000010000000100000002'],
+  );
+  // Archived is not enough.
+  for (const nodeId of [1, 2, 3]) assert.equal(cell.walFiles(nodeId).length, 3);
+  await cell.pageserverHas(2, (third - 5) as Lsn);
+  for (const nodeId of [1, 2, 3]) await until(() => cell.walFiles(nodeId).length === 2);
+  await cell.pageserverHas(2, writer.lsn);
+  for (const nodeId of [1, 2, 3]) {
+    await until(() => cell.walFiles(nodeId).length === 1);
+    assert.equal(await cell.lsn(nodeId, 'localStartLsn'), third);
+    assert.ok(
+      (await cell.read(nodeId, startLsn, writer.lsn)).equals(wal),
+      `node ${nodeId} gives all WAL, trimmed or not`,
     );
-    // Archived is not enough.
-    for (const nodeId of [1, 2, 3]) assert.equal(cell.walFiles(nodeId).length, 3);
-    await cell.pageserverHas(2, (third - 5) as Lsn);
-    for (const nodeId of [1, 2, 3]) await until(() => cell.walFiles(nodeId).length === 2);
-    await cell.pageserverHas(2, writer.lsn);
-    for (const nodeId of [1, 2, 3]) {
-      await until(() => cell.walFiles(nodeId).length === 1);
-      assert.equal(await cell.lsn(nodeId, 'localStartLsn'), third);
-      assert.ok(
-        (await cell.read(nodeId, startLsn, writer.lsn)).equals(wal),
-        `node ${nodeId} gives all WAL, trimmed or not`,
-      );
-    }
-    // A restart believes the control file, and nothing that was dropped is missed.
-    await cell.stop(3);
-    await cell.start(3);
-    assert.equal(await cell.lsn(3, 'flushLsn'), writer.lsn);
-    const more = await writer.write([3000], {to: [1, 2]});
-    assert.ok((await cell.read(1, startLsn, writer.lsn)).equals(Buffer.concat([wal, more])));
-    writer.close();
-  },
-);
+  }
+  // A restart believes the control file, and nothing that was dropped is missed.
+  await cell.stop(3);
+  await cell.start(3);
+  assert.equal(await cell.lsn(3, 'flushLsn'), writer.lsn);
+  const more = await writer.write([3000], {to: [1, 2]});
+  assert.ok((await cell.read(1, startLsn, writer.lsn)).equals(Buffer.concat([wal, more])));
+  writer.close();
+});
 
-test('a branch that rests leaves the local disk, and wakes where it was', {timeout: 600_000}, async () => {
-  await using cell = await Cell.create();
+onStores('a branch that rests leaves the local disk, and wakes where it was', async (store) => {
+  await using cell = await Cell.create({store});
   await cell.createTimeline();
   let writer = await Writer.elect(cell, [1, 2, 3]);
   const parts = [await writer.write([100, 5000, 3 * mebibyte])];
@@ -97,27 +94,23 @@ test('a branch that rests leaves the local disk, and wakes where it was', {timeo
   }
 });
 
-test(
-  'one that was away when the others came to rest hears from them what it needs to rest too',
-  {timeout: 600_000},
-  async () => {
-    await using cell = await Cell.create();
-    await cell.createTimeline();
-    const writer = await Writer.elect(cell, [1, 2, 3]);
-    await writer.write([100, 5000]);
-    writer.close();
-    for (const nodeId of [1, 2, 3]) await until(async () => (await cell.lsn(nodeId, 'archivedLsn')) === writer.lsn);
-    await cell.stop(3);
-    await cell.pageserverHas(1, writer.lsn);
-    for (const nodeId of [1, 2]) await until(() => cell.walFiles(nodeId).length === 0);
-    await cell.start(3);
-    await until(() => cell.walFiles(3).length === 0);
-    assert.equal(await cell.lsn(3, 'remoteConsistentLsn'), writer.lsn);
-  },
-);
+onStores('one that was away when the others came to rest hears from them what it needs to rest too', async (store) => {
+  await using cell = await Cell.create({store});
+  await cell.createTimeline();
+  const writer = await Writer.elect(cell, [1, 2, 3]);
+  await writer.write([100, 5000]);
+  writer.close();
+  for (const nodeId of [1, 2, 3]) await until(async () => (await cell.lsn(nodeId, 'archivedLsn')) === writer.lsn);
+  await cell.stop(3);
+  await cell.pageserverHas(1, writer.lsn);
+  for (const nodeId of [1, 2]) await until(() => cell.walFiles(nodeId).length === 0);
+  await cell.start(3);
+  await until(() => cell.walFiles(3).length === 0);
+  assert.equal(await cell.lsn(3, 'remoteConsistentLsn'), writer.lsn);
+});
 
-test('a store that fails before or after the effect delays, and loses nothing', {timeout: 600_000}, async () => {
-  await using cell = await Cell.create();
+onStores('a store that fails before or after the effect delays, and loses nothing', async (store) => {
+  await using cell = await Cell.create({store});
   await cell.createTimeline();
   const random = new SeededRandom(4);
   cell.store.decide = () => {
@@ -134,8 +127,8 @@ test('a store that fails before or after the effect delays, and loses nothing', 
   assert.equal(await cell.archive.endLsn(startLsn), writer.lsn);
 });
 
-test('no put at all: WAL stays, and says why; it goes when the store is back', {timeout: 600_000}, async () => {
-  await using cell = await Cell.create();
+onStores('no put at all: WAL stays, and says why; it goes when the store is back', async (store) => {
+  await using cell = await Cell.create({store});
   await cell.createTimeline();
   cell.store.decide = (operation) => (operation === 'put' ? 'before' : undefined);
   const writer = await Writer.elect(cell, [1, 2, 3]);
@@ -152,8 +145,8 @@ test('no put at all: WAL stays, and says why; it goes when the store is back', {
   writer.close();
 });
 
-test('another history under the name of a segment: an alarm, and nothing is trimmed', {timeout: 600_000}, async () => {
-  await using cell = await Cell.create();
+onStores('another history under the name of a segment: an alarm, and nothing is trimmed', async (store) => {
+  await using cell = await Cell.create({store});
   await cell.createTimeline();
   const segment = firstSegment;
   const endLsn = ((segment + 1) * segmentSize) as Lsn;
@@ -176,8 +169,8 @@ test('another history under the name of a segment: an alarm, and nothing is trim
   writer.close();
 });
 
-test('a damaged object is found', async () => {
-  await using cell = await Cell.create({withBroker: false});
+onStores('a damaged object is found', async (store) => {
+  await using cell = await Cell.create({store, withBroker: false});
   const piece = {segment: firstSegment, startLsn, endLsn: (startLsn + 5000) as Lsn, partialTerm: 1};
   await cell.archive.put(piece, Buffer.alloc(5000 + walFooterBytes, 3));
   const key = cell.archive.key(piece);
@@ -195,8 +188,8 @@ test('a damaged object is found', async () => {
   await assert.rejects(async () => await cell.archive.verify(piece), WalArchiveError);
 });
 
-test('a deleted branch leaves nothing in the object store', {timeout: 600_000}, async () => {
-  await using cell = await Cell.create();
+onStores('a deleted branch leaves nothing in the object store', async (store) => {
+  await using cell = await Cell.create({store});
   await cell.createTimeline();
   const writer = await Writer.elect(cell, [1, 2, 3]);
   await writer.write([100, 17 * mebibyte]);

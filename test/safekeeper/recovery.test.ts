@@ -2,40 +2,36 @@
 import assert from 'node:assert/strict';
 import {rmSync} from 'node:fs';
 import {join} from 'node:path';
-import {test} from 'node:test';
 import type {Lsn} from '#postgres/lsn.ts';
 import {formatLsn, parseLsn} from '#postgres/lsn.ts';
 import {segmentFileName} from '#postgres/wal/segment.ts';
+import {onStores} from '../objectstore/stores.ts';
 import {Cell, Writer, makeWal, mebibyte, startLsn, until} from './cell.ts';
 
 const segmentSize = 16 * mebibyte;
 
-test(
-  'a member that was away gets what was committed from its peers, without a compute',
-  {timeout: 600_000},
-  async () => {
-    await using cell = await Cell.create();
-    await cell.createTimeline();
-    const writer = await Writer.elect(cell, [1, 2, 3]);
-    const parts = [await writer.write([1000, 2000])];
-    await cell.stop(3);
-    parts.push(await writer.write([18 * mebibyte, 77], {to: [1, 2]}));
-    writer.close();
-    // The peers have it in the archive only.
-    await cell.pageserverHas(1, writer.lsn);
-    for (const nodeId of [1, 2]) await until(() => cell.walFiles(nodeId).length === 0);
-    await cell.start(3);
-    await until(async () => (await cell.lsn(3, 'commitLsn')) === writer.lsn);
-    assert.equal((await cell.status(3))['term'], 1);
-    assert.ok((await cell.read(3, startLsn, writer.lsn)).equals(Buffer.concat(parts)));
-    await cell.stop(3);
-    await cell.start(3);
-    assert.equal(await cell.lsn(3, 'flushLsn'), writer.lsn, 'and it is durable');
-  },
-);
+onStores('a member that was away gets what was committed from its peers, without a compute', async (store) => {
+  await using cell = await Cell.create({store});
+  await cell.createTimeline();
+  const writer = await Writer.elect(cell, [1, 2, 3]);
+  const parts = [await writer.write([1000, 2000])];
+  await cell.stop(3);
+  parts.push(await writer.write([18 * mebibyte, 77], {to: [1, 2]}));
+  writer.close();
+  // The peers have it in the archive only.
+  await cell.pageserverHas(1, writer.lsn);
+  for (const nodeId of [1, 2]) await until(() => cell.walFiles(nodeId).length === 0);
+  await cell.start(3);
+  await until(async () => (await cell.lsn(3, 'commitLsn')) === writer.lsn);
+  assert.equal((await cell.status(3))['term'], 1);
+  assert.ok((await cell.read(3, startLsn, writer.lsn)).equals(Buffer.concat(parts)));
+  await cell.stop(3);
+  await cell.start(3);
+  assert.equal(await cell.lsn(3, 'flushLsn'), writer.lsn, 'and it is durable');
+});
 
-test('a tail that was never committed gives way to what was', {timeout: 600_000}, async () => {
-  await using cell = await Cell.create();
+onStores('a tail that was never committed gives way to what was', async (store) => {
+  await using cell = await Cell.create({store});
   await cell.createTimeline();
   const first = await Writer.elect(cell, [1, 2, 3]);
   const committed = await first.write([500]);
@@ -59,8 +55,8 @@ test('a tail that was never committed gives way to what was', {timeout: 600_000}
   third.close();
 });
 
-test('a compute that comes while a peer is read takes over', {timeout: 600_000}, async () => {
-  await using cell = await Cell.create();
+onStores('a compute that comes while a peer is read takes over', async (store) => {
+  await using cell = await Cell.create({store});
   await cell.createTimeline();
   const first = await Writer.elect(cell, [1, 2, 3]);
   await cell.stop(3);
@@ -78,8 +74,8 @@ test('a compute that comes while a peer is read takes over', {timeout: 600_000},
   second.close();
 });
 
-test('a new node copies a timeline, local WAL and promises', {timeout: 600_000}, async () => {
-  await using cell = await Cell.create();
+onStores('a new node copies a timeline, local WAL and promises', async (store) => {
+  await using cell = await Cell.create({store});
   await cell.createTimeline();
   const writer = await Writer.elect(cell, [1, 2, 3]);
   const wal = await writer.write([100, 40 * mebibyte, 5]);
@@ -150,11 +146,10 @@ test('a new node copies a timeline, local WAL and promises', {timeout: 600_000},
   writer.close();
 });
 
-test(
+onStores(
   'all three disks lost: the branch comes back to the last archived record, and the API says which',
-  {timeout: 600_000},
-  async () => {
-    await using cell = await Cell.create();
+  async (store) => {
+    await using cell = await Cell.create({store});
     await cell.createTimeline();
     const writer = await Writer.elect(cell, [1, 2, 3]);
     const parts = [await writer.write([100, 18 * mebibyte, 33])];
@@ -199,11 +194,10 @@ test(
   },
 );
 
-test(
+onStores(
   'trimmed WAL leaves the archive, is refused to who asks for it, and the branch comes back from what is left',
-  {timeout: 600_000},
-  async () => {
-    await using cell = await Cell.create();
+  async (store) => {
+    await using cell = await Cell.create({store});
     await cell.createTimeline();
     const writer = await Writer.elect(cell, [1, 2, 3]);
     const wal = await writer.write(Array.from({length: 70}, () => mebibyte));
@@ -246,39 +240,35 @@ test(
   },
 );
 
-test(
-  'restored at a later LSN that a pageserver has: WAL between is not there, and says so',
-  {timeout: 600_000},
-  async () => {
-    await using cell = await Cell.create();
-    await cell.createTimeline();
-    const writer = await Writer.elect(cell, [1, 2, 3]);
-    await writer.write([100, 5000]);
-    await until(async () => (await cell.lsn(1, 'archivedLsn')) === writer.lsn);
-    const lost = makeWal(writer.lsn, [5000], writer.previousLsn);
-    writer.close();
-    for (const nodeId of [1, 2, 3]) {
-      await cell.stop(nodeId);
-      rmSync(join(cell.dataDir(nodeId), cell.tenantId), {recursive: true});
-      await cell.start(nodeId);
-    }
-    const restore = async (nodeId: number, lsn: Lsn): Promise<Record<string, unknown>> =>
-      (
-        await cell.http(nodeId, 'POST', `/${cell.timelineId}/restore_from_archive`, {
-          membership: {...cell.membership, generation: 2},
-          lsn: formatLsn(lsn),
-        })
-      ).json;
-    assert.equal((await restore(1, (writer.lsn - 8) as Lsn))['code'], 'conflict');
-    for (const nodeId of [1, 2, 3]) assert.equal((await restore(nodeId, lost.endLsn))['lsn'], formatLsn(lost.endLsn));
-    const next = await Writer.elect(cell, [1, 2, 3], 2);
-    assert.equal(next.lsn, lost.endLsn);
-    const more = await next.write([30 * mebibyte]);
-    next.close();
-    await cell.pageserverHas(2, next.lsn);
-    for (const nodeId of [1, 2, 3]) await until(() => cell.walFiles(nodeId).length === 0);
-    assert.ok((await cell.read(1, lost.endLsn, next.lsn)).equals(more));
-    await assert.rejects(async () => await cell.read(1, writer.lsn, next.lsn), /starts at/);
-    assert.equal(parseLsn(String((await cell.status(1))['startLsn'])), lost.endLsn);
-  },
-);
+onStores('restored at a later LSN that a pageserver has: WAL between is not there, and says so', async (store) => {
+  await using cell = await Cell.create({store});
+  await cell.createTimeline();
+  const writer = await Writer.elect(cell, [1, 2, 3]);
+  await writer.write([100, 5000]);
+  await until(async () => (await cell.lsn(1, 'archivedLsn')) === writer.lsn);
+  const lost = makeWal(writer.lsn, [5000], writer.previousLsn);
+  writer.close();
+  for (const nodeId of [1, 2, 3]) {
+    await cell.stop(nodeId);
+    rmSync(join(cell.dataDir(nodeId), cell.tenantId), {recursive: true});
+    await cell.start(nodeId);
+  }
+  const restore = async (nodeId: number, lsn: Lsn): Promise<Record<string, unknown>> =>
+    (
+      await cell.http(nodeId, 'POST', `/${cell.timelineId}/restore_from_archive`, {
+        membership: {...cell.membership, generation: 2},
+        lsn: formatLsn(lsn),
+      })
+    ).json;
+  assert.equal((await restore(1, (writer.lsn - 8) as Lsn))['code'], 'conflict');
+  for (const nodeId of [1, 2, 3]) assert.equal((await restore(nodeId, lost.endLsn))['lsn'], formatLsn(lost.endLsn));
+  const next = await Writer.elect(cell, [1, 2, 3], 2);
+  assert.equal(next.lsn, lost.endLsn);
+  const more = await next.write([30 * mebibyte]);
+  next.close();
+  await cell.pageserverHas(2, next.lsn);
+  for (const nodeId of [1, 2, 3]) await until(() => cell.walFiles(nodeId).length === 0);
+  assert.ok((await cell.read(1, lost.endLsn, next.lsn)).equals(more));
+  await assert.rejects(async () => await cell.read(1, writer.lsn, next.lsn), /starts at/);
+  assert.equal(parseLsn(String((await cell.status(1))['startLsn'])), lost.endLsn);
+});

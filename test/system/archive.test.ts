@@ -9,6 +9,7 @@ import {setTimeout as sleep} from 'node:timers/promises';
 import {test} from 'node:test';
 import {TokenIssuer} from '#wire/auth.ts';
 import {systemClock} from '#runtime/clock.ts';
+import {TestStore, storeKinds} from '../objectstore/stores.ts';
 import {Pagoda, libpqEnvironment} from '../pagoda.ts';
 
 interface BranchView {
@@ -17,81 +18,83 @@ interface BranchView {
   readonly logical_size?: number;
 }
 
-test('a branch that rests is archived with its children before it, and wakes at a connection, the same as before', async () => {
-  process.env['PAGODA_ARCHIVE_AGE_SECONDS'] = '1';
-  process.env['PAGODA_ARCHIVE_IDLE_SECONDS'] = '4';
-  await using pagoda = await Pagoda.start();
-  const project = `/projects/${pagoda.status.projectId}`;
-  const state = async (id: string): Promise<string> =>
-    (await pagoda.api<{branch: BranchView}>('GET', `${project}/branches/${id}`)).branch.current_state;
-  const archived = async (id: string): Promise<void> => {
-    for (const until = Date.now() + 400_000; (await state(id)) !== 'archived'; await sleep(200))
-      assert.ok(Date.now() < until, `branch ${id} is not archived but ${await state(id)}\n${pagoda.logTails()}`);
-  };
-  const dump = (uri: string): string =>
-    execFileSync('/usr/lib/postgresql/15/bin/pg_dump', ['--restrict-key=x'], {
-      env: libpqEnvironment(uri),
-      maxBuffer: 1 << 28,
-    }).toString();
+for (const kind of storeKinds)
+  test(`${kind}: a branch that rests is archived with its children before it, and wakes at a connection, the same as before`, async () => {
+    await using store = await TestStore.open(kind);
+    process.env['PAGODA_ARCHIVE_AGE_SECONDS'] = '1';
+    process.env['PAGODA_ARCHIVE_IDLE_SECONDS'] = '4';
+    await using pagoda = await Pagoda.start({objectStore: store.url});
+    const project = `/projects/${pagoda.status.projectId}`;
+    const state = async (id: string): Promise<string> =>
+      (await pagoda.api<{branch: BranchView}>('GET', `${project}/branches/${id}`)).branch.current_state;
+    const archived = async (id: string): Promise<void> => {
+      for (const until = Date.now() + 400_000; (await state(id)) !== 'archived'; await sleep(200))
+        assert.ok(Date.now() < until, `branch ${id} is not archived but ${await state(id)}\n${pagoda.logTails()}`);
+    };
+    const dump = (uri: string): string =>
+      execFileSync('/usr/lib/postgresql/15/bin/pg_dump', ['--restrict-key=x'], {
+        env: libpqEnvironment(uri),
+        maxBuffer: 1 << 28,
+      }).toString();
 
-  await pagoda.query('create table t as select i, md5(i::text) as m from generate_series(1, 20000) i');
-  await pagoda.query('create index on t (m)');
-  const parent = await pagoda.branch({name: 'parent'});
-  await pagoda.query('update t set m = upper(m) where i % 3 = 0', parent.uri);
-  const child = await pagoda.branch({name: 'child', parent_id: parent.branchId});
-  await pagoda.query(
-    'delete from t where i % 5 = 0; create table only_child (x int); insert into only_child values (7)',
-    child.uri,
-  );
-  const kept = await pagoda.branch({name: 'protected', protected: true});
-  // What the child has of its parent must outlive what the parent does later.
-  await pagoda.query(`update t set m = 'changed'`, parent.uri);
-  const before = {parent: dump(parent.uri), child: dump(child.uri)};
-  for (const {endpointId} of [parent, child, kept]) await pagoda.suspend(endpointId);
-  const size = (await pagoda.api<{branch: BranchView}>('GET', `${project}/branches/${child.branchId}`)).branch
-    .logical_size;
+    await pagoda.query('create table t as select i, md5(i::text) as m from generate_series(1, 20000) i');
+    await pagoda.query('create index on t (m)');
+    const parent = await pagoda.branch({name: 'parent'});
+    await pagoda.query('update t set m = upper(m) where i % 3 = 0', parent.uri);
+    const child = await pagoda.branch({name: 'child', parent_id: parent.branchId});
+    await pagoda.query(
+      'delete from t where i % 5 = 0; create table only_child (x int); insert into only_child values (7)',
+      child.uri,
+    );
+    const kept = await pagoda.branch({name: 'protected', protected: true});
+    // What the child has of its parent must outlive what the parent does later.
+    await pagoda.query(`update t set m = 'changed'`, parent.uri);
+    const before = {parent: dump(parent.uri), child: dump(child.uri)};
+    for (const {endpointId} of [parent, child, kept]) await pagoda.suspend(endpointId);
+    const size = (await pagoda.api<{branch: BranchView}>('GET', `${project}/branches/${child.branchId}`)).branch
+      .logical_size;
 
-  await archived(child.branchId);
-  await archived(parent.branchId);
-  assert.equal(await state(kept.branchId), 'ready');
-  assert.equal(await state((await pagoda.mainBranch()).branchId), 'ready');
-  // Still known: its size. Not in memory any more: only main's timeline and the protected one's.
-  const view = (await pagoda.api<{branch: BranchView}>('GET', `${project}/branches/${child.branchId}`)).branch;
-  assert.equal(view.logical_size, size);
-  assert.equal(await timelinesInMemory(pagoda), 2);
-  // A pageserver that starts does not load them either.
-  process.kill(pagoda.pidOf('pageserver'), 'SIGKILL');
-  for (const until = Date.now() + 240_000; ; await sleep(200)) {
-    if ((await timelinesInMemory(pagoda).catch(() => 0)) > 0) break;
-    assert.ok(Date.now() < until, 'the pageserver does not come back');
-  }
-  assert.equal(await timelinesInMemory(pagoda), 2);
+    await archived(child.branchId);
+    await archived(parent.branchId);
+    assert.equal(await state(kept.branchId), 'ready');
+    assert.equal(await state((await pagoda.mainBranch()).branchId), 'ready');
+    // Still known: its size. Not in memory any more: only main's timeline and the protected one's.
+    const view = (await pagoda.api<{branch: BranchView}>('GET', `${project}/branches/${child.branchId}`)).branch;
+    assert.equal(view.logical_size, size);
+    assert.equal(await timelinesInMemory(pagoda), 2);
+    // A pageserver that starts does not load them either.
+    process.kill(pagoda.pidOf('pageserver'), 'SIGKILL');
+    for (const until = Date.now() + 240_000; ; await sleep(200)) {
+      if ((await timelinesInMemory(pagoda).catch(() => 0)) > 0) break;
+      assert.ok(Date.now() < until, 'the pageserver does not come back');
+    }
+    assert.equal(await timelinesInMemory(pagoda), 2);
 
-  // The first connection wakes the child, and its parent with it.
-  const started = performance.now();
-  assert.deepEqual(await pagoda.query('select x from only_child', child.uri), [{x: 7}]);
-  console.log(`archived branch to first row: ${(performance.now() - started).toFixed(0)} ms`);
-  assert.equal(await state(child.branchId), 'ready');
-  assert.equal(await state(parent.branchId), 'ready');
-  assert.equal(dump(child.uri), before.child);
-  assert.equal(dump(parent.uri), before.parent);
-  assert.match(await pagoda.cli('verify', '--branch', 'child'), /every page can be read/);
-  assert.match(await pagoda.cli('verify', '--branch', 'parent'), /every page can be read/);
-  await pagoda.query('insert into only_child values (8)', child.uri);
+    // The first connection wakes the child, and its parent with it.
+    const started = performance.now();
+    assert.deepEqual(await pagoda.query('select x from only_child', child.uri), [{x: 7}]);
+    console.log(`archived branch to first row: ${(performance.now() - started).toFixed(0)} ms`);
+    assert.equal(await state(child.branchId), 'ready');
+    assert.equal(await state(parent.branchId), 'ready');
+    assert.equal(dump(child.uri), before.child);
+    assert.equal(dump(parent.uri), before.parent);
+    assert.match(await pagoda.cli('verify', '--branch', 'child'), /every page can be read/);
+    assert.match(await pagoda.cli('verify', '--branch', 'parent'), /every page can be read/);
+    await pagoda.query('insert into only_child values (8)', child.uri);
 
-  // Asleep again: branched from, deleted with a child, deleted.
-  for (const {endpointId} of [parent, child]) await pagoda.suspend(endpointId);
-  await archived(parent.branchId);
-  const grandchild = await pagoda.branch({name: 'grandchild', parent_id: child.branchId});
-  assert.deepEqual(await pagoda.query('select x from only_child order by x', grandchild.uri), [{x: 7}, {x: 8}]);
-  await pagoda.suspend(grandchild.endpointId);
-  await archived(parent.branchId);
-  await assert.rejects(pagoda.api('DELETE', `${project}/branches/${child.branchId}`), /child branches/);
-  for (const {branchId} of [grandchild, child, parent])
-    await pagoda.api('DELETE', `${project}/branches/${branchId}?hard_delete=true`);
-  await pagoda.settled();
-  assert.match(await pagoda.cli('scrub'), /nothing is missing or damaged/);
-});
+    // Asleep again: branched from, deleted with a child, deleted.
+    for (const {endpointId} of [parent, child]) await pagoda.suspend(endpointId);
+    await archived(parent.branchId);
+    const grandchild = await pagoda.branch({name: 'grandchild', parent_id: child.branchId});
+    assert.deepEqual(await pagoda.query('select x from only_child order by x', grandchild.uri), [{x: 7}, {x: 8}]);
+    await pagoda.suspend(grandchild.endpointId);
+    await archived(parent.branchId);
+    await assert.rejects(pagoda.api('DELETE', `${project}/branches/${child.branchId}`), /child branches/);
+    for (const {branchId} of [grandchild, child, parent])
+      await pagoda.api('DELETE', `${project}/branches/${branchId}?hard_delete=true`);
+    await pagoda.settled();
+    assert.match(await pagoda.cli('scrub'), /nothing is missing or damaged/);
+  });
 
 async function timelinesInMemory(pagoda: Pagoda): Promise<number> {
   const issuer = await TokenIssuer.load(join(pagoda.dir, 'keys'), 'control', systemClock);
