@@ -313,6 +313,13 @@ export class Writer {
   readonly refusals: ReadonlyMap<number, Refusal>;
   readonly term: number;
   readonly #generation: number;
+  /** Up to where each node was written to. */
+  readonly #written = new Map<number, Lsn>();
+  /** A safekeeper lets go of a proposer that says nothing for half a minute; on a slow machine a test may take that long. */
+  readonly #signOfLife = setInterval(() => {
+    for (const [nodeId, beginLsn] of this.#written)
+      this.#say([nodeId], {kind: 'append', beginLsn, commitLsn: 0 as Lsn, wantsReply: true, bytes: Buffer.alloc(0)});
+  }, 5000).unref();
   lsn: Lsn;
   previousLsn: Lsn = 0 as Lsn;
 
@@ -384,6 +391,7 @@ export class Writer {
       writer.answers.set(nodeId, answers.get(nodeId)!);
       say(nodeId, {kind: 'elected', generation, term, history});
       assert.equal((await answer(nodeId, 'elected-response')).startLsn, best!.flushLsn);
+      writer.#written.set(nodeId, best!.flushLsn);
     }
     return writer;
   }
@@ -396,6 +404,7 @@ export class Writer {
     const {bytes, endLsn, previousLsn} = makeWal(this.lsn, payloads, this.previousLsn);
     const beginLsn = this.lsn;
     const to = options.to ?? [...this.#connections.keys()];
+    for (const nodeId of to) this.#written.delete(nodeId);
     for (let at = 0; at < bytes.length; at += mebibyte) {
       const part = bytes.subarray(at, at + mebibyte);
       this.#say(to, {
@@ -414,6 +423,7 @@ export class Writer {
     }
     this.lsn = endLsn;
     this.previousLsn = previousLsn;
+    for (const nodeId of to) this.#written.set(nodeId, endLsn);
     if (options.commit !== false) {
       this.#say(to, {kind: 'append', beginLsn: endLsn, commitLsn: endLsn, wantsReply: true, bytes: Buffer.alloc(0)});
       await until(() => to.every((nodeId) => this.#last(nodeId)?.commitLsn === endLsn));
@@ -422,6 +432,7 @@ export class Writer {
   }
 
   close(): void {
+    clearInterval(this.#signOfLife);
     for (const connection of this.#connections.values()) connection.destroy();
   }
 
