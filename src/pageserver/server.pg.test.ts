@@ -10,7 +10,7 @@ import {mkdtempSync, readFileSync, rmSync} from 'node:fs';
 import {tmpdir} from 'node:os';
 import {join} from 'node:path';
 import {MemoryTimeline} from '../../test/memory-timeline.ts';
-import {TestStore, storeKinds} from '../../test/objectstore/stores.ts';
+import {TestStore, systemStoreKinds} from '../../test/objectstore/stores.ts';
 import {PostgresCluster} from '../../test/postgres-cluster.ts';
 import type {ObjectStoreConfig} from '#objectstore/open.ts';
 import {parseControlFile} from '#postgres/control-file.ts';
@@ -205,7 +205,7 @@ async function until(what: string, done: () => Promise<boolean>): Promise<void> 
   assert.fail(`${what} did not happen in four minutes`);
 }
 
-for (const kind of storeKinds)
+for (const kind of systemStoreKinds)
   test(`${kind}: a stock server, replayed through the whole pageserver`, {timeout: 850_000}, async () => {
     await using objects = await TestStore.open(kind);
     await using cluster = await PostgresCluster.create({

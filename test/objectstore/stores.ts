@@ -24,6 +24,8 @@ import {Rgw} from './rgw.ts';
 
 export const storeKinds = ['folder', 's3 behind faults'] as const;
 export type StoreKind = (typeof storeKinds)[number];
+/** Of tests that start whole installations: S3 with PAGODA_TEST_S3=1 (nightly), for the time that they take. */
+export const systemStoreKinds: readonly StoreKind[] = process.env['PAGODA_TEST_S3'] === '1' ? storeKinds : ['folder'];
 
 /** One for all tests of the file. */
 let gateway: Promise<Rgw> | undefined;

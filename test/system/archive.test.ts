@@ -9,7 +9,7 @@ import {setTimeout as sleep} from 'node:timers/promises';
 import {test} from 'node:test';
 import {TokenIssuer} from '#wire/auth.ts';
 import {systemClock} from '#runtime/clock.ts';
-import {TestStore, storeKinds} from '../objectstore/stores.ts';
+import {TestStore, systemStoreKinds} from '../objectstore/stores.ts';
 import {Pagoda, libpqEnvironment} from '../pagoda.ts';
 
 interface BranchView {
@@ -18,7 +18,7 @@ interface BranchView {
   readonly logical_size?: number;
 }
 
-for (const kind of storeKinds)
+for (const kind of systemStoreKinds)
   test(`${kind}: a branch that rests is archived with its children before it, and wakes at a connection, the same as before`, async () => {
     await using store = await TestStore.open(kind);
     process.env['PAGODA_ARCHIVE_AGE_SECONDS'] = '1';

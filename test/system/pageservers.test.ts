@@ -3,7 +3,7 @@ import assert from 'node:assert/strict';
 import {setTimeout as sleep} from 'node:timers/promises';
 import {test} from 'node:test';
 import {PagesClient} from '#wire/pages.ts';
-import {TestStore, storeKinds} from '../objectstore/stores.ts';
+import {TestStore, systemStoreKinds} from '../objectstore/stores.ts';
 import {Pagoda} from '../pagoda.ts';
 import {until} from '../until.ts';
 import {type Known, PageProbe} from './page-probe.ts';
@@ -11,7 +11,7 @@ import {type Known, PageProbe} from './page-probe.ts';
 /** On a quiet machine it is below five seconds; it is printed. */
 const gapMsMax = 60_000;
 
-for (const kind of storeKinds)
+for (const kind of systemStoreKinds)
   test(`${kind}: a project moves under load, is failed over, and a stale pageserver harms nothing`, async (t) => {
     await using store = await TestStore.open(kind);
     await using pagoda = await Pagoda.start({upOptions: ['--pageservers', '2'], objectStore: store.url});

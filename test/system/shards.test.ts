@@ -9,11 +9,8 @@ import {join} from 'node:path';
 import {test} from 'node:test';
 import {setTimeout as sleep} from 'node:timers/promises';
 import {promisify} from 'node:util';
-<<<<<<< HEAD
 import {shardOfBlock} from '#wire/shard.ts';
-=======
-import {TestStore, storeKinds} from '../objectstore/stores.ts';
->>>>>>> bac024e (Tests of what keeps objects run on a folder and on Ceph RGW behind faults; npm test starts one RGW for all of them)
+import {TestStore, systemStoreKinds} from '../objectstore/stores.ts';
 import {Pagoda} from '../pagoda.ts';
 import {postgresBinDir} from '../postgres-cluster.ts';
 import {until} from '../until.ts';
@@ -168,21 +165,16 @@ async function cell(pagoda: Pagoda): Promise<void> {
   assert.match(await pagoda.cli('scrub'), /nothing is missing or damaged/);
 }
 
-<<<<<<< HEAD
-test('a project of four shards on two pageservers', async () => {
-  process.env['PAGODA_ARCHIVE_AGE_SECONDS'] = '1';
-  process.env['PAGODA_ARCHIVE_IDLE_SECONDS'] = '4';
-  await using pagoda = await Pagoda.start({upOptions: ['--shards', '4', '--pageservers', '2']});
-  await cell(pagoda);
-=======
-for (const kind of storeKinds)
-  test(`${kind}: a project of four shards`, async () => {
+for (const kind of systemStoreKinds)
+  test(`${kind}: a project of four shards on two pageservers`, async () => {
     await using store = await TestStore.open(kind);
     process.env['PAGODA_ARCHIVE_AGE_SECONDS'] = '1';
     process.env['PAGODA_ARCHIVE_IDLE_SECONDS'] = '4';
-    await using pagoda = await Pagoda.start({upOptions: ['--shards', '4'], objectStore: store.url});
-    await cell(pagoda, () => pagoda.kill('pageserver'));
->>>>>>> bac024e (Tests of what keeps objects run on a folder and on Ceph RGW behind faults; npm test starts one RGW for all of them)
+    await using pagoda = await Pagoda.start({
+      upOptions: ['--shards', '4', '--pageservers', '2'],
+      objectStore: store.url,
+    });
+    await cell(pagoda);
 
     const tenants = await tenantsOf(pagoda, store);
     assert.deepEqual(
