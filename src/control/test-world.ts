@@ -1,6 +1,6 @@
 /**
  * For tests: a control plane over a database of its own, with storage and computes that only remember what was asked of them. The database
- * is SQLite in memory; PAGODA_TEST_DATABASE=postgres://… makes it a fresh schema there.
+ * is SQLite in memory; PAGODA_TEST_DATABASE=postgres://… makes it a fresh one of that server.
  */
 import {PermanentError} from '#control/operations/plan.ts';
 import type {FastifyInstance} from 'fastify';
@@ -30,7 +30,7 @@ import type {
   StorageClients,
   TimelineMode,
 } from '#control/storage-client.ts';
-import {sql} from 'kysely';
+import {type RawBuilder, sql} from 'kysely';
 import {connectStore, openStore} from '#control/store/open.ts';
 import type {Store} from '#control/store/schema.ts';
 
@@ -332,28 +332,30 @@ export interface TestControl {
   stop(): Promise<void>;
 }
 
-/** Stores in a schema of their own → that schema. */
-const schemas = new WeakMap<Store, string>();
+/** Stores in a database of their own → how it is taken away. */
+const droppers = new WeakMap<Store, () => Promise<void>>();
 
-/** An empty database in memory, or an empty schema of the one that tests shall use; `closeTestStore` takes it away. */
+/** An empty database in memory, or one of the server that tests shall use; `closeTestStore` takes it away. */
 async function openTestStore(): Promise<Store> {
   const url = environment['PAGODA_TEST_DATABASE'];
   if (url === undefined || url === '') return openStore(':memory:');
-  const schema = `test_${newUuid().replaceAll('-', '')}`;
-  const maker = await connectStore(url);
-  await sql`create schema ${sql.id(schema)}`.execute(maker);
-  await maker.destroy();
+  const name = `test_${newUuid().replaceAll('-', '')}`;
+  const onServer = async (statement: RawBuilder<unknown>): Promise<void> => {
+    const server = await connectStore(url);
+    await statement.execute(server);
+    await server.destroy();
+  };
+  await onServer(sql`create database ${sql.id(name)} template template0`);
   const own = new URL(url);
-  own.searchParams.set('options', `-c search_path=${schema}`);
+  own.pathname = `/${name}`;
   const store = await openStore(own.href);
-  schemas.set(store, schema);
+  droppers.set(store, () => onServer(sql`drop database ${sql.id(name)} with (force)`));
   return store;
 }
 
 async function closeTestStore(store: Store): Promise<void> {
-  const schema = schemas.get(store);
-  if (schema !== undefined) await sql`drop schema ${sql.id(schema)} cascade`.execute(store);
   await store.destroy();
+  await droppers.get(store)?.();
 }
 
 /** Starts a control plane; give it the store of an earlier one to see it take up where that one was killed. */

@@ -54,7 +54,7 @@ async function observe(control: TestControl, world: FakeWorld): Promise<unknown>
   };
 }
 
-/** There each killed control plane costs a new schema: a sample will do, of a code path that is the same. */
+/** There each killed control plane costs a new database: a sample will do, of a code path that is the same. */
 const onPostgres = (process.env['PAGODA_TEST_DATABASE'] ?? '') !== '';
 const stride = 7;
 

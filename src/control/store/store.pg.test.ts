@@ -9,7 +9,7 @@ import {openStore} from '#control/store/open.ts';
 
 let cluster: PostgresCluster;
 before(async () => {
-  cluster = await PostgresCluster.create({settings: {max_connections: 200, log_statement: 'ddl'}});
+  cluster = await PostgresCluster.create({settings: {max_connections: 400, log_statement: 'ddl'}});
 });
 after(() => cluster[Symbol.asyncDispose]());
 
@@ -37,7 +37,7 @@ test('every test of the control plane passes on PostgreSQL', async () => {
     .filter((name) => name.endsWith('.test.ts') && !name.endsWith('.pg.test.ts'))
     .map((name) => join(folder, name));
   const {NODE_TEST_CONTEXT: _, ...environment} = process.env;
-  const child = spawn(process.execPath, ['--test', '--test-concurrency=2', '--test-reporter=tap', ...files], {
+  const child = spawn(process.execPath, ['--test', '--test-concurrency=4', '--test-reporter=tap', ...files], {
     env: {...environment, PAGODA_TEST_DATABASE: url()},
     stdio: ['ignore', 'pipe', 'inherit'],
   });
@@ -45,7 +45,7 @@ test('every test of the control plane passes on PostgreSQL', async () => {
   child.stdout.on('data', (part: Buffer) => output.push(part));
   const code = await new Promise((resolve) => child.once('close', resolve));
   assert.equal(code, 0, Buffer.concat(output).toString('utf8').slice(-8000));
-  // Each has made a schema of its own, if it really was there.
-  const made = cluster.log.match(/create schema "test_/g)?.length ?? 0;
-  assert.ok(made >= 50, `only ${made} schemas were made: the tests ran elsewhere`);
+  // Each has made a database of its own, if it really was there.
+  const made = cluster.log.match(/create database "test_/g)?.length ?? 0;
+  assert.ok(made >= 50, `only ${made} databases were made: the tests ran elsewhere`);
 });
