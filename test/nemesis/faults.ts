@@ -430,8 +430,9 @@ function together(a: FaultKind, b: FaultKind): FaultKind {
     detail: `${a.name}, and ${b.name}`,
     async inject(world, random) {
       const heals = [await a.inject(world, random), await b.inject(world, random)];
+      // Side by side: a safekeeper cannot be replaced while another one that it takes is still cut off.
       return async () => {
-        for (const heal of heals) await heal();
+        await Promise.all(heals.map(async (heal) => heal()));
       };
     },
   };
