@@ -68,7 +68,14 @@ async function measure(pagoda: Pagoda, projects: Projects, times: number): Promi
       const path = `/projects/${projectId}/branches/${branchId}`;
       const state = async (): Promise<string> =>
         (await pagoda.api<{branch: {current_state: string}}>('GET', path)).branch.current_state;
-      if ((await state()) !== 'archived') await pagoda.suspend(endpointId, projectId);
+      if ((await state()) !== 'archived') {
+        await pagoda.suspend(endpointId, projectId);
+        // One that could not be archived, as the page server was not there yet, is not tried again for long: unless it was protected.
+        for (const wanted of [true, false]) {
+          await pagoda.api('PATCH', path, {branch: {protected: wanted}});
+          await sleep(pauseMs);
+        }
+      }
       while ((await state()) !== 'archived') await sleep(100);
       await sleep(pauseMs);
       const url = new URL(uri);
