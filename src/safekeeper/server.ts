@@ -318,7 +318,7 @@ function acceptConnection(connection: FrameConnection, door: Door): void {
 function peersOf(service: unknown, isCopy: boolean): readonly KeyRole[] {
   switch (service) {
     case 'wal':
-      return isCopy ? ['safekeeper'] : ['pageserver', 'control'];
+      return isCopy ? ['safekeeper'] : ['pageserver', 'safekeeper', 'control']; // a safekeeper that lags reads its peers
     case 'state':
       return ['safekeeper', 'control'];
     default:

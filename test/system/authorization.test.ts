@@ -158,7 +158,7 @@ const frameDoors: readonly {
   {
     service: 'safekeeper',
     hello: {service: 'wal', startLsn: '0/0'},
-    door: {node: ['pageserver', 'control'], tenant: true},
+    door: {node: ['pageserver', 'safekeeper', 'control'], tenant: true},
   },
   {service: 'safekeeper', hello: {service: 'wal', startLsn: '0/0', copy: true}, door: only('safekeeper')},
   {service: 'safekeeper', hello: {service: 'state'}, door: only('safekeeper', 'control')},
