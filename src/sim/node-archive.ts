@@ -162,8 +162,9 @@ export class NodeArchive {
     const {startLsn, history} = this.#node.acceptor!.state;
     const boundary = new SimRecordBoundary();
     boundary.reset(startLsn);
-    const {commitLsn} = this.#node.acceptor!;
-    const bytes = this.#bytes({startLsn, endLsn: commitLsn});
+    // What lies behind it is believed up to commitLsn only; the piece itself is asked for by whoever decided on it.
+    const endLsn = Math.max(this.#node.acceptor!.commitLsn, piece.endLsn) as Lsn;
+    const bytes = this.#bytes({startLsn, endLsn});
     try {
       return bytes !== undefined && feedAcrossTerms(boundary, history, startLsn, bytes) >= piece.endLsn;
     } catch {
