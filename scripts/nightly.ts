@@ -1,6 +1,6 @@
 /**
  * `npm run nightly`: what takes too long for every commit. Three seeds of the nemesis of five minutes each and the whole
- * crash matrix, 50,000 seeds of the simulator, its seeded bugs and the model check. `--seed N`: the first of the three (default: the day, so that each night has its own).
+ * crash matrix, whole installations on Ceph RGW behind faults, 50,000 seeds of the simulator, its seeded bugs and the model check. `--seed N`: the first of the three (default: the day, so that each night has its own).
  */
 import {run, summarise} from './run.ts';
 
@@ -13,6 +13,15 @@ for (const seed of [first, first + 1, first + 2])
     await run(`nemesis, seed ${seed}`, node, ['test/nemesis/main.ts', '--minutes', '5', '--seed', String(seed)]),
   );
 results.push(await run('crash matrix', node, ['test/crash-matrix/main.ts']));
+const onStores = [
+  'src/pageserver/server.pg.test.ts',
+  ...['archive', 'pageservers', 'shards'].map((name) => `test/system/${name}.test.ts`),
+];
+results.push(
+  await run('whole installations on S3', node, ['--test', '--test-concurrency=1', ...onStores], {
+    env: {PAGODA_TEST_S3: '1'},
+  }),
+);
 results.push(await run('simulator', node, ['src/sim/main.ts', '--seeds', '50000', '--from', String(first * 100_000)]));
 results.push(await run('seeded bugs', node, ['src/sim/mutants.ts']));
 results.push(await run('model check', node, ['--max-old-space-size=6000', 'src/sim/model-check.ts']));

@@ -3,10 +3,11 @@
  * A connection wakes one with its ancestors, and it is the same to the last byte.
  */
 import assert from 'node:assert/strict';
-import {execFileSync} from 'node:child_process';
+import {execFile} from 'node:child_process';
 import {join} from 'node:path';
 import {setTimeout as sleep} from 'node:timers/promises';
 import {test} from 'node:test';
+import {promisify} from 'node:util';
 import {TokenIssuer} from '#wire/auth.ts';
 import {systemClock} from '#runtime/clock.ts';
 import {TestStore, systemStoreKinds} from '../objectstore/stores.ts';
@@ -31,11 +32,14 @@ for (const kind of systemStoreKinds)
       for (const until = Date.now() + 400_000; (await state(id)) !== 'archived'; await sleep(200))
         assert.ok(Date.now() < until, `branch ${id} is not archived but ${await state(id)}\n${pagoda.logTails()}`);
     };
-    const dump = (uri: string): string =>
-      execFileSync('/usr/lib/postgresql/15/bin/pg_dump', ['--restrict-key=x'], {
-        env: libpqEnvironment(uri),
-        maxBuffer: 1 << 28,
-      }).toString();
+    // Never synchronously: the proxy before the store runs in this process.
+    const dump = async (uri: string): Promise<string> =>
+      (
+        await promisify(execFile)('/usr/lib/postgresql/15/bin/pg_dump', ['--restrict-key=x'], {
+          env: libpqEnvironment(uri),
+          maxBuffer: 1 << 28,
+        })
+      ).stdout;
 
     await pagoda.query('create table t as select i, md5(i::text) as m from generate_series(1, 20000) i');
     await pagoda.query('create index on t (m)');
@@ -49,7 +53,7 @@ for (const kind of systemStoreKinds)
     const kept = await pagoda.branch({name: 'protected', protected: true});
     // What the child has of its parent must outlive what the parent does later.
     await pagoda.query(`update t set m = 'changed'`, parent.uri);
-    const before = {parent: dump(parent.uri), child: dump(child.uri)};
+    const before = {parent: await dump(parent.uri), child: await dump(child.uri)};
     for (const {endpointId} of [parent, child, kept]) await pagoda.suspend(endpointId);
     const size = (await pagoda.api<{branch: BranchView}>('GET', `${project}/branches/${child.branchId}`)).branch
       .logical_size;
@@ -76,8 +80,8 @@ for (const kind of systemStoreKinds)
     console.log(`archived branch to first row: ${(performance.now() - started).toFixed(0)} ms`);
     assert.equal(await state(child.branchId), 'ready');
     assert.equal(await state(parent.branchId), 'ready');
-    assert.equal(dump(child.uri), before.child);
-    assert.equal(dump(parent.uri), before.parent);
+    assert.equal(await dump(child.uri), before.child);
+    assert.equal(await dump(parent.uri), before.parent);
     assert.match(await pagoda.cli('verify', '--branch', 'child'), /every page can be read/);
     assert.match(await pagoda.cli('verify', '--branch', 'parent'), /every page can be read/);
     await pagoda.query('insert into only_child values (8)', child.uri);
