@@ -33,6 +33,7 @@ const results = [
   await run('unit tests', node, [
     '--test',
     '--test-reporter=dot',
+    '--import=./scripts/property-seed.ts',
     `--test-concurrency=${availableParallelism()}`,
     ...unitTests,
   ]),

@@ -1,6 +1,7 @@
 /**
  * `npm run nightly`: what takes too long for every commit. Three seeds of the nemesis of five minutes each and the whole
- * crash matrix, whole installations on Ceph RGW behind faults, 50,000 seeds of the simulator, its seeded bugs and the model check. `--seed N`: the first of the three (default: the day, so that each night has its own).
+ * crash matrix, whole installations on Ceph RGW behind faults, 50,000 seeds of the simulator, its seeded bugs and the model check,
+ * and property tests on other cases than every day's. `--seed N`: the first of the three (default: the day, so that each night has its own).
  */
 import {run, summarise} from './run.ts';
 
@@ -12,6 +13,7 @@ for (const seed of [first, first + 1, first + 2])
   results.push(
     await run(`nemesis, seed ${seed}`, node, ['test/nemesis/main.ts', '--minutes', '5', '--seed', String(seed)]),
   );
+results.push(await run('check, other cases', node, ['scripts/check.ts'], {env: {PAGODA_PROPERTY_SEED: String(first)}}));
 results.push(await run('crash matrix', node, ['test/crash-matrix/main.ts']));
 const onStores = [
   'src/pageserver/server.pg.test.ts',

@@ -22,8 +22,10 @@ if (results[0]!.ok) {
   const rgw = await Rgw.start().catch(() => undefined);
   try {
     // One file at a time: they start whole clusters, and the machine may have two cores.
-    const args = ['--test', '--test-concurrency=1', '--test-timeout=1500000', ...files];
-    results.push(await run('tests with Postgres', node, args, {env: rgw?.environment ?? {}}));
+    const options = ['--test-concurrency=1', '--test-timeout=1500000', '--import=./scripts/property-seed.ts'];
+    results.push(
+      await run('tests with Postgres', node, ['--test', ...options, ...files], {env: rgw?.environment ?? {}}),
+    );
   } finally {
     await rgw?.stop();
   }
