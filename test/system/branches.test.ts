@@ -135,8 +135,13 @@ test('a suspended compute comes back with everything, from storage alone, and it
   const [row] = await pagoda.query("select count(*)::int as n, nextval('s')::int as next from kept");
   assert.deepEqual({...row}, {n: 50000, next: 2});
   const {pagesFetched} = (await pagoda.agent<{pagesFetched: number}>(endpointId, '/status')) as {pagesFetched: number};
-  console.log(`pages fetched by start and first queries: ${pagesFetched}`);
-  assert.ok(pagesFetched > 0 && pagesFetched < 2000);
+  const [all] = await pagoda.query(
+    "select sum(pg_relation_size(oid))::float8 / 8192 as pages from pg_class where relkind in ('r', 'i', 't')",
+  );
+  const pages = Number(all!['pages']);
+  console.log(`pages fetched by start and first queries: ${pagesFetched} of ${pages}`);
+  // What was in shared_buffers at the suspend is fetched in the background, by the time we look more or less of it.
+  assert.ok(pagesFetched > 0 && pagesFetched < pages / 2, `${pagesFetched} of ${pages}`);
   const [unlogged] = await pagoda.query('select count(*)::int as n from u');
   assert.equal(unlogged!['n'], 0); // as after a crash of vanilla: unlogged data is local
 });
