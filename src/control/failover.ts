@@ -5,6 +5,7 @@
  * told once must have arrived.
  */
 import type {Clock, Timer} from '#runtime/clock.ts';
+import {inParallel} from '#runtime/in-parallel.ts';
 import type {Log} from '#runtime/log.ts';
 import {type Attachment, attachmentOf} from '#control/attachments.ts';
 import {nextGeneration} from '#control/generations.ts';
@@ -143,7 +144,7 @@ export class Failover {
     if (left > 0) log.error('no living pageserver for shards of a dead one', {pageserver: nodeId, shards: left});
     if (moved.length === 0) return;
     log.warn('failed over', {pageserver: nodeId, shards: moved.length});
-    await this.#inParallel(moved, ({shardId, pageserverId, generation}) =>
+    await inParallel(moved, parallelMax, ({shardId, pageserverId, generation}) =>
       storage
         .pageserver(pageserverId)
         .attachTenant(shardId, generation)
@@ -170,7 +171,7 @@ export class Failover {
         ({shardId}) => !moving.has(migrationLock(shardId)),
       );
       if (actions.length > 0) log.info('pageserver is brought in line', {pageserver: nodeId, actions: actions.length});
-      await this.#inParallel(actions, async (action) => {
+      await inParallel(actions, parallelMax, async (action) => {
         if (action.kind === 'attach') await client.attachTenant(action.shardId, action.generation);
         else if (action.kind === 'keep-ready') await client.keepReady(action.shardId);
         else await client.detachTenant(action.shardId);
@@ -190,15 +191,6 @@ export class Failover {
       .where('status', 'in', ['scheduling', 'running'])
       .execute();
     return new Set(rows.flatMap(({locks}) => JSON.parse(locks) as string[]));
-  }
-
-  async #inParallel<T>(items: readonly T[], work: (item: T) => Promise<void>): Promise<void> {
-    const queue = items.values();
-    await Promise.all(
-      Array.from({length: Math.min(parallelMax, items.length)}, async () => {
-        for (const item of queue) await work(item);
-      }),
-    );
   }
 }
 

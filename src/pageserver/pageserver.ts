@@ -210,16 +210,13 @@ export class Pageserver {
       if (tenantId === undefined || at === undefined) continue;
       generations.set(tenantId, Math.max(generations.get(tenantId) ?? 0, at.generation));
     }
-    for (const [tenantId, generation] of generations) await this.attachOrLog(tenantId, generation);
-  }
-
-  /** One damaged tenant must not keep the others away. */
-  async attachOrLog(tenantId: string, generation: number): Promise<void> {
-    try {
-      await this.attach(tenantId, generation);
-    } catch (error) {
-      this.#parts.log.error('tenant not attached', {tenant: tenantId, generation, error: (error as Error).message});
-    }
+    for (const [tenantId, generation] of generations)
+      try {
+        await this.attach(tenantId, generation);
+      } catch (error) {
+        // One damaged tenant must not keep the others away.
+        this.#parts.log.error('tenant not attached', {tenant: tenantId, generation, error: (error as Error).message});
+      }
   }
 
   /** TimelineError 'not-attached'. */

@@ -4,6 +4,7 @@
  * nobody else would come and ask for it, and its computes wait.
  */
 import type {Clock} from '#runtime/clock.ts';
+import {inParallel} from '#runtime/in-parallel.ts';
 import type {Log} from '#runtime/log.ts';
 import type {Pageserver} from './pageserver.ts';
 import {TimelineError} from './timeline/timeline-reader.ts';
@@ -34,13 +35,13 @@ export async function reAttach(options: ReAttachOptions): Promise<void> {
   const {pageserver, clock, log, isStopped} = options;
   const held = await askUntilAnswered(options);
   if (held === undefined) return;
-  await each(held.secondaries, async (id) => void (await pageserver.keepReady(id)));
+  await inParallel(held.secondaries, atOnce, async (id) => void (await pageserver.keepReady(id)));
   const complaints = new Map<string, string>();
   let left = [...held.tenants];
   for (let attempt = 0; left.length > 0 && !isStopped(); attempt++) {
     if (attempt > 0) await clock.sleep(Math.min(retryMs * 2 ** (attempt - 1), retryMsMax));
     const failed: typeof left = [];
-    await each(left, async (tenant) => {
+    await inParallel(left, atOnce, async (tenant) => {
       const {id, generation} = tenant;
       try {
         // Meanwhile it may have been given to another node, or to this one anew.
@@ -67,13 +68,4 @@ async function askUntilAnswered({ask, clock, log, isStopped}: ReAttachOptions): 
       await clock.sleep(retryMs);
     }
   return undefined;
-}
-
-async function each<T>(all: readonly T[], work: (one: T) => Promise<void>): Promise<void> {
-  const waiting = all.values();
-  await Promise.all(
-    Array.from({length: atOnce}, async () => {
-      for (const one of waiting) await work(one);
-    }),
-  );
 }

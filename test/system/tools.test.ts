@@ -89,16 +89,9 @@ test('export: stock PostgreSQL starts from the directory, at the LSN asked for, 
     ]);
   const socket = mkdtempSync('/tmp/pagoda-export-');
   await run('chown', ['postgres', socket]);
-  await ctl(
-    '-w',
-    '-t',
-    '300',
-    '-l',
-    join(out, 'server.log'),
-    '-o',
-    `-k ${socket} -c listen_addresses='' -c port=5432`,
-    'start',
-  );
+  const options = `-k ${socket} -c listen_addresses='' -c port=5432`;
+  const start = (): Promise<unknown> => ctl('-w', '-t', '300', '-l', join(out, 'server.log'), '-o', options, 'start');
+  await start();
   t.after(async () => {
     await ctl('-m', 'immediate', 'stop').catch(() => {});
     rmSync(socket, {recursive: true, force: true});
@@ -128,16 +121,7 @@ test('export: stock PostgreSQL starts from the directory, at the LSN asked for, 
   // It is a server like any other: it takes writes and survives its own restart.
   await asOwner('psql', '-qc', 'insert into big values (0, $$new$$)', 'neondb');
   await ctl('-w', '-m', 'immediate', 'stop');
-  await ctl(
-    '-w',
-    '-t',
-    '300',
-    '-l',
-    join(out, 'server.log'),
-    '-o',
-    `-k ${socket} -c listen_addresses='' -c port=5432`,
-    'start',
-  );
+  await start();
   assert.equal((await asOwner('psql', '-Atc', 'select count(*) from big', 'neondb')).stdout.trim(), '60001');
   assert.match((await tool('export', '--out', out)).stderr, /is not empty/);
 });

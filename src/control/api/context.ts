@@ -81,35 +81,20 @@ export class ApiContext {
 
   /** 404 for what does not exist and for what this key may not see: the two must look the same. */
   async project(principal: Principal, projectId: string): Promise<ProjectTable> {
-    const project = await this.store
-      .selectFrom('projects')
-      .selectAll()
-      .where('id', '=', projectId)
-      .where('deleted_at', 'is', null)
-      .executeTakeFirst();
+    const project = await this.#projects(projectId).where('deleted_at', 'is', null).executeTakeFirst();
     if (!project || !mayUse(principal, project)) throw apiErrors.notFound('project', projectId);
     return project;
   }
 
   async branch(project: ProjectTable, branchId: string): Promise<BranchTable> {
-    const branch = await this.store
-      .selectFrom('branches')
-      .selectAll()
-      .where('project_id', '=', project.id)
-      .where('id', '=', branchId)
-      .where('hidden', '=', 0)
-      .where('deleted_at', 'is', null)
-      .executeTakeFirst();
+    const branch = await this.#branches(project, branchId).where('deleted_at', 'is', null).executeTakeFirst();
     if (!branch) throw apiErrors.notFound('branch', branchId);
     return branch;
   }
 
   /** A deleted project whose time to be recovered is not over. */
   async recoverableProject(principal: Principal, projectId: string): Promise<ProjectTable> {
-    const project = await this.store
-      .selectFrom('projects')
-      .selectAll()
-      .where('id', '=', projectId)
+    const project = await this.#projects(projectId)
       .where('deleted_at', 'is not', null)
       .where('purge_at', '>', this.clock.nowMs())
       .executeTakeFirst();
@@ -119,17 +104,25 @@ export class ApiContext {
 
   /** A deleted branch whose time to be recovered is not over; of a project that lives. */
   async recoverableBranch(project: ProjectTable, branchId: string): Promise<BranchTable> {
-    const branch = await this.store
-      .selectFrom('branches')
-      .selectAll()
-      .where('project_id', '=', project.id)
-      .where('id', '=', branchId)
-      .where('hidden', '=', 0)
+    const branch = await this.#branches(project, branchId)
       .where('deleted_at', 'is not', null)
       .where('purge_at', '>', this.clock.nowMs())
       .executeTakeFirst();
     if (!branch) throw apiErrors.notFound('deleted branch', branchId);
     return branch;
+  }
+
+  #projects(projectId: string) {
+    return this.store.selectFrom('projects').selectAll().where('id', '=', projectId);
+  }
+
+  #branches(project: ProjectTable, branchId: string) {
+    return this.store
+      .selectFrom('branches')
+      .selectAll()
+      .where('project_id', '=', project.id)
+      .where('id', '=', branchId)
+      .where('hidden', '=', 0);
   }
 
   async defaultBranch(project: ProjectTable): Promise<BranchTable> {
