@@ -33,6 +33,8 @@ const results = [
   await run('unit tests', node, [
     '--test',
     '--test-reporter=dot',
+    '--test-timeout=300000',
+    '--test-force-exit',
     '--import=./scripts/property-seed.ts',
     `--test-concurrency=${availableParallelism()}`,
     ...unitTests,

@@ -21,8 +21,14 @@ if (results[0]!.ok) {
   // One for all: starting it takes longer than most tests. When it does not start, whoever needs it says why.
   const rgw = await Rgw.start().catch(() => undefined);
   try {
-    // One file at a time: they start whole clusters, and the machine may have two cores.
-    const options = ['--test-concurrency=1', '--test-timeout=1500000', '--import=./scripts/property-seed.ts'];
+    const options = [
+      // One file at a time: they start whole clusters, and the machine may have two cores.
+      '--test-concurrency=1',
+      '--test-timeout=900000',
+      // A failed test may leave a handle open; its file must end all the same, or the whole run never does.
+      '--test-force-exit',
+      '--import=./scripts/property-seed.ts',
+    ];
     results.push(
       await run('tests with Postgres', node, ['--test', ...options, ...files], {env: rgw?.environment ?? {}}),
     );

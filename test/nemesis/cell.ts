@@ -23,6 +23,7 @@ import {FaultProxy} from '../objectstore/fault-proxy.ts';
 import {Rgw} from '../objectstore/rgw.ts';
 import {callApi, freeBlock, queryOnce} from '../pagoda.ts';
 import {processes, processesOf, signalAll} from '../processes.ts';
+import {within} from '../within.ts';
 import {FaultLink} from './fault-link.ts';
 import {Isolation} from './isolation.ts';
 
@@ -498,7 +499,7 @@ export class Cell {
       );
       await sleep(50);
     }
-    await Promise.race([gone, sleep(10_000)]);
+    await within(gone, 10_000);
     for (const role of this.#roles.values()) role.child = undefined;
   }
 

@@ -52,7 +52,10 @@ export function timelinesOnDisk(cell: Cell, names: readonly string[] = safekeepe
   return [...found.values()];
 }
 
-/** Waits until all three have the same commit LSN (they catch up with a running compute), then compares the bytes below it. */
+/**
+ * Waits until all three have the same commit LSN (they catch up with a running compute), then compares the bytes below it. A
+ * timeline that is on no disk any more was deleted meanwhile: a safekeeper that was down learns of it when it is back.
+ */
 export async function compareSafekeepers(
   cell: Cell,
   problems: string[],
@@ -65,6 +68,10 @@ export async function compareSafekeepers(
     const deadline = performance.now() + 60_000;
     let statuses: (Status | undefined)[];
     for (;;) {
+      if (!timelinesOnDisk(cell, names).some((t) => t.timeline === timeline)) {
+        statuses = [];
+        break;
+      }
       statuses = await safekeeperStatus(cell, tenant, timeline, names);
       const commits = statuses.map((s) => (s === undefined ? -1 : parseLsn(s.commitLsn)));
       if (Math.min(...commits) >= 0 && Math.max(...commits) - Math.min(...commits) < 1024 * 1024) break;

@@ -4,6 +4,7 @@ import {readFileSync, readdirSync} from 'node:fs';
 import {after, before, test} from 'node:test';
 import {setTimeout as sleep} from 'node:timers/promises';
 import {type Branch, Pagoda} from '../pagoda.ts';
+import {within} from '../within.ts';
 
 /** From the kill to an acknowledged commit of a new connection: five seconds are the promise of a quiet machine; it is printed. */
 const servedMsMax = 30_000;
@@ -55,7 +56,7 @@ for (const part of ['agent', 'postgres', 'proposer'] as const)
         () => (served = true),
         () => {},
       );
-      await Promise.race([attempt, sleep(2000)]);
+      await within(attempt, 2000);
       assert.ok(performance.now() - killed < 240_000, 'served at all');
       if (!served) await sleep(20);
     }

@@ -3,6 +3,7 @@
  * catastrophe the ledger, and not a sum, says what must be there.
  */
 import type {Pagoda} from '../pagoda.ts';
+import {within} from '../within.ts';
 
 export class Ledger {
   /** Ids whose COMMIT was answered with success. */
@@ -41,7 +42,7 @@ export class Ledger {
   /** Ends the clients; those that hang on a dead connection are let go. */
   async stop(): Promise<void> {
     this.#running = false;
-    await Promise.race([Promise.all(this.#clients), new Promise((resolve) => setTimeout(resolve, 60_000))]);
+    await within(Promise.all(this.#clients), 60_000);
   }
 
   /** What the database has against what the books say. */

@@ -1,6 +1,7 @@
 /** What all workloads share: sessions that come back, outcomes that are honest, and the clock of commits. */
 import {setTimeout as sleep} from 'node:timers/promises';
 import pg from 'pg';
+import {within} from '../../within.ts';
 
 export type Outcome = 'committed' | 'aborted' | 'unknown';
 
@@ -115,9 +116,8 @@ export function runClient(options: ClientOptions, turn: (client: pg.Client) => P
   return {
     async stop() {
       running = false;
-      const finished = await Promise.race([done.then(() => true), sleep(20_000).then(() => false)]);
-      if (!finished && current !== undefined) destroy(current);
-      await Promise.race([done, sleep(40_000)]);
+      if (!(await within(done, 20_000)) && current !== undefined) destroy(current);
+      await within(done, 40_000);
     },
   };
 }
