@@ -78,11 +78,6 @@ StaticAssertDecl(sizeof(AgentListEntry) == 20, "list entry layout");
 /* Packed pages are no more than this longer than the pages. */
 #define PACKED_SLACK 4096
 
-/* Raw bytes of one compressed segment. */
-#define PACKED_RAW_MAX (64 * 1024)
-
-extern int	LZ4_decompress_safe(const char *source, char *target, int compressed, int capacity) __attribute__((weak));
-
 /* Pages asked for ahead. The first slots are for ranges, the others for single pages. */
 typedef struct Pending
 {
@@ -125,7 +120,6 @@ static Pending pending[PENDING_MAX];
 static Pending *wanted = NULL;	/* being taken: not to be given to another request */
 static bool takes_packed = true;
 static char *packed_buffer = NULL;	/* an answer before it is unpacked */
-static char *raw_buffer = NULL; /* one segment of it */
 
 static bool run_exchange(Exchange *x);
 static bool try_exchange(Exchange *x, bool *retry);
@@ -137,7 +131,6 @@ static Pending *free_pending(int count);
 static int	take_pending(Exchange *x, Pending *entry);
 static uint32 packing(int count);
 static bool receive_packed(Exchange *x);
-static bool unpack_pages(const char *packed, size_t length, int total, int skip, int count, char *pages);
 static bool connect_agent(Exchange *x);
 static void disconnect_agent(void);
 static bool transfer(Exchange *x, char *data, size_t length, bool sending);
@@ -546,7 +539,7 @@ take_pending(Exchange *x, Pending *entry)
 		return 0;				/* fewer came than were asked for */
 	if (entry->packed == 0)
 		memcpy(x->buffer, entry->pages + (Size) skip * BLCKSZ, (Size) count * BLCKSZ);
-	else if (!unpack_pages(entry->pages, entry->packed, entry->count, skip, count, x->buffer))
+	else if (!packed_unpack(entry->pages, entry->packed, entry->count, skip, count, x->buffer))
 	{
 		takes_packed = false;
 		return 0;
@@ -558,7 +551,7 @@ take_pending(Exchange *x, Pending *entry)
 static uint32
 packing(int count)
 {
-	return count > 1 && takes_packed && LZ4_decompress_safe != NULL ? PAGES_PACKED : 0;
+	return count > 1 && takes_packed && packed_supported() ? PAGES_PACKED : 0;
 }
 
 /* The payload of an answer, packed: afterwards it is as if it had not been. */
@@ -577,7 +570,7 @@ receive_packed(Exchange *x)
 		packed_buffer = MemoryContextAlloc(TopMemoryContext, (Size) PAGODA_FETCH_MAX * BLCKSZ + PACKED_SLACK);
 	if (!transfer(x, packed_buffer, length, false))
 		return false;
-	if (!unpack_pages(packed_buffer, length, count, 0, count, x->buffer))
+	if (!packed_unpack(packed_buffer, length, count, 0, count, x->buffer))
 	{
 		/* The next attempt gets them as they are, or an error that says what is damaged. */
 		takes_packed = false;
@@ -587,71 +580,6 @@ receive_packed(Exchange *x)
 	x->response.payload_length = (uint32) count * BLCKSZ;
 	agent_busy = false;
 	return true;
-}
-
-/* A number of an answer, at any address. */
-static inline uint32
-number_at(const char *at)
-{
-	uint32		number;
-
-	memcpy(&number, at, sizeof(number));
-	return number;
-}
-
-/*
- * Unpacks pages [skip, skip + count) of `total`. False when these bytes are not packed pages: nothing in them is believed
- * before it was compared with what is there.
- */
-static bool
-unpack_pages(const char *packed, size_t length, int total, int skip, int count, char *pages)
-{
-	uint32		segments = length < 4 ? 0 : number_at(packed);
-	size_t		table = 4 + (size_t) segments * 16 + (size_t) total * 4;
-	const char *offsets = packed + 4 + (size_t) segments * 16;
-	const char *data = packed + table;
-	int			first = 0;
-
-	if (segments == 0 || segments > (uint32) total || table > length)
-		return false;
-	if (raw_buffer == NULL)
-		raw_buffer = MemoryContextAlloc(TopMemoryContext, PACKED_RAW_MAX);
-
-	for (uint32 i = 0; i < segments; i++)
-	{
-		const char *segment = packed + 4 + (size_t) i * 16;
-		uint8		codec = (uint8) segment[0];
-		int			n = (uint8) segment[1];
-		uint32		raw_bytes = number_at(segment + 4);
-		uint32		start = number_at(segment + 8);
-		uint32		bytes = number_at(segment + 12);
-		const char *raw = data + start;
-
-		if (n > total - first || start > length - table || bytes > length - table - start)
-			return false;
-		if (first < skip + count && first + n > skip)
-		{
-			if (codec == 1)
-			{
-				if (raw_bytes > PACKED_RAW_MAX ||
-					LZ4_decompress_safe(raw, raw_buffer, (int) bytes, (int) raw_bytes) != (int) raw_bytes)
-					return false;
-				raw = raw_buffer;
-			}
-			else if (codec != 0 || bytes != raw_bytes)
-				return false;
-			for (int page = Max(first, skip); page < Min(first + n, skip + count); page++)
-			{
-				uint32		offset = number_at(offsets + (size_t) page * 4);
-
-				if (offset > raw_bytes || raw_bytes - offset < BLCKSZ)
-					return false;
-				memcpy(pages + (Size) (page - skip) * BLCKSZ, raw + offset, BLCKSZ);
-			}
-		}
-		first += n;
-	}
-	return first == total;
 }
 
 static bool

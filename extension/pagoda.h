@@ -94,6 +94,12 @@ extern AgentListEntry *agent_list(Oid spc, Oid db, int *count);
 /* Does the base have this database? */
 extern bool agent_database_exists(Oid db);
 
+/* ---- packed.c: pages as they lie in storage ---- */
+
+/* Has this server the LZ4 that they need? */
+extern bool packed_supported(void);
+extern bool packed_unpack(const char *packed, size_t length, int total, int skip, int count, char *pages);
+
 /* ---- base.c: base sizes, guards, shared memory ---- */
 
 /* What one relation has in the base, after this compute's drops and truncations. A backend's own copy. */
