@@ -42,8 +42,10 @@ for (const isolation of ['serializable', 'repeatable read'] as const)
   });
 
 test('stock Postgres at read committed is caught: the check can fail', async () => {
-  const {anomalies} = await run('read committed');
-  const kinds = new Set(anomalies.map((a) => a.kind));
+  const kinds = new Set<string>();
+  // Clients have to meet: how often they do depends on the machine.
+  for (let rounds = 0; rounds < 10 && !kinds.has('G-single') && !kinds.has('internal'); rounds++)
+    for (const {kind} of (await run('read committed')).anomalies) kinds.add(kind);
   assert.ok(kinds.has('G-single') || kinds.has('internal'), `found only ${[...kinds].join(', ')}`);
 });
 

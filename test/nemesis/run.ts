@@ -34,8 +34,8 @@ export interface NemesisOptions {
 }
 
 export const thinkMsDefault = 40;
-/** Fewer commits than this in a second, on average, and the run proves nothing. */
-const commitsPerSecondMin = 20;
+/** Fewer commits than this in a second, on average, and the run proves nothing. One of a minute may have met its slowest. */
+const commitsPerSecondMin = (minutes: number): number => (minutes >= 4.5 ? 20 : 5);
 const listLevels = ['serializable', 'repeatable read'] as const;
 /** After a heal the first commit must come within this, or the run has failed. */
 const recoveryMsMax = 120_000;
@@ -306,8 +306,10 @@ interface Run {
 /** A run that did too little of something proves nothing about it. */
 function judgeWorth({commits, minutes, happened, branches, world, has, isPartial}: Run, problems: string[]): void {
   const perSecond = commits / (minutes * 60);
-  if (perSecond < commitsPerSecondMin)
-    problems.push(`void: ${perSecond.toFixed(1)} commits a second, at least ${commitsPerSecondMin} are needed`);
+  if (perSecond < commitsPerSecondMin(minutes))
+    problems.push(
+      `void: ${perSecond.toFixed(1)} commits a second, at least ${commitsPerSecondMin(minutes)} are needed`,
+    );
   const {cell} = world;
   const had = (text: string): boolean => happened.some((h) => (h.kind.detail ?? h.kind.name).includes(text));
   if (had('rival') && world.rivalsServed === 0) problems.push('void: no rival compute came to serve');

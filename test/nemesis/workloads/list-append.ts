@@ -34,7 +34,7 @@ export class ListAppend {
   }
 
   get schema(): string {
-    return `create table ${this.#table} (key int primary key, elements int[] not null)`;
+    return `drop table if exists ${this.#table}; create table ${this.#table} (key int primary key, elements int[] not null)`;
   }
 
   start(options: ClientOptions, clients: number): Loop[] {
