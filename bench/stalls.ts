@@ -7,27 +7,42 @@
  * together, per GB of layers written.
  *
  *   --megabytes N   taken in, default 600     --l0 N   layers that start a merge, default 8 as in production
+ *   --reads         instead: how long getPage takes. A client in a thread of its own asks over the page service for one random page
+ *                   every 2 ms, whether the one before has come or not. Steps of compaction for a second, a second without, and
+ *                   so on until nothing is left to compact. ratio: p99 without ÷ p99 beside compaction
  */
+import {once} from 'node:events';
 import {chmodSync, mkdtempSync, rmSync} from 'node:fs';
 import {tmpdir} from 'node:os';
 import {join} from 'node:path';
 import {parseArgs} from 'node:util';
+import {Worker} from 'node:worker_threads';
 import {alwaysValid} from '#pageserver/generation-validator.ts';
 import {BlockCache} from '#pageserver/layers/block-cache.ts';
 import {PageserverMetrics} from '#pageserver/metrics.ts';
+import {Readers} from '#pageserver/pages/readers.ts';
+import {servePages} from '#pageserver/pages/service.ts';
 import {MemoryBudget} from '#pageserver/timeline/memory-budget.ts';
 import {type PageserverContext, limitsWith} from '#pageserver/timeline/state.ts';
 import {Tenant} from '#pageserver/timeline/tenant.ts';
+import type {Timeline} from '#pageserver/timeline/timeline.ts';
 import {FolderObjectStore} from '#objectstore/folder-object-store.ts';
-import {lsn} from '#postgres/lsn.ts';
+import {type Lsn, lsn} from '#postgres/lsn.ts';
 import {blockSize} from '#postgres/relation.ts';
 import {systemClock} from '#runtime/clock.ts';
 import {systemDisk} from '#runtime/disk.ts';
 import {silentLog} from '#runtime/log.ts';
+import {listenFrames} from '#runtime/net.ts';
 import {SeededRandom, systemRandom} from '#runtime/random.ts';
-import {printReport, say} from './report.ts';
+import {TokenIssuer, TokenVerifier, generateKeys} from '#wire/auth.ts';
+import {percentile, printReport, say} from './report.ts';
+import type {ReadsAnswer, ReadsOptions} from './stalls-reads.ts';
 
 const blocks = 20_000;
+const tenantId = 'c'.repeat(32);
+const timelineId = 'a'.repeat(32);
+/** Of reads with compaction and without, in turn. */
+const phaseMs = 1000;
 
 interface Turns {
   readonly wall: number[];
@@ -37,7 +52,11 @@ interface Turns {
 export async function stalls(args: string[]): Promise<void> {
   const {values: options} = parseArgs({
     args,
-    options: {megabytes: {type: 'string', default: '600'}, l0: {type: 'string', default: '8'}},
+    options: {
+      megabytes: {type: 'string', default: '600'},
+      l0: {type: 'string', default: '8'},
+      reads: {type: 'boolean', default: false},
+    },
   });
   const dir = mkdtempSync(join(tmpdir(), 'pagoda-stalls-'));
   chmodSync(dir, 0o700);
@@ -52,8 +71,8 @@ export async function stalls(args: string[]): Promise<void> {
       limits: limitsWith({compaction: {l0Threshold: Number(options.l0)}}),
       memory: new MemoryBudget(1 << 30),
     };
-    const tenant = await Tenant.attach(context, alwaysValid, 'c'.repeat(32), 1);
-    const timeline = await tenant.createEmpty('a'.repeat(32), 15);
+    const tenant = await Tenant.attach(context, alwaysValid, tenantId, 1);
+    const timeline = await tenant.createEmpty(timelineId, 15);
     await timeline.import(async (writer) => {
       writer.createDatabase(1663, 5, true, lsn(0x1000));
       return {lsn: lsn(0x1000), systemId: '7'};
@@ -79,6 +98,11 @@ export async function stalls(args: string[]): Promise<void> {
     });
     const uploaded = context.metrics.layerBytesUploaded.value();
     say(`${(uploaded / 1e6).toFixed(0)} MB of layers uploaded`);
+    if (options.reads) {
+      await reads(context, timeline, lsn(at), dir);
+      timeline.stop();
+      return;
+    }
     const compaction = await timed(async () => {
       while (await timeline.compactionStep()) await systemClock.sleep(0);
       await timeline.checkpoint();
@@ -95,6 +119,69 @@ export async function stalls(args: string[]): Promise<void> {
     });
   } finally {
     rmSync(dir, {recursive: true, force: true});
+  }
+}
+
+async function reads(context: PageserverContext, timeline: Timeline, requestLsn: Lsn, dir: string): Promise<void> {
+  const {clock, log, metrics} = context;
+  const keysDir = join(dir, 'keys');
+  await generateKeys(keysDir);
+  const verifier = await TokenVerifier.load(keysDir, 'pageserver', clock);
+  const issuer = await TokenIssuer.load(keysDir, 'control', clock);
+  const isLatest = async (): Promise<boolean> => true;
+  const readers = new Readers();
+  const service = await listenFrames({host: '127.0.0.1', port: 0}, (connection) =>
+    servePages(connection, {verifier, findTimeline: () => timeline, isLatest, readers, clock, log, metrics}),
+  );
+  const token = await issuer.sign({aud: 'pageserver', scope: 'tenant', tenant: tenantId, timeline: timelineId});
+  const rel = {spcNode: 1663, dbNode: 5, relNode: 1000, fork: 0} as const;
+  const workerData: ReadsOptions = {port: service.port, token, tenantId, timelineId, rel, blocks, requestLsn};
+  const client = new Worker(new URL('./stalls-reads.ts', import.meta.url), {workerData});
+  /** Of the requests since the last call. */
+  const taken = async (): Promise<ReadsAnswer> => {
+    const answer = once(client, 'message'); // rejects when the thread ends with an error
+    client.postMessage('taken');
+    return ((await answer) as [ReadsAnswer])[0];
+  };
+  try {
+    const without: number[] = [];
+    const beside: number[] = [];
+    let notSent = 0;
+    await clock.sleep(2 * phaseMs);
+    await taken(); // the first ones compile the code
+    for (let more = true; more;) {
+      for (const until = performance.now() + phaseMs; more && performance.now() < until; await clock.sleep(0))
+        more = await timeline.compactionStep();
+      const busy = await taken();
+      await timeline.checkpoint();
+      await taken();
+      await clock.sleep(phaseMs);
+      const idle = await taken();
+      beside.push(...busy.ms);
+      without.push(...idle.ms);
+      notSent += busy.notSent + idle.notSent;
+    }
+    const p99Ms = percentile(beside, 99);
+    const p99MsWithout = percentile(without, 99);
+    printReport({
+      name: 'stalls-reads',
+      ratio: p99MsWithout / p99Ms,
+      p50Ms: percentile(beside, 50),
+      p99Ms,
+      maxMs: percentile(beside, 100),
+      reads: beside.length,
+      notSent,
+      compactedBytes: metrics.compactionBytes.value(),
+      without: {
+        p50Ms: percentile(without, 50),
+        p99Ms: p99MsWithout,
+        maxMs: percentile(without, 100),
+        reads: without.length,
+      },
+    });
+  } finally {
+    await client.terminate();
+    await service.close();
   }
 }
 

@@ -13,8 +13,9 @@
  *   --lsns N          that many earlier LSNs
  *   --seed N          of the choice of LSNs, restarts and WAL chunks; printed at the start
  *   --churn           layers of 1 MiB, compaction at every one of them, GC of all history before the LSN that is compared, a block
- *                     cache of 4 MiB, and before every fourth comparison everything archived, attached anew from the object
- *                     store alone, and woken
+ *                     cache of 4 MiB in memory and one of 2 MiB on disk; before every fourth comparison everything archived, attached
+ *                     anew from the object store alone, and woken; before another fourth the pageservers stopped and started with
+ *                     nothing but the object store
  *   --migrate         two pageservers: the timeline moves to and fro between them, in ingest and all the while it is compared, as in
  *                     a migration or taken from one that lives on and is told nothing; with --churn or without
  *   --shards N        the tenant is N shards, each of which is ingested, moved and archived by itself
@@ -87,7 +88,7 @@ const base = join(dir, 'base');
 try {
   process.exitCode = (await (options.endpoint ? throughEndpoint() : main())) ? 0 : 1;
 } finally {
-  for (const name of ['standby', ...(options.again === undefined ? [] : ['objects'])])
+  for (const name of ['standby', 'cache', ...(options.again === undefined ? [] : ['objects'])])
     rmSync(join(dir, name), {recursive: true, force: true});
   if (options.again === undefined && options.keep === undefined) rmSync(dir, {recursive: true, force: true});
 }
@@ -118,7 +119,8 @@ async function main(): Promise<boolean> {
   const layerBytes = options.quick || options.churn ? 1 << 20 : 8 << 20;
   const pageservers = options.migrate ? 2 : 1;
   const shards = Number(options.shards);
-  const storage = new Storage({store, random, layerBytes, churn: options.churn, pageservers, shards});
+  const churnDir = options.churn ? join(dir, 'cache') : undefined;
+  const storage = new Storage({store, random, layerBytes, churnDir, pageservers, shards});
   const still = new AbortController();
   let moving: Promise<void> | undefined;
   try {
@@ -150,6 +152,7 @@ async function main(): Promise<boolean> {
     for (const [i, target] of plan.targets.entries()) {
       const control = await standby.advance(target.lsn);
       const replayedAt = Date.now();
+      if (options.churn && i % 4 === 1) await storage.restart();
       if (options.churn && i % 4 === 3) await storage.sleepAndWake();
       if (options.churn) await storage.keep(target.lsn, [target.checkpoint.endLsn]);
       const timeline = i % 2 === 1 ? await storage.branch(target.lsn) : trunk;
@@ -171,14 +174,20 @@ async function main(): Promise<boolean> {
         throw new Error('the timeline has not moved');
     }
     if (options.churn) {
-      const {steps, collected} = storage.churned;
+      const {steps, collected, evicted, evictedLocally, archivings, restarts} = storage.churned;
       const {layers: left, layerBytes: leftBytes} = storage.size();
       console.log(
         `${steps} steps of compaction, ${collected} layers collected; ${left} layers of ${(leftBytes / 1e6).toFixed(1)} MB are left`,
       );
+      console.log(
+        `${evicted} blocks evicted from memory and ${evictedLocally} chunks from local disk; ${archivings} times archived, attached from the ` +
+          `object store alone and woken, ${restarts} pageservers started anew with an empty folder`,
+      );
       // With few LSNs there is not always a layer of which everything may go.
       if (steps < 10 || (collected === 0 && plan.targets.length > 20))
         throw new Error('compaction and GC have not been at work');
+      if (evicted === 0 || evictedLocally === 0) throw new Error('nothing was evicted');
+      if (archivings === 0 || restarts === 0) throw new Error('nothing was archived, or no pageserver was restarted');
     }
     if (options.prove) {
       const end = plan.targets.at(-1)!;
@@ -283,6 +292,10 @@ async function load(cluster: PostgresCluster): Promise<void> {
   execFileSync('cp', ['-a', cluster.dataDir, base]);
   await cluster.start();
   const loads = options.full ? fullStandbyLoads : options.quick ? quickStandbyLoads : mixedStandbyLoads;
-  await runLoads(cluster, loads, options.quick ? 300 : 1000);
+  const lsns = Number(options.lsns ?? 0);
+  await runLoads(cluster, loads, {
+    checkpointMs: options.quick ? Math.min(300, 4000 / Math.max(lsns, 1)) : 1000,
+    checkpointsMin: lsns,
+  });
   await cluster.stop('fast');
 }

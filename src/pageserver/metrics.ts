@@ -20,6 +20,7 @@ export class PageserverMetrics {
   readonly cacheHits: Gauge;
   readonly cacheMisses: Gauge;
   readonly cacheBytes: Gauge;
+  readonly cacheEvictions: Gauge;
   readonly ingestedRecords: Counter;
   readonly ingestedBytes: Counter;
   readonly ingestLagBytes: Gauge;
@@ -72,6 +73,7 @@ export class PageserverMetrics {
     this.cacheHits = m.gauge('pagoda_block_cache_hits', 'Blocks found in memory');
     this.cacheMisses = m.gauge('pagoda_block_cache_misses', 'Blocks not found in memory');
     this.cacheBytes = m.gauge('pagoda_block_cache_bytes', 'Memory held by cached blocks');
+    this.cacheEvictions = m.gauge('pagoda_block_cache_evictions', 'Blocks removed from memory to make room');
     this.ingestedRecords = m.counter('pagoda_ingest_records_total', 'WAL records ingested');
     this.ingestedBytes = m.counter('pagoda_ingest_bytes_total', 'WAL bytes ingested');
     this.ingestLagBytes = m.gauge(

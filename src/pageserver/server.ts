@@ -105,6 +105,7 @@ export async function runPageserver(
     metrics.cacheHits.set(cache.hits);
     metrics.cacheMisses.set(cache.misses);
     metrics.cacheBytes.set(cache.bytes);
+    metrics.cacheEvictions.set(cache.evictions);
     let timelines = 0;
     for (const tenant of pageserver.tenants()) timelines += tenant.timelines().length;
     metrics.timelines.set(timelines);

@@ -6,6 +6,13 @@ import {Pageserver} from '#pageserver/pageserver.ts';
 import type {PageserverContext} from '#pageserver/timeline/state.ts';
 import type {Tenant} from '#pageserver/timeline/tenant.ts';
 
+/** What a pageserver runs with; anew for each start of it. */
+export interface NodeParts {
+  readonly context: PageserverContext;
+  /** The context's store keeps parts of objects on a local disk. */
+  readonly hasLocalCache: boolean;
+}
+
 interface Row {
   readonly node: number;
   readonly generation: number;
@@ -17,41 +24,24 @@ const overlapMsMax = 300;
 const answerMsMax = 200;
 
 export class Fleet {
-  readonly #contexts: readonly PageserverContext[];
-  readonly #nodes: readonly Pageserver[];
+  readonly #make: (node: number) => NodeParts;
+  readonly #contexts: PageserverContext[] = [];
+  readonly #nodes: Pageserver[];
   readonly #rows = new Map<string, Row>();
   readonly #generationMin: number;
   migrations = 0;
   failovers = 0;
   /** A pageserver wanted to delete, or to say what is durable, and did not hold the shard any more. */
   refusals = 0;
+  restarts = 0;
   /** Called in the turn in which a tenant is loaded. */
   onLoaded: (tenant: Tenant) => void = () => {};
 
-  /** One node for each context; generations begin above `generationMin`. */
-  constructor(contexts: readonly PageserverContext[], generationMin: number) {
-    this.#contexts = contexts;
+  /** `make` is asked at every start of a node; generations begin above `generationMin`. */
+  constructor(size: number, make: (node: number) => NodeParts, generationMin: number) {
+    this.#make = make;
     this.#generationMin = generationMin;
-    this.#nodes = contexts.map((context) => {
-      const {clock, random} = context;
-      const validator = {
-        // As true as an answer that was on its way for a while.
-        validate: async (shardId: string, generation: number) => {
-          const isLatest = this.#rows.get(shardId)?.generation === generation;
-          if (contexts.length > 1) await clock.sleep(random.uint32() % answerMsMax);
-          if (!isLatest) this.refusals++;
-          return isLatest;
-        },
-      };
-      return new Pageserver({
-        context,
-        validator,
-        clock: context.clock,
-        log: context.log,
-        hasLocalCache: false,
-        safekeeperToken: () => Promise.reject(new Error('WAL comes from files here')),
-      });
-    });
+    this.#nodes = Array.from({length: size}, (_, node) => this.#start(node));
   }
 
   get size(): number {
@@ -103,8 +93,41 @@ export class Fleet {
     this.migrations++;
   }
 
+  /** Every node stops, and another begins in its place that knows nothing; then the shards are attached where they were. */
+  async restart(shardIds: readonly string[]): Promise<void> {
+    for (const [node, pageserver] of this.#nodes.entries()) {
+      await pageserver.stop(60_000);
+      this.#nodes[node] = this.#start(node);
+      this.restarts++;
+    }
+    await Promise.all(shardIds.map((id) => this.attach(id)));
+  }
+
   async stop(): Promise<void> {
     await Promise.all(this.#nodes.map((node) => node.stop(60_000)));
+  }
+
+  #start(node: number): Pageserver {
+    const {context, hasLocalCache} = this.#make(node);
+    const {clock, random, log} = context;
+    this.#contexts[node] = context;
+    const validator = {
+      // As true as an answer that was on its way for a while.
+      validate: async (shardId: string, generation: number) => {
+        const isLatest = this.#rows.get(shardId)?.generation === generation;
+        if (this.size > 1) await clock.sleep(random.uint32() % answerMsMax);
+        if (!isLatest) this.refusals++;
+        return isLatest;
+      },
+    };
+    return new Pageserver({
+      context,
+      validator,
+      clock,
+      log,
+      hasLocalCache,
+      safekeeperToken: () => Promise.reject(new Error('WAL comes from files here')),
+    });
   }
 
   #next(shardId: string, node: number): Row {

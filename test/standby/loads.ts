@@ -185,10 +185,16 @@ export const fullStandbyLoads: readonly Load[] = [regress, ...mixedStandbyLoads]
 
 /**
  * Runs loads one after the other while another session takes checkpoints every `checkpointMs`: between any two LSNs at which
- * the standby is looked at there must be one.
+ * the standby is looked at there must be one. pgbench, whose tables the last load leaves, goes on until there are more than
+ * `checkpointsMin`.
  */
-export async function runLoads(cluster: PostgresCluster, loads: readonly Load[], checkpointMs: number): Promise<void> {
+export async function runLoads(
+  cluster: PostgresCluster,
+  loads: readonly Load[],
+  {checkpointMs, checkpointsMin}: {checkpointMs: number; checkpointsMin: number},
+): Promise<void> {
   const stop = new AbortController();
+  let taken = 0;
   const checkpoints = (async () => {
     while (!stop.signal.aborted) {
       try {
@@ -196,6 +202,7 @@ export async function runLoads(cluster: PostgresCluster, loads: readonly Load[],
         try {
           while (!stop.signal.aborted) {
             await client.query('checkpoint');
+            taken++;
             await sleep(checkpointMs);
           }
         } finally {
@@ -212,6 +219,8 @@ export async function runLoads(cluster: PostgresCluster, loads: readonly Load[],
       await load.run(cluster);
       console.log(`-- ${load.name}: ${((Date.now() - from) / 1000).toFixed(1)} s`);
     }
+    // One more than wanted: behind the last one there is no earlier LSN.
+    while (taken <= checkpointsMin + 1) await cluster.pgbench(['-n', '-c', '4', '-t', '20']);
   } finally {
     stop.abort();
     await checkpoints;

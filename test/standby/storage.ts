@@ -1,4 +1,6 @@
 /** Our side of the comparison: a data directory and its WAL become a timeline in an object store, by production code alone. */
+import {rmSync} from 'node:fs';
+import {join} from 'node:path';
 import {importDataDirectory} from '#pageserver/ingest/import.ts';
 import {RecordIngest} from '#pageserver/ingest/record-ingest.ts';
 import {BlockCache} from '#pageserver/layers/block-cache.ts';
@@ -6,6 +8,7 @@ import {PageserverMetrics} from '#pageserver/metrics.ts';
 import {MemoryBudget} from '#pageserver/timeline/memory-budget.ts';
 import {type LimitChanges, type PageserverContext, limitsWith} from '#pageserver/timeline/state.ts';
 import type {Timeline} from '#pageserver/timeline/timeline.ts';
+import {CachingObjectStore} from '#objectstore/caching-object-store.ts';
 import type {ObjectStore} from '#objectstore/object-store.ts';
 import {tarDataDirectory} from '#postgres/data-directory.ts';
 import type {Lsn} from '#postgres/lsn.ts';
@@ -15,7 +18,7 @@ import {systemDisk} from '#runtime/disk.ts';
 import {silentLog} from '#runtime/log.ts';
 import type {Random} from '#runtime/random.ts';
 import {shardIdsOf} from '#wire/shard.ts';
-import {Fleet} from './fleet.ts';
+import {Fleet, type NodeParts} from './fleet.ts';
 import {FollowingReader, type ReadCounts} from './reader.ts';
 import {readWal} from './wal.ts';
 
@@ -25,10 +28,10 @@ export interface StorageOptions {
   readonly layerBytes: number;
   readonly limits?: LimitChanges;
   /**
-   * Compaction at every layer, GC all the time, a block cache that holds nothing for long; only what keep() was told last is
-   * kept.
+   * Compaction at every layer, GC all the time, caches of blocks in memory and in this folder that hold nothing for long; only
+   * what keep() was told last is kept.
    */
-  readonly churn?: boolean;
+  readonly churnDir?: string | undefined;
   /** Over these the shards move; 1 unless said otherwise. */
   readonly pageservers?: number;
   readonly shards?: number;
@@ -51,51 +54,71 @@ const churnLimits: LimitChanges = {
   },
 };
 
+const churnCacheBytes = 4 << 20;
+const churnLocalBytes = 2 << 20;
+
 /** Between two moves of a shard, at most. */
 const restMsMax = 1500;
 
 export class Storage {
-  readonly #contexts: readonly PageserverContext[];
+  readonly #options: StorageOptions;
+  /** Of every start of a pageserver. */
+  readonly #contexts: PageserverContext[] = [];
+  readonly #localCaches: CachingObjectStore[] = [];
   readonly #fleet: Fleet;
   readonly #random: Random;
-  readonly #churns: boolean;
   readonly #shardIds: readonly string[];
   readonly #timelineId: string;
   #branches = 0;
+  #archivings = 0;
   #held: readonly Lsn[] = [];
   /** What changes a shard happens one after the other. */
   #turn: Promise<void> = Promise.resolve();
   readonly reads: ReadCounts = {answers: [], stale: 0, sentOn: 0, runs: 0, packed: 0};
 
   constructor(options: StorageOptions) {
-    const {random, churn = false, pageservers = 1, shards = 1, existing} = options;
+    const {random, pageservers = 1, shards = 1, existing} = options;
+    this.#options = options;
     this.#random = random;
-    this.#churns = churn;
     this.#shardIds = shardIdsOf(existing?.tenantId ?? '0123456789abcdef0123456789abcdef', shards);
     this.#timelineId = existing?.timelineId ?? 'a'.repeat(32);
-    this.#contexts = Array.from({length: pageservers}, () => ({
+    this.#fleet = new Fleet(pageservers, (node) => this.#parts(node), existing?.generation ?? 0);
+    this.#fleet.onLoaded = (tenant) => {
+      if (tenant.has(this.#timelineId)) this.#isLoaded(tenant.timeline(this.#timelineId));
+    };
+  }
+
+  /** Of a pageserver that starts: nothing in memory, an empty folder. */
+  #parts(node: number): NodeParts {
+    const {random, store, churnDir, layerBytes, limits} = this.#options;
+    let local: CachingObjectStore | undefined;
+    if (churnDir !== undefined) {
+      const directory = join(churnDir, String(node));
+      rmSync(directory, {recursive: true, force: true});
+      local = new CachingObjectStore(store, {disk: systemDisk, directory, bytesMax: churnLocalBytes, log: silentLog});
+      this.#localCaches.push(local);
+    }
+    const context: PageserverContext = {
       clock: systemClock,
       random,
-      store: options.store,
-      cache: new BlockCache(churn ? 4 << 20 : 256 << 20),
+      store: local ?? store,
+      cache: new BlockCache(churnDir === undefined ? 256 << 20 : churnCacheBytes),
       log: silentLog,
       metrics: new PageserverMetrics(),
       // Few sizes in memory, so that ingest has to load them from layers now and then.
       limits: limitsWith({
-        layerBytes: options.layerBytes,
+        layerBytes,
         layerAgeMs: 3_600_000,
         frozenLayersMax: 3,
         relationSizesMax: 500,
         // Nobody compacts here: ingest must not wait for it.
-        ...(churn ? churnLimits : {gcPeriodMs: 86_400_000, compaction: {enabled: false}}),
-        ...options.limits,
+        ...(churnDir === undefined ? {gcPeriodMs: 86_400_000, compaction: {enabled: false}} : churnLimits),
+        ...limits,
       }),
       memory: new MemoryBudget(512 << 20),
-    }));
-    this.#fleet = new Fleet(this.#contexts, existing?.generation ?? 0);
-    this.#fleet.onLoaded = (tenant) => {
-      if (tenant.has(this.#timelineId)) this.#isLoaded(tenant.timeline(this.#timelineId));
     };
+    this.#contexts.push(context);
+    return {context, hasLocalCache: local !== undefined};
   }
 
   /** Of every shard. */
@@ -130,8 +153,8 @@ export class Storage {
    * Archives the timeline and its branches, lets go of everything, attaches every shard anew from the object store alone, and wakes
    * the timeline; the branches sleep on.
    */
-  sleepAndWake(): Promise<void> {
-    return this.#each(async (id) => {
+  async sleepAndWake(): Promise<void> {
+    await this.#each(async (id) => {
       const before = this.#fleet.tenant(id);
       const branches = before.timelines().filter(({timelineId}) => timelineId !== this.#timelineId);
       for (const {timelineId, lastRecordLsn} of [...branches, before.timeline(this.#timelineId)])
@@ -140,6 +163,12 @@ export class Storage {
       if (tenant.timelines().length > 0) throw new Error('what was archived is awake after a restart');
       this.#isLoaded(await tenant.wake(this.#timelineId));
     });
+    this.#archivings++;
+  }
+
+  /** Every pageserver stops and starts again with an empty folder: what it answers from then on comes from the object store alone. */
+  restart(): Promise<void> {
+    return this.#inTurn(() => this.#fleet.restart(this.#shardIds));
   }
 
   /** With `churn`: everything from `from` on will be read, and the single `points`; the rest is garbage from now on. */
@@ -158,6 +187,11 @@ export class Storage {
   get churned(): {
     readonly steps: number;
     readonly collected: number;
+    /** Blocks from memory, and chunks of objects from local disk. */
+    readonly evicted: number;
+    readonly evictedLocally: number;
+    readonly archivings: number;
+    readonly restarts: number;
     readonly moves: number;
     readonly taken: number;
     readonly refusals: number;
@@ -167,6 +201,10 @@ export class Storage {
     return {
       steps: sum((m) => m.compactionSteps.value()),
       collected: sum((m) => m.layersCollected.value()),
+      evicted: this.#contexts.reduce((total, {cache}) => total + cache.evictions, 0),
+      evictedLocally: this.#localCaches.reduce((total, {counts}) => total + counts.evictions, 0),
+      archivings: this.#archivings,
+      restarts: this.#fleet.restarts,
       moves: this.#fleet.migrations,
       taken: this.#fleet.failovers,
       refusals: this.#fleet.refusals,
@@ -186,7 +224,7 @@ export class Storage {
   #isLoaded(timeline: Timeline): void {
     // WAL comes from here, and not only when somebody waits for it.
     timeline.onRelease = () => false;
-    if (!this.#churns) return;
+    if (this.#options.churnDir === undefined) return;
     // As leases that never end; taken before their time has come.
     timeline.state.leases.clear();
     for (const at of this.#held) timeline.state.leases.set(at, Number.MAX_SAFE_INTEGER);
@@ -283,5 +321,6 @@ export class Storage {
   async close(): Promise<void> {
     await this.#turn;
     await this.#fleet.stop();
+    for (const local of this.#localCaches) local.close();
   }
 }

@@ -29,6 +29,7 @@ export class BlockCache {
   #bytes = 0;
   hits = 0;
   misses = 0;
+  evictions = 0;
 
   constructor(bytesMax: number) {
     this.#bytesMax = bytesMax;
@@ -90,6 +91,7 @@ export class BlockCache {
       if (last !== block) this.#ring[this.#hand] = last;
       block.owner.blocks.delete(block.offset);
       this.#bytes -= block.raw.length + blockOverheadBytes;
+      this.evictions++;
       return;
     }
   }
