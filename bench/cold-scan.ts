@@ -96,14 +96,17 @@ async function servedPages(pagoda: Pagoda): Promise<{all: number; packed: number
   return {all: value('pagoda_getpage_pages_total'), packed: value('pagoda_getpage_packed_pages_total')};
 }
 
-/** Waits until the page server has been idle for two seconds; answers how long that took. */
+/**
+ * Waits until the page server has nothing left to do: it makes images of what has settled within twice settleMs (10 s) of the last
+ * WAL, so it has when it was idle for longer. Answers how many seconds that took.
+ */
 async function settled(pagoda: Pagoda): Promise<number> {
   const started = performance.now();
-  for (let idle = 0; idle < 4;) {
+  for (let idle = 0; idle < 25;) {
     const before = readCpu(pagoda.processes(), roleOf).get('pageserver') ?? 0;
-    await new Promise((resolve) => setTimeout(resolve, 500));
+    await new Promise((resolve) => setTimeout(resolve, 1000));
     const ns = (readCpu(pagoda.processes(), roleOf).get('pageserver') ?? 0) - before;
-    idle = ns < 0.05 * 500e6 ? idle + 1 : 0;
+    idle = ns < 0.05 * 1e9 ? idle + 1 : 0;
   }
   return (performance.now() - started) / 1000;
 }

@@ -284,6 +284,14 @@ export class LayerReader implements BlockOwner {
     return this.#decodeRoot(rootOffset, await this.readStored(rootOffset, size - rootOffset));
   }
 
+  /** The first key of each index block, in order: where in its keys a layer has how much. Past the cache. */
+  async outline(): Promise<Buffer[]> {
+    const root = await this.readRoot();
+    return Array.from({length: root.readUInt32LE(0)}, (_, i) =>
+      root.subarray(4 + i * rootEntryBytes).subarray(0, keyBytes),
+    );
+  }
+
   /** One flight for blocks of this layer that lie in [group[0].offset, end). `isRun`: see ReadPass. */
   async fetchBlocks(group: readonly MissingBlock[], end: number, isRun: boolean): Promise<FetchedBlocks> {
     const start = group[0]!.offset;

@@ -7,6 +7,7 @@ import {MemoryObjectStore} from '#objectstore/memory-object-store.ts';
 import {PagePatchBuilder} from '../ingest/page-patch.ts';
 import {alwaysValid} from '../generation-validator.ts';
 import {defaultCompactionLimits} from './compaction-plan.ts';
+import type {LayerDescription} from './index-object.ts';
 import {relPagePrefix} from './key.ts';
 import {LayerWalk} from './layer-map.ts';
 import {createRoot, importLsn, testContext, testIds} from './model.testing.ts';
@@ -69,6 +70,7 @@ test('bytes written, memory held and layers per read stay below what is promised
       await timeline.checkpoint();
       await timeline.collectGarbage();
       while (await timeline.compactionStep());
+      if (round % 3 === 0) await settle(timeline);
       await timeline.collectGarbage();
       const walk = new LayerWalk();
       for (let block = 0; block < blocks; block += 17) {
@@ -81,8 +83,9 @@ test('bytes written, memory held and layers per read stay below what is promised
     }
     const written = state.context.metrics.compactionBytes.value() / state.ingestedLayerBytes;
     const held = timeline.compactionBytesHeldMax;
-    const {levelsMax, imageBytesPerIngested, garbageRatio, runsPerLevel, l0Threshold} = compaction;
-    const writeBound = levelsMax + imageBytesPerIngested + 1 / garbageRatio;
+    const {levelsMax, imageBytesPerIngested, settledBytesPerIngested, garbageRatio, runsPerLevel, l0Threshold} =
+      compaction;
+    const writeBound = levelsMax + imageBytesPerIngested + settledBytesPerIngested + 1 / garbageRatio;
     // Inputs: a batch of level 0 and everything that lies under a made image.
     const inputs = 64;
     const heldBound = inputs * ((64 << 10) + (64 << 10) + (48 << 10)) + 2 * compaction.targetBytes;
@@ -139,6 +142,136 @@ test('a table just loaded row by row is read from images, within the bytes allow
     assert.ok(page.subarray(24 + 59 * 130, 24 + 59 * 130 + 120).equals(rows[block]!));
   assert.ok(replayed < blocks, `${replayed} records replayed for ${blocks} pages`);
   console.log(`# ${imaged.length} images, ${imageBytes} of ${allowed} bytes, ${replayed} records replayed`);
+});
+
+/** What the timer of a timeline does when no WAL has come for a while, and all that follows. */
+async function settle(timeline: Timeline): Promise<void> {
+  await timeline.checkpoint();
+  timeline.lookWhetherSettled();
+  timeline.lookWhetherSettled();
+  while (await timeline.compactionStep());
+}
+
+/** One small change of each of these pages. */
+async function touch(
+  timeline: Timeline,
+  at: {lsn: number},
+  from: number,
+  to: number,
+  random: SeededRandom,
+): Promise<void> {
+  const writer = await timeline.writer();
+  await writer.loadRelations([rel]);
+  for (let block = from; block < to; block++) {
+    const end = lsn((at.lsn += 200));
+    const patch = new PagePatchBuilder();
+    patch.set(random.uint32() % 8000, random.bytes(100));
+    writer.relationPagePatch(1663, 100, 1000, 0, block, end, patch.take());
+    writer.endRecord(end);
+    if (!timeline.hasRoom) await timeline.waitForRoom();
+  }
+}
+
+/** Records replayed to read all pages. */
+async function replayed(timeline: Timeline, at: {lsn: number}): Promise<number> {
+  const {redoRecords} = timeline.state.context.metrics;
+  const before = redoRecords.value();
+  assert.equal((await timeline.getRelPages(rel, 0, blocks, lsn(at.lsn))).length, blocks);
+  return redoRecords.value() - before;
+}
+
+function madeImages(timeline: Timeline): LayerDescription[] {
+  const {layers, initialLsn} = timeline.state;
+  return layers.descriptions().filter((layer) => layer.kind === 'image' && layer.startLsn > initialLsn);
+}
+
+test('a loaded table that is touched once more becomes images alone when it settles; touched at every pause it costs what it brings, restarts or not', async (context) => {
+  // What reads cost is the other tests'.
+  const limits = {...compaction, imageDepth: 99};
+  const {store, timeline: first, at} = await start({compaction: limits});
+  let timeline = first;
+  context.after(() => timeline.stop());
+  const random = new SeededRandom(5);
+  for (let row = 0; row < 60; row++) await touch(timeline, at, 0, blocks, random);
+  await timeline.checkpoint();
+  while (await timeline.compactionStep());
+  await touch(timeline, at, 0, blocks, random);
+  await timeline.checkpoint();
+  while (await timeline.compactionStep());
+  const dear = await replayed(timeline, at);
+  assert.ok(dear >= blocks, `${dear} records to read ${blocks} pages before`);
+  await settle(timeline);
+  const left = await replayed(timeline, at);
+  assert.ok(left <= 1, `${left} records to read ${blocks} pages after; the last may lie above the images`);
+
+  let pauses = 0;
+  let generation = 1;
+  for (let round = 0; round < 40; round++) {
+    await touch(timeline, at, 0, blocks, random);
+    const before = madeImages(timeline).length;
+    await settle(timeline);
+    if (round < 10 && madeImages(timeline).length > before) pauses++;
+    if (round % 10 !== 9) continue;
+    timeline.stop();
+    const again = await Tenant.attach(
+      testContext(store, {layerBytes, compaction: limits}),
+      alwaysValid,
+      testIds.tenantId,
+      ++generation,
+    );
+    timeline = again.timeline(timeline.timelineId);
+  }
+  const written = madeImages(timeline).reduce((sum, layer) => sum + layer.size, 0);
+  const {imageBytesPerIngested, settledBytesPerIngested, targetBytes} = compaction;
+  const {ingestedLayerBytes} = timeline.state;
+  const allowed = ingestedLayerBytes * (imageBytesPerIngested + settledBytesPerIngested) + targetBytes;
+  console.log(
+    `# ${dear} records before, ${left} after; images at ${pauses} of the first 10 pauses, ${written} of ${allowed} bytes`,
+  );
+  assert.ok(written < allowed, `${written} bytes of images, ${allowed} allowed`);
+  assert.ok(pauses <= 5, `images at ${pauses} of the first 10 pauses`);
+});
+
+test('branches that settle cost nothing: what is inherited is not copied for a few changes, nor beyond what they bring', async (context) => {
+  const store = new MemoryObjectStore();
+  const limits = {layerBytes, leaseMsMax: 0, relationSizesMax: 100, compaction};
+  const tenant = await Tenant.attach(testContext(store, limits), alwaysValid, testIds.tenantId, 1);
+  context.after(() => tenant.timelines().forEach((timeline) => timeline.stop()));
+  const root = await createRoot(tenant);
+  const at = {lsn: importLsn + 8};
+  const writer = await root.writer();
+  await writer.loadRelations([rel]);
+  writer.createRelation(1663, 100, 1000, 0, lsn(at.lsn));
+  writer.setRelationSize(1663, 100, 1000, 0, blocks, lsn(at.lsn));
+  writer.endRecord(lsn(at.lsn));
+  const random = new SeededRandom(9);
+  for (let row = 0; row < 20; row++) await touch(root, at, 0, blocks, random);
+  await settle(root);
+  const branch = async (number: number): Promise<{timeline: Timeline; at: {lsn: number}}> => {
+    const timeline = await tenant.createBranch(String(number).repeat(32), root.timelineId, lsn(at.lsn));
+    return {timeline, at: {lsn: at.lsn}};
+  };
+  for (let number = 1; number < 8; number++) {
+    const child = await branch(number);
+    const puts = store.objects.size;
+    await settle(child.timeline);
+    assert.equal(store.objects.size, puts, 'a branch that writes nothing has nothing made');
+    await touch(child.timeline, child.at, number * 20, number * 20 + 20, random);
+    await settle(child.timeline);
+    assert.equal(madeImages(child.timeline).length, 0, 'nor one that changes a few pages');
+  }
+  const child = await branch(8);
+  for (let round = 0; round < 12; round++) {
+    await touch(child.timeline, child.at, 0, blocks, random);
+    await settle(child.timeline);
+  }
+  const images = madeImages(child.timeline);
+  const written = images.reduce((sum, layer) => sum + layer.size, 0);
+  const {imageBytesPerIngested, settledBytesPerIngested, targetBytes} = compaction;
+  const allowed =
+    child.timeline.state.ingestedLayerBytes * (imageBytesPerIngested + settledBytesPerIngested) + targetBytes;
+  console.log(`# a branch that changes all: ${written} of ${allowed} bytes in ${images.length} images`);
+  assert.ok(written < allowed, `${written} bytes of images, ${allowed} allowed`);
 });
 
 test('one page that changes all the time does not have the whole table written as images', async (context) => {

@@ -8,19 +8,21 @@
  *  2. level 0 (what ingest wrote, all keys) → level 1 (a stretch of keys each), when l0Threshold have gathered;
  *  3. `runsPerLevel` runs of level n → one run of level n + 1;
  *  4. images: at the horizon, when what they set free is worth it (gc-plan.ts); near the end of history, where a page is
- *     made of many records (a table just loaded), or reads have looked into many layers.
+ *     made of many records (a table just loaded), or reads have looked into many layers;
+ *  5. once hardly any WAL comes any more: images of what is not an image alone (a table that was vacuumed after its load).
  *
  * Merge: the inputs cover one span of LSNs without gap. A step takes their keys from `moving.from` on, writes them to layers
  * of the next level, and notes in every input how far it got: layers stay rectangles that do not overlap.
  *
  * Bound of writing, for each byte of layers that ingest writes: 1 (level 0) + at most levelsMax (one for each level) +
- * imageBytesPerIngested (images near the end) + 1 / garbageRatio (images at the horizon).
+ * imageBytesPerIngested (images near the end) + settledBytesPerIngested (images of what has settled) + 1 / garbageRatio
+ * (images at the horizon).
  * Bound of reading: l0StopAt layers of level 0, runsPerLevel of each further level below levelsMax, one image.
  */
 import type {Lsn} from '#postgres/lsn.ts';
 import {blockSize} from '#postgres/relation.ts';
 import type {LayerDescription} from './index-object.ts';
-import {type KeyRange, keyAfter, readKey, samePrefix} from './key.ts';
+import {type KeyRange, keyAfter, keyBefore, readKey, samePrefix} from './key.ts';
 import type {ImageSegment, PlacedLayer, RangePlan} from './layer-map.ts';
 import {effectiveFirstKey, isL0, touched} from './layer-map.ts';
 
@@ -46,6 +48,10 @@ export interface CompactionLimits {
   readonly imageVisits: number;
   /** Bytes that may be written as images near the end of history for each byte that ingest wrote. */
   readonly imageBytesPerIngested: number;
+  /** Once a timeline has settled an image pays where a page is made of so many values, those below counted in; */
+  readonly settledValues: number;
+  /** and so many bytes may be written as such images for each byte that ingest wrote, beside the others. */
+  readonly settledBytesPerIngested: number;
   /** Images at the horizon are made when they set free this share of their own size. */
   readonly garbageRatio: number;
   /** From so many layers of level 0 on ingest is slowed … */
@@ -66,6 +72,8 @@ export const defaultCompactionLimits: CompactionLimits = {
   imageDepth: 6,
   imageVisits: 1000,
   imageBytesPerIngested: 1.25,
+  settledValues: 1.5,
+  settledBytesPerIngested: 1,
   garbageRatio: 0.5,
   l0SlowAt: 24,
   l0StopAt: 48,
@@ -84,6 +92,8 @@ export interface MergePlan {
   readonly continues: boolean;
 }
 
+/** A table of a gigabyte lies in one layer of what a VACUUM has done to it: to a sixty-fourth of that it is known where. */
+const slicesMax = 64;
 const firstKeyOfAll = '0'.repeat(36);
 
 /** The next merge, or undefined. `historyBytes`: LSNs from the GC cutoff to the end. */
@@ -167,16 +177,38 @@ interface Stretch {
   keys: number;
 }
 
+/** Keys of which an image is to be made. */
+export interface ImagePlan extends KeyRange {
+  /** In the store, by estimate: pages of a database compress to about a quarter. */
+  readonly bytes: number;
+}
+
+/** What planImage() has to know of the timeline. */
+export interface ImageContext {
+  /** Pages that an ancestor may have of the keys. */
+  readonly inheritedPages: number;
+  /** Of the tenant: a shard has a part of each relation's blocks. */
+  readonly shards: number;
+  /** Hardly any WAL comes: not what a read costs counts, but that a page be an image alone. */
+  readonly settled: boolean;
+}
+
 /**
  * The keys near the end of history for which an image pays most; one image layer of them is written, from the first key as
- * far as it reaches. `plan`: of the keys looked at. `inheritedPages`: pages that an ancestor may have of them.
+ * far as it reaches. `plan`: of the keys looked at.
  *
  * Layers say how many versions of how many keys they hold, not of which. Merged layers are narrow, all of about one size: so
  * their boundaries cut the keys into stretches where much has changed and where little has. What a wide layer holds is
  * thought to be spread evenly over the stretches that it touches.
  */
-export function planImage(plan: RangePlan, limits: CompactionLimits, inheritedPages: number): KeyRange | undefined {
+export function planImage(
+  plan: RangePlan,
+  limits: CompactionLimits,
+  {inheritedPages, shards, settled}: ImageContext,
+): ImagePlan | undefined {
   const stretches = cutIntoStretches(plan);
+  const pagesIn = (stretch: Stretch): number => estimatePages(stretch, inheritedPages, shards);
+  const recordsPerPage = (stretch: Stretch): number => stretch.versions / Math.max(1, pagesIn(stretch));
   for (const layer of plan.deltas) {
     const {versions, keys = versions} = layer.description;
     const over = touched(stretches, layer);
@@ -193,10 +225,14 @@ export function planImage(plan: RangePlan, limits: CompactionLimits, inheritedPa
   const pays = (stretch: Stretch): boolean => {
     const {depth, visits} = stretch;
     if (depth === 0) return false;
+    if (settled) {
+      const below = stretch.segment.image !== undefined || inheritedPages > 0 ? 1 : 0;
+      return recordsPerPage(stretch) + below >= limits.settledValues;
+    }
     if (depth >= limits.imageDepth && visits >= limits.imageVisits) return true;
-    return recordsPerPage(stretch, inheritedPages) >= limits.imageRecords;
+    return recordsPerPage(stretch) >= limits.imageRecords;
   };
-  let best: KeyRange | undefined;
+  let best: ImagePlan | undefined;
   let bestValue = 0;
   for (let i = 0; i < stretches.length; i++) {
     if (!pays(stretches[i]!)) continue;
@@ -208,15 +244,15 @@ export function planImage(plan: RangePlan, limits: CompactionLimits, inheritedPa
     for (; i < stretches.length && pays(stretches[i]!); i++) {
       const stretch = stretches[i]!;
       end = stretch.end;
-      pages += pagesIn(stretch, inheritedPages);
-      value = Math.max(value, recordsPerPage(stretch, inheritedPages) + stretch.depth);
+      pages += pagesIn(stretch);
+      value = Math.max(value, recordsPerPage(stretch) + stretch.depth);
     }
     for (let j = i; j < stretches.length && pages * blockSize < limits.targetBytes / 2; j++) {
       end = stretches[j]!.end;
-      pages += pagesIn(stretches[j]!, inheritedPages);
+      pages += pagesIn(stretches[j]!);
     }
     if (value <= bestValue) continue;
-    best = {start, end};
+    best = {start, end, bytes: (pages * blockSize) / 4};
     bestValue = value;
   }
   return best;
@@ -245,14 +281,31 @@ function boundsOf({firstKey, lastKey}: PlacedLayer): Buffer[] {
   return [firstKey, keyAfter(lastKey)];
 }
 
-function recordsPerPage(stretch: Stretch, inheritedPages: number): number {
-  return stretch.versions / Math.max(1, pagesIn(stretch, inheritedPages));
-}
-
 /** At least those of the deltas; others are in the image, or the ancestor's, and no more than lie between the two keys. */
-function pagesIn({start, end, segment, keys}: Stretch, inheritedPages: number): number {
+function estimatePages({start, end, segment, keys}: Stretch, inheritedPages: number, shards: number): number {
   const below = segment.image === undefined ? inheritedPages : (segment.image.description.keys ?? inheritedPages);
   const first = readKey(start, 0);
   const last = readKey(end, 0);
-  return Math.max(keys, samePrefix(first.prefix, last.prefix) ? Math.min(below, last.e - first.e) : below);
+  return Math.max(keys, samePrefix(first.prefix, last.prefix) ? Math.min(below, (last.e - first.e) / shards) : below);
+}
+
+/**
+ * A delta in slices of about as many versions each, so that planImage() sees where they are. `firstKeys`: of its index blocks
+ * (LayerReader.outline).
+ */
+export function slices(layer: PlacedLayer, firstKeys: readonly Buffer[]): PlacedLayer[] {
+  const step = Math.max(1, Math.ceil(firstKeys.length / slicesMax));
+  const found: PlacedLayer[] = [];
+  for (let i = 0; i < firstKeys.length; i += step) {
+    const end = firstKeys[i + step];
+    const firstKey = i === 0 || firstKeys[i]!.compare(layer.firstKey) < 0 ? layer.firstKey : firstKeys[i]!;
+    const lastKey = end === undefined ? layer.lastKey : keyBefore(end);
+    // What was merged already, or a key that fills more than one block.
+    if (firstKey.compare(lastKey) > 0) continue;
+    const share = Math.min(step, firstKeys.length - i) / firstKeys.length;
+    const {versions, keys = versions} = layer.description;
+    const description = {...layer.description, level: 1, versions: versions * share, keys: keys * share};
+    found.push({...layer, description, firstKey, lastKey});
+  }
+  return found;
 }

@@ -33,7 +33,7 @@ const leaseMsMax = 1_000_000;
 
 type Step =
   | {readonly kind: 'change'; readonly branch: number; readonly change: Change}
-  | {readonly kind: 'freeze' | 'checkpoint' | 'gc' | 'release'; readonly branch: number}
+  | {readonly kind: 'freeze' | 'checkpoint' | 'settle' | 'gc' | 'release'; readonly branch: number}
   | {readonly kind: 'compact'; readonly branch: number; readonly steps: number}
   | {readonly kind: 'read' | 'branch' | 'lease'; readonly branch: number; readonly back: number}
   | {readonly kind: 'window'; readonly branch: number; readonly records: number}
@@ -47,6 +47,7 @@ const back = fc.integer({min: 0, max: 30});
 const arbitraryStep: fc.Arbitrary<Step> = fc.oneof(
   {weight: 40, arbitrary: fc.record({kind: fc.constant('change' as const), branch, change: arbitraryChange})},
   {weight: 12, arbitrary: fc.record({kind: fc.constantFrom('freeze' as const, 'checkpoint' as const), branch})},
+  {weight: 4, arbitrary: fc.record({kind: fc.constant('settle' as const), branch})},
   {
     weight: 12,
     arbitrary: fc.record({kind: fc.constant('compact' as const), branch, steps: fc.integer({min: 1, max: 9})}),
@@ -84,6 +85,8 @@ const settings: readonly LimitChanges[] = [
     readAheadBytes: 1,
     l0SlowAt: 1000,
     imageBytesPerIngested: 100,
+    settledBytesPerIngested: 100,
+    settledValues: 1,
     ...limits.compaction,
   },
 }));
@@ -258,6 +261,9 @@ async function run(world: World, step: Step): Promise<void> {
       return (await timeline.writer()).freeze();
     case 'checkpoint':
       return timeline.checkpoint();
+    case 'settle':
+      timeline.lookWhetherSettled();
+      return timeline.lookWhetherSettled();
     case 'release':
       timeline.onRelease = () => true; // nobody keeps a writer
       timeline.releaseIdle();

@@ -15,7 +15,7 @@ import {blockSize, formatRel} from '#postgres/relation.ts';
 import {LayerCursor} from '../layers/layer-cursor.ts';
 import {LayerMerge} from '../layers/layer-merge.ts';
 import type {LayerReader} from '../layers/layer-reader.ts';
-import {type MergePlan, inputsAfter, planImage, planMerge} from './compaction-plan.ts';
+import {type ImageContext, type MergePlan, inputsAfter, planImage, planMerge, slices} from './compaction-plan.ts';
 import {planGc, planSweep} from './gc-plan.ts';
 import type {LayerDescription} from './index-object.ts';
 import {
@@ -30,7 +30,7 @@ import {
   wholeKeySpace,
 } from './key.ts';
 import {firstReadable, heldPoints} from './kept-history.ts';
-import type {RangePlan} from './layer-map.ts';
+import type {PlacedLayer, RangePlan} from './layer-map.ts';
 import {LayerOutput} from './layer-output.ts';
 import {applyValue, read, tryRelInfo, zeroPage} from './read-path.ts';
 import {type RelInfo, blockFloor} from './sizes.ts';
@@ -53,9 +53,12 @@ export class Compactor {
   readonly #uploader: Uploader;
   /** Images of everything at `lsn` are being made; those up to `from` are. */
   #sweep: {readonly lsn: Lsn; from: Buffer} | undefined;
+  /** Bytes of images near the end of history: by what reads cost, and of what has settled. */
   #imageBytesSpent = 0;
-  /** state.ingestedLayerBytes when an image turned out to have nothing in it. */
+  #settledBytesSpent = 0;
+  /** state.ingestedLayerBytes when an image turned out to have nothing in it, and when nothing was left to be made of what has settled. */
   #emptyAt = -1;
+  #settledAt = -1;
   #brokenUntilMs = 0;
   /** Why the last step failed, while none has succeeded since. */
   lastFailure: string | undefined;
@@ -68,11 +71,22 @@ export class Compactor {
     // Those of an import are what history begins with.
     for (const {kind, startLsn, size} of state.layers.descriptions())
       if (kind === 'image' && startLsn > state.initialLsn) this.#imageBytesSpent += size;
+    const {imageBytesPerIngested} = state.context.limits.compaction;
+    const beyond = this.#imageBytesSpent - state.ingestedLayerBytes * imageBytesPerIngested;
+    if (beyond > 0) {
+      this.#imageBytesSpent -= beyond;
+      this.#settledBytesSpent = beyond;
+    }
   }
 
   /** Whether step() would find something to do. */
   get hasWork(): boolean {
     return this.#plan() !== undefined;
+  }
+
+  /** The same of what has settled alone; quick. */
+  get hasSettledWork(): boolean {
+    return this.#planSettled() !== undefined;
   }
 
   /**
@@ -159,21 +173,62 @@ export class Compactor {
         if (next === undefined) this.#sweep = undefined;
         else sweep.from = next;
       };
-    const budget = state.ingestedLayerBytes * limits.compaction.imageBytesPerIngested - this.#imageBytesSpent;
-    if (state.layers.count === 0 || budget <= 0 || this.#emptyAt === state.ingestedLayerBytes) return undefined;
+    return this.#planCostly() ?? this.#planSettled();
+  }
+
+  #planCostly(): (() => Promise<void>) | undefined {
+    const state = this.#state;
+    const {compaction} = state.context.limits;
+    const budget = state.ingestedLayerBytes * compaction.imageBytesPerIngested - this.#imageBytesSpent;
+    if (budget <= 0 || this.#emptyAt === state.ingestedLayerBytes) return undefined;
     const plan = state.layers.plan(wholeKeySpace, state.diskConsistentLsn);
-    const inheritedPages = state.ancestor === undefined ? 0 : state.logicalSizeBytes / blockSize;
-    const range = planImage(plan, limits.compaction, inheritedPages);
+    const range = planImage(plan, compaction, this.#imageContext(false));
     if (range === undefined) return undefined;
     return async () => {
       for (const {reader} of plan.deltas) reader.visits = Math.floor(reader.visits / 2);
-      // One below the end of history, for the reason given in collect().
-      const at = (state.diskConsistentLsn - 1) as Lsn;
-      const {bytes} = await this.#writeImage(range, at, Math.min(budget, limits.compaction.targetBytes));
+      const bytes = await this.#writeNewestImage(range, budget);
       this.#imageBytesSpent += bytes;
       // The plan is an estimate: without another layer it would be made again, and be as wrong.
       if (bytes === 0) this.#emptyAt = state.ingestedLayerBytes;
     };
+  }
+
+  /**
+   * Once a timeline has settled: a step looks where in their keys its deltas have how much, and writes one image where that pays.
+   * The last step finds nothing, and is the last until ingest has written another layer.
+   */
+  #planSettled(): (() => Promise<void>) | undefined {
+    const state = this.#state;
+    const {compaction} = state.context.limits;
+    if (!compaction.enabled || state.lifecycle !== 'active') return undefined;
+    const ingested = state.ingestedLayerBytes;
+    const budget = ingested * compaction.settledBytesPerIngested - this.#settledBytesSpent;
+    // A branch that has written next to nothing is not even looked at.
+    if (!state.isSettled || this.#settledAt === ingested || budget < compaction.targetBytes / 32) return undefined;
+    return async () => {
+      const {segments, deltas} = state.layers.plan(wholeKeySpace, state.diskConsistentLsn);
+      const sliced: PlacedLayer[] = [];
+      for (const delta of deltas) sliced.push(...slices(delta, await delta.reader.outline()));
+      const range = planImage({segments, deltas: sliced}, compaction, this.#imageContext(true));
+      // What it can pay only in part waits until it can pay it: else every pause would write a small image.
+      const pays = range !== undefined && budget >= Math.min(range.bytes, compaction.targetBytes);
+      const bytes = pays ? await this.#writeNewestImage(range, budget) : 0;
+      this.#settledBytesSpent += bytes;
+      if (bytes === 0) this.#settledAt = ingested;
+    };
+  }
+
+  #imageContext(settled: boolean): ImageContext {
+    const {ancestor, logicalSizeBytes, shard} = this.#state;
+    return {inheritedPages: ancestor === undefined ? 0 : logicalSizeBytes / blockSize, shards: shard.count, settled};
+  }
+
+  /** Bytes written. */
+  async #writeNewestImage(range: KeyRange, budget: number): Promise<number> {
+    const {diskConsistentLsn, context} = this.#state;
+    // One below the end of history, for the reason given in collect().
+    const at = (diskConsistentLsn - 1) as Lsn;
+    return (await this.#writeImage(range, at, Math.min(budget, context.limits.compaction.targetBytes))).bytes;
   }
 
   async #merge(plan: MergePlan): Promise<void> {

@@ -182,6 +182,19 @@ export function keyAfter(key: Buffer): Buffer {
   return Buffer.alloc(keyBytes, 0xff); // no key is larger
 }
 
+/** The largest key below `end`. */
+export function keyBefore(end: Buffer): Buffer {
+  const key = Buffer.from(end);
+  for (let i = keyBytes - 1; i >= 0; i--) {
+    if (key[i] === 0) key[i] = 0xff;
+    else {
+      key[i]!--;
+      break;
+    }
+  }
+  return key;
+}
+
 export const wholeKeySpace: KeyRange = {start: Buffer.alloc(keyBytes), end: Buffer.alloc(keyBytes, 0xff)};
 
 /** All keys of a kind, or of a kind with its first fields fixed. */

@@ -4,7 +4,7 @@ import type {Lsn} from '#postgres/lsn.ts';
 import {layerFlagImage, objectIdentity} from '../layers/layer-format.ts';
 import {LayerWriter, joinPieces} from '../layers/layer-writer.ts';
 import {type LayerDescription, layerName, layerObjectId, timelinePrefix} from './index-object.ts';
-import {type Key, keyBytes} from './key.ts';
+import {type Key, keyBefore} from './key.ts';
 import type {TimelineState} from './state.ts';
 import type {Value} from './value.ts';
 
@@ -114,17 +114,4 @@ export class LayerOutput {
       endLsn: this.#endLsn,
     });
   }
-}
-
-/** The largest key below `end`. */
-function keyBefore(end: Buffer): Buffer {
-  const key = Buffer.from(end);
-  for (let i = keyBytes - 1; i >= 0; i--) {
-    if (key[i] === 0) key[i] = 0xff;
-    else {
-      key[i]!--;
-      break;
-    }
-  }
-  return key;
 }

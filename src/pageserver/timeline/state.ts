@@ -54,6 +54,8 @@ export interface TimelineLimits {
   readonly layerBytes: number;
   /** … or is this old and holds anything. */
   readonly layerAgeMs: number;
+  /** How often a timeline that ingests is looked at whether WAL still comes: TimelineState.settled. */
+  readonly settleMs: number;
   /** Frozen layers that wait for the object store before ingest has to wait. */
   readonly frozenLayersMax: number;
   /** Relation sizes kept in memory per timeline. */
@@ -68,6 +70,7 @@ export interface TimelineLimits {
 export const defaultLimits: TimelineLimits = {
   layerBytes: 64 * 1024 * 1024,
   layerAgeMs: 300_000,
+  settleMs: 10_000,
   frozenLayersMax: 4,
   relationSizesMax: 50_000,
   leaseMsMax: 600_000,
@@ -158,6 +161,8 @@ export class TimelineState {
   readonly branchPoints = new Map<string, Lsn>();
   /** Tenant: when the timeline was archived; it leaves memory with the index that says so. */
   archivedAtMs: number | undefined;
+  /** Timeline: lastRecordLsn when next to no WAL had come of late; not known of one that has not ingested since it was loaded. */
+  settledLsn: Lsn | undefined;
   /** Write path: commits that no layer holds yet, while the timeline ingests. */
   commitTail: CommitTail | undefined;
   /** Write path: freezes the open layer, when that can be done now. */
@@ -226,6 +231,16 @@ export class TimelineState {
   /** Whether this shard keeps what is no page of a relation's main fork, beside sizes and what ingest itself needs. */
   get isFirstShard(): boolean {
     return this.shard.number === 0;
+  }
+
+  /** Less than this much WAL in settleMs is next to none. */
+  get settledWalBytes(): number {
+    return this.context.limits.layerBytes / 64;
+  }
+
+  /** No load is under way: what it wrote is worth another look. */
+  get isSettled(): boolean {
+    return this.settledLsn !== undefined && this.lastRecordLsn - this.settledLsn <= this.settledWalBytes;
   }
 
   setLogicalSize(bytes: number): void {

@@ -47,6 +47,8 @@ import {TimelineWriter, existingSlruPages, relOf} from './write-path.ts';
 const waitMsDefault = 60_000;
 /** Somebody reads in order who asks for so many pages at once. */
 const runPagesMin = 8;
+/** What a timeline that has settled has in memory becomes a layer when it is this part of one. */
+const settledLayerShare = 1 / 16;
 /** Ingest waits so long, per layer it writes, for each layer that compaction is behind. */
 const debtStepMs = 100;
 
@@ -88,6 +90,8 @@ export class Timeline implements TimelineReader {
   #loadedWriter: TimelineWriter | undefined;
   readonly #waiters: LsnWaiters;
   #ageTimer: Timer | undefined;
+  /** lookWhetherSettled() was called last at this LSN. */
+  #lookedAtLsn: Lsn;
   #stopped = false;
   #importing = false;
   /** Ingest has frozen a layer while compaction is behind: it waits so long before it goes on. */
@@ -117,6 +121,7 @@ export class Timeline implements TimelineReader {
     this.#uploader = new Uploader(state, validator, loaded);
     this.#compactor = new Compactor(state, this.#uploader);
     this.#waiters = new LsnWaiters(state);
+    this.#lookedAtLsn = state.lastRecordLsn;
     this.#attachedMs = this.#frozenMs = state.context.clock.monotonicMs();
     if (ancestor !== undefined && state.ancestor !== undefined)
       ancestor.state.branchPoints.set(state.timelineId, state.ancestor.lsn);
@@ -758,10 +763,22 @@ export class Timeline implements TimelineReader {
 
   #startAgeTimer(): void {
     const {clock, limits} = this.state.context;
-    this.#ageTimer = clock.setTimer(limits.layerAgeMs / 4, () => {
+    this.#ageTimer = clock.setTimer(Math.min(limits.layerAgeMs / 4, limits.settleMs), () => {
       if (this.#stopped) return;
       if (clock.monotonicMs() - (this.state.open?.createdMs ?? this.#frozenMs) >= limits.layerAgeMs) this.#freeze();
+      this.lookWhetherSettled();
       this.#startAgeTimer();
     });
+  }
+
+  /** Whether next to no WAL has come since the last call; then what is worth an image is made one. For the timer and tests. */
+  lookWhetherSettled(): void {
+    const {state} = this;
+    const came = state.lastRecordLsn - this.#lookedAtLsn;
+    this.#lookedAtLsn = state.lastRecordLsn;
+    state.settledLsn = came <= state.settledWalBytes ? state.lastRecordLsn : undefined;
+    if (!state.isSettled) return;
+    if ((state.open?.bytes ?? 0) >= state.context.limits.layerBytes * settledLayerShare) this.#freeze();
+    else if (this.#compactor.hasSettledWork) state.onLayerAdded();
   }
 }
