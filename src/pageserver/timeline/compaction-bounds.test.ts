@@ -195,6 +195,13 @@ test('a loaded table that is touched once more becomes images alone when it sett
   for (let row = 0; row < 60; row++) await touch(timeline, at, 0, blocks, random);
   await timeline.checkpoint();
   while (await timeline.compactionStep());
+  const imageBytes = (): number => madeImages(timeline).reduce((sum, layer) => sum + layer.size, 0);
+  const loaded = imageBytes();
+  await touch(timeline, at, 200, 260, random);
+  await settle(timeline);
+  const part = imageBytes() - loaded;
+  assert.ok(part > 0 && part < 110 * 8192, `${part} bytes of images where 60 of ${blocks} pages were touched`);
+
   await touch(timeline, at, 0, blocks, random);
   await timeline.checkpoint();
   while (await timeline.compactionStep());
@@ -221,7 +228,7 @@ test('a loaded table that is touched once more becomes images alone when it sett
     );
     timeline = again.timeline(timeline.timelineId);
   }
-  const written = madeImages(timeline).reduce((sum, layer) => sum + layer.size, 0);
+  const written = imageBytes();
   const {imageBytesPerIngested, settledBytesPerIngested, targetBytes} = compaction;
   const {ingestedLayerBytes} = timeline.state;
   const allowed = ingestedLayerBytes * (imageBytesPerIngested + settledBytesPerIngested) + targetBytes;
