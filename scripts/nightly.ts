@@ -1,6 +1,6 @@
 /**
  * `npm run nightly`: what takes too long for every commit. Three seeds of the nemesis of five minutes each and the whole
- * crash matrix, whole installations on Ceph RGW behind faults, 50,000 seeds of the simulator, its seeded bugs and the model check,
+ * crash matrix, the second oracle at 100 LSNs and through computes that are killed, whole installations on Ceph RGW behind faults, 50,000 seeds of the simulator, its seeded bugs and the model check,
  * and property tests on other cases than every day's. `--seed N`: the first of the three (default: the day, so that each night has its own).
  */
 import {run, summarise} from './run.ts';
@@ -15,6 +15,16 @@ for (const seed of [first, first + 1, first + 2])
   );
 results.push(await run('check, other cases', node, ['scripts/check.ts'], {env: {PAGODA_PROPERTY_SEED: String(first)}}));
 results.push(await run('crash matrix', node, ['test/crash-matrix/main.ts']));
+const churn = ['--quick', '--churn', '--migrate', '--shards', '4', '--lsns', '100'];
+for (const options of [churn, ['--endpoint', '--quick']])
+  results.push(
+    await run(`second oracle ${options.join(' ')}`, node, [
+      'test/oracle-standby.ts',
+      ...options,
+      '--seed',
+      String(first),
+    ]),
+  );
 const onStores = [
   'src/pageserver/server.pg.test.ts',
   ...['archive', 'pageservers', 'shards'].map((name) => `test/system/${name}.test.ts`),

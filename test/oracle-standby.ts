@@ -32,6 +32,7 @@ import {parseArgs} from 'node:util';
 import {FolderObjectStore} from '#objectstore/folder-object-store.ts';
 import {MemoryObjectStore} from '#objectstore/memory-object-store.ts';
 import {endOfCheckpointRecord} from '#pageserver/ingest/import.ts';
+import {newestIndex, timelinePrefix} from '#pageserver/timeline/index-object.ts';
 import {type ControlFile, parseControlFile} from '#postgres/control-file.ts';
 import {formatLsn} from '#postgres/lsn.ts';
 import {rmgrNames} from '#postgres/wal/rmgr.ts';
@@ -254,7 +255,11 @@ async function throughEndpoint(): Promise<boolean> {
     );
 
   const store = new FolderObjectStore({root: join(pagoda.dir, 'objects'), disk: systemDisk, random, nowMs: Date.now()});
-  const storage = new Storage({store, random, layerBytes: 8 << 20, existing: {...branch, generation: 1_000_000}});
+  const indexes = await store.list(timelinePrefix(branch.tenantId, branch.timelineId));
+  const newest = newestIndex(indexes.map(({key}) => key));
+  if (newest === undefined) throw new Error(`the object store holds no index of timeline ${branch.timelineId}`);
+  const existing = {...branch, generation: newest.generation};
+  const storage = new Storage({store, random, layerBytes: 8 << 20, existing});
   try {
     await storage.attach();
     if (storage.lastRecordLsn !== plan.endLsn)

@@ -149,17 +149,17 @@ export async function writeFirstDirectory(pagoda: Pagoda, systemId: string, dire
     cacheDir: string;
     computes: {binDir: string; systemUser: string};
   };
-  if (!readdirSync(config.cacheDir).some((name) => /^initdb-.*\.tar$/.test(name)))
-    throw new Error(`${config.cacheDir} does not hold what the project was made from`);
+  const template = readdirSync(config.cacheDir).find((name) => /^initdb-\d+\.\d+-v\d+$/.test(name));
+  if (template === undefined) throw new Error(`${config.cacheDir} does not hold what the project was made from`);
   const {cacheDir, computes} = config;
   const {binDir, systemUser} = computes;
   const options = {cacheDir, binDir, systemUser, disk: systemDisk, random: noRandom, log: silentLog};
   const parts: Buffer[] = [];
   for await (const part of await new InitdbBootstrap(options).dataDirectory(systemId)) parts.push(Buffer.from(part));
-  mkdirSync(directory, {recursive: true});
+  // What no import reads, a server wants to find: configuration, and directories that are empty.
+  execFileSync('cp', ['-a', join(cacheDir, template), directory]);
   execFileSync('tar', ['-xf', '-', '-C', directory], {input: Buffer.concat(parts)});
-  for (const name of ['pg_wal', 'pg_wal/archive_status', 'pg_twophase', 'pg_tblspc'])
-    mkdirSync(join(directory, name), {recursive: true});
+  mkdirSync(join(directory, 'pg_wal/archive_status'), {recursive: true});
   const control = parseControlFile(readFileSync(join(directory, 'global/pg_control')));
   return endOfCheckpointRecord(control.checkPointLsn);
 }
