@@ -1,7 +1,8 @@
 /**
  * `npm run nightly`: what takes too long for every commit. Three seeds of the nemesis of five minutes each and the whole
- * crash matrix, the second oracle at 100 LSNs and through computes that are killed, whole installations on Ceph RGW behind faults, 50,000 seeds of the simulator, its seeded bugs and the model check,
- * and property tests on other cases than every day's. `--seed N`: the first of the three (default: the day, so that each night has its own).
+ * crash matrix, the second oracle at 100 LSNs and behind computes that are killed, whole installations on Ceph RGW behind faults,
+ * 50,000 seeds of the simulator, its seeded bugs and the model check, and property tests on other cases than every day's.
+ * `--seed N`: the first of the three (default: the day, so that each night has its own).
  */
 import {run, summarise} from './run.ts';
 
