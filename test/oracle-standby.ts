@@ -15,7 +15,7 @@
  *   --churn           layers of 1 MiB, compaction at every one of them, GC of all history before the LSN that is compared, a block
  *                     cache of 4 MiB in memory and one of 2 MiB on disk; before every fourth comparison everything archived, attached
  *                     anew from the object store alone, and woken; before another fourth the pageservers stopped and started with
- *                     nothing but the object store
+ *                     nothing but the object store; and of the branches that are read every fourth is detached first
  *   --migrate         two pageservers: the timeline moves to and fro between them, in ingest and all the while it is compared, as in
  *                     a migration or taken from one that lives on and is told nothing; with --churn or without
  *   --shards N        the tenant is N shards, each of which is ingested, moved and archived by itself
@@ -147,7 +147,7 @@ async function main(): Promise<boolean> {
     const all: Comparison[] = [];
     const trunk = storage.reader();
     const compare = (target: Target, control: ControlFile, timeline = trunk): Promise<Comparison> =>
-      compareAt({timeline, dataDir: standby.dataDir, target, plan, control});
+      compareAt({timeline, past: trunk, dataDir: standby.dataDir, target, plan, control});
     if (options.migrate) moving = storage.moveAbout(still.signal);
     moving?.catch(() => {}); // it is thrown at the end
     for (const [i, target] of plan.targets.entries()) {
@@ -156,7 +156,7 @@ async function main(): Promise<boolean> {
       if (options.churn && i % 4 === 1) await storage.restart();
       if (options.churn && i % 4 === 3) await storage.sleepAndWake();
       if (options.churn) await storage.keep(target.lsn, [target.checkpoint.endLsn]);
-      const timeline = i % 2 === 1 ? await storage.branch(target.lsn) : trunk;
+      const timeline = i % 2 === 1 ? await storage.branch(target.lsn, options.churn && i % 8 === 1) : trunk;
       const result = await compare(target, control, timeline);
       all.push(result);
       reportTarget(target, result, Date.now() - replayedAt);
@@ -175,20 +175,21 @@ async function main(): Promise<boolean> {
         throw new Error('the timeline has not moved');
     }
     if (options.churn) {
-      const {steps, collected, evicted, evictedLocally, archivings, restarts} = storage.churned;
+      const {steps, collected, evicted, evictedLocally, archivings, restarts, detachments} = storage.churned;
       const {layers: left, layerBytes: leftBytes} = storage.size();
       console.log(
         `${steps} steps of compaction, ${collected} layers collected; ${left} layers of ${(leftBytes / 1e6).toFixed(1)} MB are left`,
       );
       console.log(
         `${evicted} blocks evicted from memory and ${evictedLocally} chunks from local disk; ${archivings} times archived, attached from the ` +
-          `object store alone and woken, ${restarts} pageservers started anew with an empty folder`,
+          `object store alone and woken, ${restarts} pageservers started anew with an empty folder, ${detachments} branches detached`,
       );
       // With few LSNs there is not always a layer of which everything may go.
       if (steps < 10 || (collected === 0 && plan.targets.length > 20))
         throw new Error('compaction and GC have not been at work');
       if (evicted === 0 || evictedLocally === 0) throw new Error('nothing was evicted');
-      if (archivings === 0 || restarts === 0) throw new Error('nothing was archived, or no pageserver was restarted');
+      if (archivings === 0 || restarts === 0 || detachments === 0)
+        throw new Error('nothing was archived, no pageserver was restarted, or no branch was detached');
     }
     if (options.prove) {
       const end = plan.targets.at(-1)!;

@@ -79,6 +79,8 @@ interface Directory {
 
 export interface CompareOptions {
   readonly timeline: ComparedReader;
+  /** Who knows what was before the target, where that is not the timeline: it may begin there. */
+  readonly past?: ComparedReader;
   readonly dataDir: string;
   readonly target: Target;
   readonly plan: WalPlan;
@@ -313,16 +315,16 @@ async function compareTablespaces({timeline, dataDir, target}: CompareOptions, r
 
 /** At a checkpoint record, what pg_control says of it; at the target, the parameters, which WAL changes at once. */
 async function compareCounters(options: CompareOptions, result: Comparison): Promise<void> {
-  const {timeline, target, control} = options;
+  const {timeline, past = timeline, target, control} = options;
   const {checkpoint} = target;
   result.fact(
     control.checkPointLsn === checkpoint.startLsn,
     () =>
       `the standby's last restartpoint is at ${formatLsn(control.checkPointLsn)}, expected ${formatLsn(checkpoint.startLsn)}: its pages were not written`,
   );
-  const read = async (at: Lsn): Promise<ControlFile> =>
-    CheckpointState.decode((await timeline.checkpointState(at)) ?? Buffer.alloc(0)).control;
-  const now = await read(target.lsn);
+  const read = async (of: ComparedReader, at: Lsn): Promise<ControlFile> =>
+    CheckpointState.decode((await of.checkpointState(at)) ?? Buffer.alloc(0)).control;
+  const now = await read(timeline, target.lsn);
   for (const name of [
     'walLevel',
     'walLogHints',
@@ -335,7 +337,7 @@ async function compareCounters(options: CompareOptions, result: Comparison): Pro
   ] as const)
     result.fact(now[name] === control[name], () => `pg_control ${name}: ${now[name]}, expected ${control[name]}`);
 
-  const ours = (await read(checkpoint.endLsn)).checkPoint;
+  const ours = (await read(past, checkpoint.endLsn)).checkPoint;
   const theirs = control.checkPoint;
   if (checkpoint.shutdown) {
     result.fact(

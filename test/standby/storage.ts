@@ -57,6 +57,8 @@ const churnLimits: LimitChanges = {
 const churnCacheBytes = 4 << 20;
 const churnLocalBytes = 2 << 20;
 
+const detachMs = 10_000;
+
 /** Between two moves of a shard, at most. */
 const restMsMax = 1500;
 
@@ -71,6 +73,7 @@ export class Storage {
   readonly #timelineId: string;
   #branches = 0;
   #archivings = 0;
+  #detachments = 0;
   #held: readonly Lsn[] = [];
   /** What changes a shard happens one after the other. */
   #turn: Promise<void> = Promise.resolve();
@@ -192,6 +195,7 @@ export class Storage {
     readonly evictedLocally: number;
     readonly archivings: number;
     readonly restarts: number;
+    readonly detachments: number;
     readonly moves: number;
     readonly taken: number;
     readonly refusals: number;
@@ -205,6 +209,7 @@ export class Storage {
       evictedLocally: this.#localCaches.reduce((total, {counts}) => total + counts.evictions, 0),
       archivings: this.#archivings,
       restarts: this.#fleet.restarts,
+      detachments: this.#detachments,
       moves: this.#fleet.migrations,
       taken: this.#fleet.failovers,
       refusals: this.#fleet.refusals,
@@ -305,16 +310,18 @@ export class Storage {
 
   /**
    * A new branch at an LSN: everything it answers comes from its ancestor. The one before goes, and with it what is kept of history
-   * for it alone.
+   * for it alone. `detached`: it is made independent of its ancestor before it is read, and begins at the LSN.
    */
-  async branch(at: Lsn): Promise<FollowingReader> {
+  async branch(at: Lsn, detached = false): Promise<FollowingReader> {
     const name = (number: number): string => number.toString(16).padStart(32, 'b');
     const before = this.#branches++;
     await this.#each(async (id) => {
       const tenant = this.#fleet.tenant(id);
       if (before > 0) await tenant.deleteTimeline(name(before));
-      await tenant.createBranch(name(before + 1), this.#timelineId, at);
+      const branch = await tenant.createBranch(name(before + 1), this.#timelineId, at);
+      while (detached && !(await this.#fleet.pageserver(id).detachAncestor(id, branch.timelineId, detachMs)));
     });
+    if (detached) this.#detachments++;
     return this.reader(name(this.#branches));
   }
 
