@@ -52,7 +52,7 @@ test('old branches that rest are archived, children first; others never; whateve
   await archive.sweep();
   assert.deepEqual(await states(), {...rest, parent: 'archived', child: 'archived', grandchild: 'archived'});
 
-  // An attempt that fails leaves the branch as it was, awake, and is made again after a while.
+  // An attempt that fails leaves the branch as it was, awake, and is made again soon; less and less often when it goes on failing.
   const other = await add('other');
   nowMs += 14 * 86_400_000;
   world.broken.add('archiveTimeline');
@@ -62,8 +62,24 @@ test('old branches that rest are archived, children first; others never; whateve
   world.broken.clear();
   await archive.sweep();
   assert.equal((await states())['other'], 'ready', 'not at once');
-  nowMs += 600_000;
+  nowMs += 5_000;
   await archive.sweep();
   assert.equal((await states())['other'], 'archived');
+
+  const hopeless = await add('hopeless');
+  nowMs += 14 * 86_400_000;
+  world.broken.add('archiveTimeline');
+  const attempts = async (): Promise<number> =>
+    (
+      await store
+        .selectFrom('operations')
+        .select('id')
+        .where('branch_id', '=', hopeless)
+        .where('kind', '=', 'archive_branch')
+        .execute()
+    ).length;
+  for (let minute = 0; minute < 360; minute++, nowMs += 60_000) await archive.sweep();
+  const inSixHours = await attempts();
+  assert.ok(inSixHours > 30 && inSixHours < 60, `${inSixHours} attempts in six hours`);
   await control.stop();
 });

@@ -14,8 +14,9 @@ import type {BranchTable, Store} from '#control/store/schema.ts';
 const ageSecondsDefault = 14 * 86_400;
 const idleSecondsDefault = 86_400;
 const sweepMsMax = 60_000;
-/** After one that could not be archived. */
-const refusedMs = 600_000;
+/** After one that could not be archived; twice as long after each further time. The first may only have come before its pageserver. */
+const refusedMsMin = 5_000;
+const refusedMsMax = 600_000;
 const archiveMsMax = 180_000;
 
 export interface AutoArchiveConfig {
@@ -37,7 +38,7 @@ export class AutoArchive {
   readonly #options: AutoArchiveOptions;
   readonly #ageMs: number;
   readonly #idleMs: number;
-  readonly #refusedUntil = new Map<string, number>();
+  readonly #refused = new Map<string, {readonly times: number; readonly untilMs: number}>();
   #stopped = false;
 
   constructor(options: AutoArchiveOptions) {
@@ -78,10 +79,13 @@ export class AutoArchive {
       .orderBy('created_at', 'desc')
       .execute();
     const ids = new Set(old.map((branch) => branch.id));
-    for (const id of this.#refusedUntil.keys()) if (!ids.has(id)) this.#refusedUntil.delete(id);
+    for (const id of this.#refused.keys()) if (!ids.has(id)) this.#refused.delete(id);
     for (const branch of old) {
       if (this.#stopped) return;
-      if ((this.#refusedUntil.get(branch.id) ?? 0) > nowMs || (await this.#wasUsedSince(branch, nowMs - this.#idleMs)))
+      if (
+        (this.#refused.get(branch.id)?.untilMs ?? 0) > nowMs ||
+        (await this.#wasUsedSince(branch, nowMs - this.#idleMs))
+      )
         continue;
       await this.#archive(branch);
     }
@@ -126,6 +130,11 @@ export class AutoArchive {
       .where('id', '=', branch.id)
       .executeTakeFirstOrThrow();
     if (state === 'archived') log.info('branch archived', {project: branch.project_id, branch: branch.id});
-    else this.#refusedUntil.set(branch.id, clock.nowMs() + refusedMs);
+    else this.#refuse(branch.id, clock.nowMs());
+  }
+
+  #refuse(branchId: string, nowMs: number): void {
+    const times = (this.#refused.get(branchId)?.times ?? 0) + 1;
+    this.#refused.set(branchId, {times, untilMs: nowMs + Math.min(refusedMsMax, refusedMsMin * 2 ** (times - 1))});
   }
 }
