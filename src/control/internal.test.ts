@@ -80,6 +80,26 @@ test('a branch at a point of its past is an endpoint that no list shows, one for
     assert.equal((await ask('proxy', 'POST', '/point_in_time', body)).status, 400, JSON.stringify(body));
   assert.equal((await ask('proxy', 'POST', '/point_in_time', {target: 'br-no', lsn})).status, 404);
   assert.equal((await ask('pageserver', 'POST', '/point_in_time', {target, lsn})).status, 403);
+
+  // Nothing can be written into it: a new password is there when it has started anew. A database of now it never has.
+  const branch = `/projects/${made.project.id}/branches/${target}`;
+  await call(control, 'POST', `${branch}/databases`, {database: {name: 'later', owner_name: 'neondb_owner'}});
+  assert.ok(world.computes.has(id));
+  const reset = await call(control, 'POST', `${branch}/roles/neondb_owner/reset_password`);
+  assert.equal(reset.status, 200, JSON.stringify(reset.json));
+  assert.ok(!world.computes.has(id), 'it has the old password');
+  await control.endpoints.wake(id);
+  const verifier = async (): Promise<string | null> =>
+    (
+      await control.store
+        .selectFrom('roles')
+        .select('scram_verifier')
+        .where('branch_id', '=', target)
+        .executeTakeFirstOrThrow()
+    ).scram_verifier;
+  assert.equal(world.computes.get(id)?.roles[0]?.scramVerifier, await verifier());
+  await call(control, 'POST', `${branch}/roles`, {role: {name: 'another'}});
+  assert.ok(!world.computes.has(id), 'it does not have the new role');
 });
 
 async function ask(

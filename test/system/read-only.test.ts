@@ -67,7 +67,8 @@ test('main@LSN and main@time are read as they were, also when the password has c
   branch = {...branch, uri: await pagoda.uri(branch.branchId)};
   await sleep(5500); // the proxy knows verifiers for five seconds
   assert.ok(branch.uri.includes(encodeURIComponent(role.password)));
-  // A point before the change gets the password of now all the same.
+  // A point before the change gets the password of now all the same, and so does one whose compute had the old one.
+  assert.deepEqual(await pagoda.query(then, at(`neon_lsn:${String(lsn)}`)), [{n: 2000, there: true}]);
   assert.deepEqual(await pagoda.query(then, at(`neon_lsn:${String(between)}`)), [{n: 10, there: true}]);
   const [{next} = {}] = await pagoda.query(`select (pg_current_wal_flush_lsn() - 8)::text as next`, branch.uri);
   assert.deepEqual(await pagoda.query(then, at(`neon_lsn:${String(next)}`)), [{n: 10, there: true}]);

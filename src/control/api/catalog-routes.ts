@@ -8,6 +8,7 @@ import {
   forgetDropped,
   newPassword,
   noteDropped,
+  restartStaticDrafts,
   revealPassword,
 } from '#control/api/catalog.ts';
 import {nextDatabaseId} from '#control/catalog-copy.ts';
@@ -55,7 +56,7 @@ export const catalogRoutes: readonly ApiRoute[] = [
       const {name, no_login: noLogin = false} = body.role;
       checkRoleName(name);
       const secret = noLogin ? undefined : await newPassword(context, project, branch.id, name);
-      const operations = await changeCatalog(context, project, branch, async (trx, nowMs) => {
+      const operations = await changeLogins(context, project, branch, async (trx, nowMs) => {
         const taken = await trx
           .selectFrom('roles')
           .select('name')
@@ -133,7 +134,7 @@ export const catalogRoutes: readonly ApiRoute[] = [
       const role = await findRole(context, branch, params.role_name);
       if (role.no_login === 1) throw apiErrors.unprocessable(`role ${role.name} cannot log in`);
       const secret = await newPassword(context, project, branch.id, role.name);
-      const operations = await changeCatalog(context, project, branch, async (trx, nowMs) => {
+      const operations = await changeLogins(context, project, branch, async (trx, nowMs) => {
         await trx
           .updateTable('roles')
           .set({password_sealed: secret.sealed, scram_verifier: secret.verifier, updated_at: nowMs})
@@ -253,13 +254,24 @@ async function changeCatalog(
   project: ProjectTable,
   branch: BranchTable,
   change: (trx: StoreTransaction, nowMs: number, version: number) => Promise<void>,
+  draft = applyConfigDrafts,
 ): Promise<OperationTable[]> {
   const {operations} = await context.mutate(project.id, await catalogLocks(context, branch), async (trx, nowMs) => {
     const current = await trx.selectFrom('branches').selectAll().where('id', '=', branch.id).executeTakeFirstOrThrow();
     await change(trx, nowMs, await bumpCatalog(trx, current, nowMs));
-    return {operations: await applyConfigDrafts(trx, branch), result: undefined};
+    return {operations: await draft(trx, branch), result: undefined};
   });
   return operations;
+}
+
+/** One that says who may come in, and by which password: also where the past is read. */
+function changeLogins(
+  ...[context, project, branch, change]: Parameters<typeof changeCatalog>
+): Promise<OperationTable[]> {
+  return changeCatalog(context, project, branch, change, async (trx) => [
+    ...(await applyConfigDrafts(trx, branch)),
+    ...(await restartStaticDrafts(trx, branch)),
+  ]);
 }
 
 async function checkOwner(trx: StoreTransaction, branch: BranchTable, owner: string): Promise<void> {

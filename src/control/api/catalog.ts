@@ -101,6 +101,29 @@ export async function applyConfigDrafts(trx: StoreTransaction, branch: BranchTab
   }));
 }
 
+/**
+ * A compute at a point in time cannot be written into: it has the roles and passwords of now when it starts (compute/agent.ts). Those that
+ * run are suspended, and the next connection starts them anew.
+ */
+export async function restartStaticDrafts(trx: StoreTransaction, branch: BranchTable): Promise<OperationDraft[]> {
+  const endpoints = await trx
+    .selectFrom('endpoints')
+    .select('id')
+    .where('branch_id', '=', branch.id)
+    .where('static_lsn', 'is not', null)
+    .where('current_state', '=', 'active')
+    .where('deleted_at', 'is', null)
+    .execute();
+  return endpoints.map(({id}) => ({
+    projectId: branch.project_id,
+    branchId: branch.id,
+    endpointId: id,
+    action: 'suspend_compute',
+    kind: 'suspend_compute',
+    locks: [endpointLock(id)],
+  }));
+}
+
 /** Remembers a drop until a compute has carried it out; a new object of the same name takes the note away. */
 export async function noteDropped(
   trx: StoreTransaction,
