@@ -77,7 +77,12 @@ export async function runRole(name: string, configFile: string | undefined, isSp
     exitProcess(0);
   };
   onTerminate((signal) => void stop(signal).catch((error: unknown) => fail(name, error)));
-  running = await (run as (config: unknown, prepared?: Prepared) => Promise<RunningRole>)(config, prepared);
+  try {
+    running = await (run as (config: unknown, prepared?: Prepared) => Promise<RunningRole>)(config, prepared);
+  } catch (error) {
+    // A spare one's standard error is not where its log is.
+    fail(name, error);
+  }
   if (stopping) {
     await running.stop();
     exitProcess(0);
@@ -109,8 +114,11 @@ async function prepare(
   return (make as (options: unknown) => Promise<Prepared>)({proposerCommand, mark});
 }
 
+/** The last line of the log is for whoever started this, and says no more than why. */
 function fail(name: string, error: unknown): never {
-  createLog({component: name}).error('stopped by an error', {error: String((error as Error).stack ?? error)});
+  const log = createLog({component: name});
+  if (error instanceof Error) log.error('where it was stopped', {stack: error.stack});
+  log.error('stopped by an error', {error});
   exitProcess(1);
 }
 

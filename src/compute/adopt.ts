@@ -38,6 +38,8 @@ export async function adoptCluster(address: PostgresAddress, superuser: string):
   }
 }
 
+const invalidAuthorization = '28000';
+
 /** Role 10 gets our name. */
 async function takeOver(address: PostgresAddress, superuser: string): Promise<void> {
   const isOurs = await connectAdmin(address).then(
@@ -48,7 +50,11 @@ async function takeOver(address: PostgresAddress, superuser: string): Promise<vo
       await client.end();
       return rows[0]?.ours === true;
     },
-    () => false,
+    (error: unknown) => {
+      // There is no role of our name. Anything else says nothing about it.
+      if ((error as {code?: string}).code === invalidAuthorization) return false;
+      throw error;
+    },
   );
   if (!isOurs) {
     const first = await connectAdmin(address, 'postgres', superuser);
@@ -147,6 +153,17 @@ async function giveObjects(address: PostgresAddress, database: string, owner: st
     throw new Error(`database ${database}: ${(error as Error).message}`, {cause: error});
   } finally {
     await client.end();
+  }
+}
+
+/** Returns when everything that was committed here so far is at the quorum: what was done in private was not waited for. */
+export async function waitForQuorum(address: PostgresAddress): Promise<void> {
+  const admin = await connectAdmin(address);
+  try {
+    // The smallest record that makes its commit wait.
+    await admin.query("select pg_logical_emit_message(true, 'pagoda', '')");
+  } finally {
+    await admin.end();
   }
 }
 

@@ -23,8 +23,8 @@ import {changeOwner} from '#runtime/permissions.ts';
 import type {Lsn} from '#postgres/lsn.ts';
 import {formatLsn, parseLsn} from '#postgres/lsn.ts';
 import {ActivityWatch} from '#compute/activity.ts';
-import {adoptCluster, readCatalog} from '#compute/adopt.ts';
-import {applyCatalog, type PostgresAddress} from '#compute/catalog.ts';
+import {adoptCluster, readCatalog, waitForQuorum} from '#compute/adopt.ts';
+import {applyCatalog, type PostgresAddress, requireRoles} from '#compute/catalog.ts';
 import {type DataDirectory, makeDataDirectory} from '#compute/data-directory.ts';
 import {hotBlockSettings, keepHotBlocks, restoreHotBlocks} from '#compute/hot-blocks.ts';
 import {HydrationServer} from '#compute/hydration-server.ts';
@@ -264,12 +264,12 @@ class ComputeAgent {
 
     this.#state = 'starting';
     const address = {socketDir: paths.run, port: this.#pgPort};
+    const {adopt} = this.#spec;
+    const hasRolesOfNow = this.#spec.mode === 'static' && this.#spec.alreadyApplied !== true;
     let relay: WalRelay | undefined;
     let postgres: PostgresProcess;
     try {
-      if (this.#spec.mode === 'static' && this.#spec.alreadyApplied !== true)
-        await this.#inPrivate(() => this.#applyRolesOfNow(address));
-      const {adopt} = this.#spec;
+      if (hasRolesOfNow) await this.#inPrivate(() => this.#applyRolesOfNow(address));
       if (adopt && !this.#catalogApplied) await this.#inPrivate(() => adoptCluster(address, adopt.superuser));
       if (replica) relay = await this.#startRelay(lsn, replica);
       if (this.#spec.mode !== 'primary') {
@@ -304,10 +304,18 @@ class ComputeAgent {
         throttlePath: joinPath(this.#paths.pgdata, 'pagoda_throttle'),
       });
       if (!this.#catalogApplied) {
-        await applyCatalog(address, this.#spec);
+        const applied = applyCatalog(address, this.#spec).then(async () => {
+          // Were it lost, nothing of the branch could be used: it is not called adopted before the safekeepers have it.
+          if (adopt) await waitForQuorum(address);
+        });
+        // Its commits would wait for ever.
+        const died = primary.proposer.exited.then(() => {
+          throw new Error('the proposer ended while roles and databases were brought in');
+        });
+        await Promise.race([applied, died]);
         this.#catalogApplied = true;
       }
-    }
+    } else if (hasRolesOfNow) await requireRoles(address, this.#spec);
     this.#state = 'running';
     this.#log.info('running', {
       mode: this.#spec.mode,

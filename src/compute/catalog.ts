@@ -28,7 +28,8 @@ export async function connectAdmin(
     application_name: 'pagoda-agent',
     // Nothing that a customer has put into a database is ever found by one of our names.
     options: '-c search_path=pg_catalog,pg_temp -c role=none -c row_security=off',
-    connectionTimeoutMillis: 30_000,
+    // The first session of a database reads its catalogs from a pageserver that may be busy.
+    connectionTimeoutMillis: 120_000,
   });
   client.on('error', () => {}); // a lost session surfaces at its next query
   await client.connect();
@@ -77,6 +78,22 @@ async function applyRoles(client: pg.Client, spec: ComputeSpec): Promise<void> {
       now.rolcanlogin !== role.canLogin
     )
       await client.query(`alter role ${ident(role.name)} ${login}${password}`);
+  }
+}
+
+/** Throws when a role of the spec is not there: who comes in by it would be told no more than that the password is wrong. */
+export async function requireRoles(address: PostgresAddress, spec: ComputeSpec): Promise<void> {
+  const client = await connectAdmin(address);
+  try {
+    const {rows} = await client.query<{rolname: string}>('select rolname from pg_authid');
+    const existing = new Set(rows.map((r) => r.rolname));
+    const missing = spec.roles.filter(({name}) => !existing.has(name));
+    if (missing.length > 0)
+      throw new Error(
+        `compute ${spec.endpointId} (branch ${spec.branchId}) at ${spec.startLsn} lacks roles that were just made: ${missing.map(({name}) => name).join(', ')}`,
+      );
+  } finally {
+    await client.end();
   }
 }
 

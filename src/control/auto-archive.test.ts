@@ -9,7 +9,7 @@ test('old branches that rest are archived, children first; others never; whateve
   let nowMs = systemClock.nowMs();
   const clock = {...systemClock, nowMs: () => nowMs};
   const world = new FakeWorld();
-  const control = await startControl(world, {clock});
+  await using control = await startControl(world, {clock});
   const {store, runner} = control.context;
   const log = createLog({component: 'test', level: 'error'});
   const archive = new AutoArchive({store, runner, clock, log, config: undefined});
@@ -81,5 +81,4 @@ test('old branches that rest are archived, children first; others never; whateve
   for (let minute = 0; minute < 360; minute++, nowMs += 60_000) await archive.sweep();
   const inSixHours = await attempts();
   assert.ok(inSixHours > 30 && inSixHours < 60, `${inSixHours} attempts in six hours`);
-  await control.stop();
 });

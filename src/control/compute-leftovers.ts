@@ -1,4 +1,4 @@
-/** What computes leave on their machine goes when their endpoint is gone: a directory with a cache, a port. */
+/** What computes leave on their machine goes when their endpoint is gone: a directory with a cache, a port, later its log. */
 import {endpointLock} from '#control/api/context.ts';
 import type {ComputeLauncher} from '#control/launcher.ts';
 import type {OperationRunner} from '#control/operations/runner.ts';
@@ -14,7 +14,7 @@ export const goneForMs = 3_600_000;
 export interface ComputeLeftoversContext {
   readonly store: Store;
   readonly runner: Pick<OperationRunner, 'holder'>;
-  readonly launcher: Pick<ComputeLauncher, 'kept' | 'discard'>;
+  readonly launcher: Pick<ComputeLauncher, 'kept' | 'discard' | 'removeOldLogs'>;
   readonly clock: Clock;
   readonly log: Log;
 }
@@ -32,6 +32,7 @@ export function startDiscarding(context: ComputeLeftoversContext): Sweep {
 
 /** One that can be recovered keeps its port. */
 export async function discardDeleted({store, runner, launcher, clock, log}: ComputeLeftoversContext): Promise<void> {
+  launcher.removeOldLogs();
   const kept = launcher.kept();
   if (kept.length === 0) return;
   const gone = await store

@@ -36,6 +36,8 @@ export interface ComputeLauncher {
   kept(): string[];
   /** Stops the compute and forgets what is kept of it: the endpoint is gone. */
   discard(endpointId: string): Promise<void>;
+  /** What computes have said of which nothing else is kept goes when it is old. */
+  removeOldLogs(): void;
   /** undefined: it does not run. Rejects when it does not answer. */
   report(endpointId: string): Promise<ComputeReport | undefined>;
   /** The roles and databases that a running compute has. */

@@ -21,6 +21,7 @@ import {changeMode, changeOwner} from '#runtime/permissions.ts';
 import {listProcesses, processArguments} from '#runtime/process-table.ts';
 import {type ChildProcessHandle, signalProcess, spawnProcess} from '#runtime/process.ts';
 import type {Random} from '#runtime/random.ts';
+import {openLogFile, removeOldLogs} from '#control/compute-logs.ts';
 import {portOfCompute} from '#control/compute-ports.ts';
 import {SpareAgents} from '#control/spare-agents.ts';
 import type {ComputeSpec, ImportedCatalog, SchemaSource} from '#wire/compute-spec.ts';
@@ -50,12 +51,12 @@ interface RunFile {
 }
 
 const startMsMax = 120_000;
+/** Each object of a directory that is imported may get another owner, read by read from a pageserver that has just taken it in. */
+const adoptMsMax = 1_800_000;
 /** Tens of thousands of tables take minutes. */
 const copySchemaMsMax = 1_800_000;
 const gracefulStopMsMax = 120_000;
 const watchEveryMs = 500;
-/** An old log is kept once. */
-const logBytesMax = 16 * 1024 * 1024;
 
 export class LocalComputeLauncher implements ComputeLauncher {
   onExit: (endpointId: string) => void = () => {};
@@ -98,7 +99,7 @@ export class LocalComputeLauncher implements ComputeLauncher {
       this.#configFile(endpointId),
       Buffer.from(JSON.stringify(this.#agentConfig(spec, dataDir, httpToken, pgPort), undefined, 2)),
     );
-    const child = await this.#spawn(endpointId);
+    const child = await this.#spawn(endpointId, spec.adopt === undefined ? startMsMax : adoptMsMax);
     replaceFile(
       disk,
       this.#runFile(endpointId),
@@ -136,7 +137,8 @@ export class LocalComputeLauncher implements ComputeLauncher {
   }
 
   async catalog(endpointId: string): Promise<ImportedCatalog> {
-    return (await this.#ask(endpointId, this.#mustRun(endpointId), 'GET', '/catalog')) as ImportedCatalog;
+    const options = {timeoutMs: startMsMax};
+    return (await this.#ask(endpointId, this.#mustRun(endpointId), 'GET', '/catalog', options)) as ImportedCatalog;
   }
 
   async copySchema(endpointId: string, source: SchemaSource): Promise<void> {
@@ -168,6 +170,10 @@ export class LocalComputeLauncher implements ComputeLauncher {
   async discard(endpointId: string): Promise<void> {
     await this.stop(endpointId);
     this.#options.disk.remove(this.#directory(endpointId));
+  }
+
+  removeOldLogs(): void {
+    removeOldLogs(this.#options.disk, this.#options, this.#options.clock.nowMs());
   }
 
   /** Stops every compute that runs below the directory; for the end of the whole installation. */
@@ -270,10 +276,12 @@ export class LocalComputeLauncher implements ComputeLauncher {
     };
   }
 
-  async #spawn(endpointId: string): Promise<{pid: number; ports: {pgPort: number; httpPort: number}}> {
+  async #spawn(
+    endpointId: string,
+    readyMsMax: number,
+  ): Promise<{pid: number; ports: {pgPort: number; httpPort: number}}> {
     const {disk, clock} = this.#options;
-    const logFile = joinPath(this.#options.logsDir, `compute-${endpointId}.log`);
-    if ((disk.stat(logFile)?.size ?? 0) > logBytesMax) disk.rename(logFile, `${logFile}.1`);
+    const logFile = openLogFile(disk, this.#options.logsDir, endpointId);
     const spare = this.#spares.take();
     // Written before the agent has its task: killed at any moment, its processes are found again.
     if (spare) replaceFile(disk, this.#markFile(endpointId), Buffer.from(spare.mark));
@@ -285,15 +293,15 @@ export class LocalComputeLauncher implements ComputeLauncher {
     };
     const child = spare?.child ?? (await this.#spawnAgent(endpointId, logFile, onLine));
     spare?.assign({config: this.#configFile(endpointId), logFile}, onLine);
-    const timer = clock.setTimer(startMsMax, () => {
+    const timer = clock.setTimer(readyMsMax, () => {
       ready.reject(
-        new Error(`the compute of endpoint ${endpointId} was not ready within ${startMsMax / 1000} s; see ${logFile}`),
+        new Error(`the compute of endpoint ${endpointId} was not ready within ${readyMsMax / 1000} s; see ${logFile}`),
       );
     });
     void child.exited.then(({code, signal}) => {
       ready.reject(
         new Error(
-          `the compute of endpoint ${endpointId} ended while starting (${signal ?? `code ${code}`}): ${lastLine(disk, logFile)}; see ${logFile}`,
+          `the compute of endpoint ${endpointId} ended while starting (${signal ?? `code ${code}`}): ${lastWords(disk, logFile)}; see ${logFile}`,
         ),
       );
     });
@@ -417,14 +425,18 @@ function parseReady(line: string): {pgPort: number; httpPort: number} | undefine
   }
 }
 
-function lastLine(disk: Disk, path: string): string {
+function lastWords(disk: Disk, path: string): string {
   const size = disk.stat(path)?.size ?? 0;
   if (size === 0) return 'it wrote no log';
   const file = disk.open(path, 'read');
   try {
-    const tail = Buffer.alloc(Math.min(size, 2000));
+    const tail = Buffer.alloc(Math.min(size, 16_384));
     file.read(tail, size - tail.length);
-    return tail.toString('utf8').trimEnd().split('\n').at(-1) ?? '';
+    const line = tail.toString('utf8').trimEnd().split('\n').at(-1) ?? '';
+    // How a role that fails ends its log (cli/roles.ts).
+    const reason = / ERROR \w+: stopped by an error error=(.*)$/.exec(line)?.[1];
+    if (reason === undefined) return line;
+    return reason.startsWith('"') ? (JSON.parse(reason) as string) : reason;
   } finally {
     file.close();
   }

@@ -7,7 +7,8 @@ import type {Store, StoreTransaction} from '#control/store/schema.ts';
 import type {Clock} from '#runtime/clock.ts';
 import type {Log} from '#runtime/log.ts';
 
-const sweepMs = 15_000;
+const sweepMsMin = 500;
+const sweepMsMax = 15_000;
 
 export interface PurgeContext {
   readonly store: Store;
@@ -16,12 +17,13 @@ export interface PurgeContext {
   readonly log: Log;
 }
 
-export function startPurging(context: PurgeContext): Sweep {
-  const {clock, log} = context;
+/** `recoveryMs`: how long what is deleted can be recovered. */
+export function startPurging(context: PurgeContext & {readonly recoveryMs: number}): Sweep {
+  const {clock, log, recoveryMs} = context;
   return startSweep({
     clock,
     log,
-    everyMs: sweepMs,
+    everyMs: Math.min(sweepMsMax, Math.max(sweepMsMin, recoveryMs / 2)),
     what: 'looking for deleted branches whose time is over',
     sweep: () => sweepDeleted(context),
   });

@@ -149,7 +149,7 @@ export async function runControl(config: ControlConfig): Promise<RunningControl>
     startBranchExpiry(context),
     startUsageSampling({store, storage, clock, log}),
     startBackups(context),
-    startPurging({store, runner, clock, log}),
+    startPurging(context),
     startDiscarding({store, runner, launcher, clock, log}),
     new AutoArchive({store, runner, clock, log, config: config.archive}).start(),
     new Autosuspend({

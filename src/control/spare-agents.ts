@@ -4,11 +4,12 @@
  * never be what a running compute is missing.
  */
 import type {Clock, Timer} from '#runtime/clock.ts';
-import {joinPath} from '#runtime/disk.ts';
+import {type Disk, joinPath} from '#runtime/disk.ts';
 import type {Log} from '#runtime/log.ts';
 import {availableMemoryBytes} from '#runtime/memory.ts';
 import {type ChildProcessHandle, spawnProcess} from '#runtime/process.ts';
 import {newId, type Random} from '#runtime/random.ts';
+import {openLogFile} from '#control/compute-logs.ts';
 import {type SpareTask, spareReadyLine} from '#wire/spare.ts';
 
 /** After a start, so that the spare does not take the processor from the compute that has just begun to work. */
@@ -30,6 +31,7 @@ export interface SpareAgentsOptions {
   readonly pagodaCommand: {readonly command: string; readonly args: readonly string[]};
   readonly clock: Clock;
   readonly random: Random;
+  readonly disk: Disk;
   readonly log: Log;
 }
 
@@ -72,7 +74,7 @@ export class SpareAgents {
   }
 
   async #start(): Promise<void> {
-    const {log, random, computesDir, logsDir, pagodaCommand} = this.#options;
+    const {log, random, disk, computesDir, logsDir, pagodaCommand} = this.#options;
     if (availableMemoryBytes() < memoryBytesMin) {
       this.replenish(tryAgainMs);
       return;
@@ -93,7 +95,7 @@ export class SpareAgents {
           mark,
           '--spare',
         ],
-        env: {PAGODA_LOG_FILE: joinPath(logsDir, 'compute-spare.log')},
+        env: {PAGODA_LOG_FILE: openLogFile(disk, logsDir, 'spare')},
         detached: true,
         onStdoutLine(line) {
           if (line !== spareReadyLine) onLine(line);

@@ -291,6 +291,7 @@ export class FakeWorld implements StorageClients {
       this.computes.delete(endpointId);
       this.leftovers.delete(endpointId);
     },
+    removeOldLogs: () => {},
     report: async (endpointId) =>
       this.computes.has(endpointId) ? {lastActiveMs: this.lastActive.get(endpointId) ?? 0} : undefined,
     catalog: async () => {
@@ -321,7 +322,7 @@ const bootstrap: Bootstrap = {
     })(),
 };
 
-export interface TestControl {
+export interface TestControl extends AsyncDisposable {
   readonly store: Store;
   readonly app: FastifyInstance;
   readonly context: ApiContext;
@@ -445,9 +446,15 @@ export async function startControl(
       // Most tests look at what a deletion leaves.
       recoverySeconds: options.recoverySeconds ?? 0,
     },
-    operationWaitMsMax: options.waitMsMax ?? 10_000,
+    // For a machine that is busy: what ends, ends in milliseconds.
+    operationWaitMsMax: options.waitMsMax ?? 120_000,
   });
   const app = buildApi(context);
+  const stop = async (): Promise<void> => {
+    await app.close();
+    await runner.stop();
+    await closeTestStore(store);
+  };
   return {
     store,
     app,
@@ -455,11 +462,8 @@ export async function startControl(
     runner,
     endpoints,
     key,
-    async stop() {
-      await app.close();
-      await runner.stop();
-      await closeTestStore(store);
-    },
+    stop,
+    [Symbol.asyncDispose]: stop,
   };
 }
 

@@ -9,7 +9,7 @@ test('projects and branches show what they have used: time, WAL, traffic, size',
   let nowMs = 1_800_000_000_000;
   const world = new FakeWorld();
   const clock = {...systemClock, nowMs: () => nowMs};
-  const control = await startControl(world, {clock});
+  await using control = await startControl(world, {clock});
   const context = {store: control.store, storage: world, clock, log: silentLog};
   const made = (await call(control, 'POST', '/projects', {
     project: {name: 'p', autoscaling_limit_min_cu: 0.5},
@@ -62,5 +62,4 @@ test('projects and branches show what they have used: time, WAL, traffic, size',
   nowMs += 40_000;
   // 80 s more of the main branch, which the restore has started again, and 40 s of the child.
   assert.equal((await show()).project['active_time_seconds'], 3710 + 80 + 40);
-  await control.stop();
 });

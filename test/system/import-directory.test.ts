@@ -4,13 +4,16 @@
  */
 import assert from 'node:assert/strict';
 import {execFile} from 'node:child_process';
-import {mkdtempSync, rmSync, writeFileSync} from 'node:fs';
+import {existsSync, mkdtempSync, readdirSync, readFileSync, rmSync, writeFileSync} from 'node:fs';
 import {tmpdir} from 'node:os';
 import {join} from 'node:path';
 import {after, before, test} from 'node:test';
+import {setTimeout as sleep} from 'node:timers/promises';
 import {promisify} from 'node:util';
 import {libpqEnvironment, Pagoda} from '../pagoda.ts';
 import {PostgresCluster, postgresBinDir} from '../postgres-cluster.ts';
+import {processesOf, signalAll} from '../processes.ts';
+import {until} from '../until.ts';
 
 const run = promisify(execFile);
 const root = join(import.meta.dirname, '..', '..');
@@ -21,6 +24,7 @@ let cluster: PostgresCluster;
 before(async () => {
   // With data checksums, and a superuser who owns what people make before they know better.
   cluster = await PostgresCluster.create({initdbArgs: ['--data-checksums'], superuser: 'chief'});
+  process.env['PAGODA_RECOVERY_SECONDS'] = '2';
   pagoda = await Pagoda.start();
 });
 after(async () => {
@@ -244,15 +248,73 @@ test('the imported project is one like any other: it branches, sleeps, wakes and
   assert.equal((await pagoda.query('select count(*)::int as n from feelings', there))[0]!['n'], 2);
 });
 
-test('what was exported is imported again: the same dump, the same passwords', async () => {
+test('what was exported is imported again, through a kill before anything of it is committed: the same dump, the same passwords', async () => {
   await pagoda.query('create table t as select n, md5(n::text) from generate_series(1, 5000) n');
   const before = await dump(libpqEnvironment(pagoda.status.databaseUrl));
   const out = join(dir, 'exported');
   assert.equal((await tool('export', '--branch', (await pagoda.mainBranch()).branchId, '--out', out)).code, 0);
-  const imported = await tool('import', out);
+  const known = new Set(readdirSync(join(pagoda.dir, 'computes')));
+  const importing = tool('import', out);
+  let log = (): string => '';
+  let endpointId: string | undefined;
+  const silenced = [2, 3].map((n) => pagoda.pidOf(`safekeeper-${n}`));
+  try {
+    // What it was given in private is there only: nothing of it can be committed from here on.
+    await until('its first compute has changed it', () => {
+      endpointId = readdirSync(join(pagoda.dir, 'computes')).find((id) => !known.has(id));
+      const path = join(pagoda.dir, 'logs', `compute-${endpointId}.log`);
+      log = () => (existsSync(path) ? readFileSync(path, 'utf8') : '');
+      return log().includes('database system is shut down');
+    });
+    signalAll(silenced, 'SIGSTOP');
+    await until('it runs', () => (log().match(/ready to accept connections/g)?.length ?? 0) >= 2);
+    await sleep(1500); // enough to be called imported without a quorum
+    signalAll(
+      processesOf(pagoda.computeDir(endpointId!)).map(({pid}) => pid),
+      'SIGKILL',
+    );
+  } finally {
+    signalAll(silenced, 'SIGCONT');
+  }
+  const imported = await importing;
   assert.equal(imported.code, 0, imported.stderr);
   const [, uri] = /^ {2}neondb: (\S+)$/m.exec(imported.stdout)!;
   const again = new URL(uri!);
   again.password = new URL(pagoda.status.databaseUrl).password;
   same(await dump(libpqEnvironment(again.href)), before);
+});
+
+/** Where the names of this tenant or timeline stand: in the object store, and at each safekeeper. */
+function placesOf(id: string): string[] {
+  return ['objects', 'safekeeper-1', 'safekeeper-2', 'safekeeper-3'].filter((place) =>
+    readdirSync(join(pagoda.dir, place), {recursive: true, encoding: 'utf8'}).some((name) => name.includes(id)),
+  );
+}
+
+test('what was deleted leaves the object store and the safekeepers when its time is over', async () => {
+  const everywhere = ['objects', 'safekeeper-1', 'safekeeper-2', 'safekeeper-3'];
+  const {endpoints} = await pagoda.api<{endpoints: {id: string; branch_id: string}[]}>(
+    'GET',
+    `/projects/${project}/endpoints`,
+  );
+  const specOf = (endpointId: string): {tenantId: string; timelineId: string} =>
+    (
+      JSON.parse(readFileSync(join(pagoda.computeDir(endpointId), 'config.json'), 'utf8')) as {
+        spec: {tenantId: string; timelineId: string};
+      }
+    ).spec;
+  const {branches} = await pagoda.api<{branches: {id: string; default: boolean}[]}>(
+    'GET',
+    `/projects/${project}/branches`,
+  );
+  const child = branches.find((branch) => !branch.default)!;
+  const {tenantId, timelineId} = specOf(endpoints.find((endpoint) => endpoint.branch_id === child.id)!.id);
+  assert.deepEqual(placesOf(timelineId), everywhere);
+  await pagoda.api('DELETE', `/projects/${project}/branches/${child.id}`);
+  await until('nothing of the branch is left', () => placesOf(timelineId).length === 0);
+  assert.deepEqual(placesOf(tenantId), everywhere, 'its project is untouched');
+  await pagoda.api('DELETE', `/projects/${project}`);
+  await until('nothing of the project is left', () => placesOf(tenantId).length === 0);
+  const removed = readFileSync(join(pagoda.dir, 'logs', 'control.log'), 'utf8').match(/removing what was deleted/g);
+  assert.equal(removed?.length, 2, 'both had a time in which they could be recovered');
 });

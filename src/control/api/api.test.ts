@@ -279,11 +279,11 @@ test('a deleted project leaves nothing in storage', async () => {
   assert.deepEqual((await call(control, 'GET', '/projects')).json['projects'], []);
 });
 
-test('a conflicting operation is 423, and what is behind it goes on', async () => {
+test('a conflicting operation is 423, and what is behind it goes on', async (t) => {
   const made = await makeProject();
   world.broken.add('stop');
-  const slow = startControl(world, {store: control.store, key: control.key, waitMsMax: 50});
-  const impatient = await slow;
+  const impatient = await startControl(world, {store: control.store, key: control.key, waitMsMax: 50});
+  t.after(() => impatient.app.close());
   const first = await call(impatient, 'POST', `/projects/${made.project}/endpoints/${made.endpoint}/suspend`);
   assert.equal(first.status, 200);
   const {id} = (first.json as unknown as {operations: {id: string}[]}).operations[0]!;
@@ -300,7 +300,6 @@ test('a conflicting operation is 423, and what is behind it goes on', async () =
     (await call(impatient, 'POST', `/projects/${made.project}/endpoints/${made.endpoint}/start`)).status,
     200,
   );
-  await impatient.app.close();
 });
 
 test('many who wake one endpoint share one start', async () => {

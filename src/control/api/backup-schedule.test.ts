@@ -33,7 +33,7 @@ test('of several that are due the one that is kept longest is made', () => {
 
 test('a schedule is set, shown, makes snapshots by the clock, which expire, and is taken away', async () => {
   let nowMs = at('2026-03-30T10:15:00Z');
-  const control = await startControl(new FakeWorld(), {clock: {...systemClock, nowMs: () => nowMs}});
+  await using control = await startControl(new FakeWorld(), {clock: {...systemClock, nowMs: () => nowMs}});
   const {project, branch} = (await call(control, 'POST', '/projects', {project: {name: 'p'}}))
     .json as unknown as Record<'project' | 'branch', {id: string}>;
   const path = `/projects/${project.id}/branches/${branch.id}/backup_schedule`;
@@ -60,5 +60,4 @@ test('a schedule is set, shown, makes snapshots by the clock, which expire, and 
   nowMs = at('2026-03-30T18:00:10Z');
   await sweepBackups(control.context);
   assert.equal((await made()).length, 1);
-  await control.stop();
 });

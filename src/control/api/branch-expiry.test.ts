@@ -8,7 +8,7 @@ test('a branch goes when its time has come, not before; one whose children go so
   let nowMs = systemClock.nowMs();
   const clock = {...systemClock, nowMs: () => nowMs};
   const world = new FakeWorld();
-  const control = await startControl(world, {clock});
+  await using control = await startControl(world, {clock});
   const made = (await call(control, 'POST', '/projects', {project: {}})).json as unknown as {project: {id: string}};
   const path = `/projects/${made.project.id}/branches`;
   const add = async (name: string, inMs: number | undefined, parent?: string): Promise<string> => {
@@ -42,7 +42,6 @@ test('a branch goes when its time has come, not before; one whose children go so
   assert.deepEqual(await names(), ['main', 'never'], 'the child first, then its parent');
   assert.equal(world.timelines.size, 2);
   assert.equal(world.computes.size, 2);
-  await control.stop();
 });
 
 test('a snapshot is no branch that anybody sees, holds its branch, and goes when its time has come', async (t) => {

@@ -1,5 +1,5 @@
 import assert from 'node:assert/strict';
-import {copyFileSync, mkdtempSync} from 'node:fs';
+import {copyFileSync, mkdtempSync, rmSync} from 'node:fs';
 import {tmpdir} from 'node:os';
 import {join} from 'node:path';
 import {test} from 'node:test';
@@ -29,7 +29,9 @@ test('a pageserver that re-attaches while a project is made has a newer generati
 
 test('a control plane that was restored from an old backup never gives out a generation again', async (t) => {
   const world = new FakeWorld();
-  const database = join(mkdtempSync(join(tmpdir(), 'control-')), 'control.sqlite');
+  const dir = mkdtempSync(join(tmpdir(), 'control-'));
+  t.after(() => rmSync(dir, {recursive: true, force: true}));
+  const database = join(dir, 'control.sqlite');
   let control = await startControl(world, {database});
   const {project} = (await call(control, 'POST', '/projects', {project: {name: 'p'}})).json as unknown as {
     project: {id: string};

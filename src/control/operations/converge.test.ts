@@ -413,6 +413,8 @@ for (const scenario of scenarios)
       let onKilled = (): void => {};
       const killed = new Promise<void>((resolve) => (onKilled = resolve));
       const doomed = await startControl(world, {
+        // Whoever asked it waits for nobody any more.
+        waitMsMax: 5_000,
         checkpoint: (point) => {
           if (!armed || seen++ !== killAt) return Promise.resolve();
           assert.equal(point, points[killAt]);
@@ -433,7 +435,7 @@ for (const scenario of scenarios)
         .execute();
       await reborn.runner.wait(
         left.map((o) => o.id),
-        10_000,
+        120_000,
       );
       assert.deepEqual(await observe(reborn, world), expected, `killed at ${points[killAt]}`);
       await reborn.stop();
