@@ -131,3 +131,38 @@ test('between processes of one machine frames take the short way; over a forward
   await again.close();
   await assert.rejects(connectFrames({host: '127.0.0.1', port: again.port}), /ECONNREFUSED/);
 });
+
+test('what leaves at once stays in order when the other end reads slowly, and whoever writes is told', async () => {
+  const frames = Array.from({length: 2000}, (_, i) => Buffer.alloc(i % 3 === 0 ? 11_000 : 200, i));
+  let server: FrameConnection | undefined;
+  const listener = await listenFrames({host: '127.0.0.1', port: 0}, (c: FrameConnection) => (server = c));
+  const client = await connectFrames({host: '127.0.0.1', port: listener.port});
+  client.pause();
+  const got: Buffer[] = [];
+  const all = new Promise<void>((resolve) => {
+    client.onFrame = (_, payload) => {
+      got.push(payload);
+      if (got.length === frames.length) resolve();
+    };
+  });
+  while (server === undefined) await new Promise(setImmediate);
+  let stopped = 0;
+  for (const frame of frames) if (!server.sendNow(1, frame)) stopped++;
+  assert.ok(stopped > 0 && server.bufferedBytes > 1024 * 1024);
+  server.send(1, Buffer.from('after them'));
+  frames.push(Buffer.from('after them'));
+  client.resume();
+  await all;
+  assert.deepEqual(got, frames);
+  await listener.close();
+});
+
+test('a listener that closes ends the connections it has accepted', async () => {
+  const listener = await listenFrames({host: '127.0.0.1', port: 0}, () => {});
+  const clients = await Promise.all(
+    [1, 2].map(async () => await connectFrames({host: '127.0.0.1', port: listener.port})),
+  );
+  const ended = clients.map((client) => new Promise<void>((resolve) => (client.onClose = () => resolve())));
+  await listener.close();
+  await Promise.all(ended);
+});
