@@ -81,3 +81,57 @@ test('bulk does not wait, and what waited leaves before it', () => {
   w.add(half);
   assert.deepEqual(w.sent.slice(3), [half + half]);
 });
+
+test('those whose commits are there are expected back: the next piece waits for three quarters of them, as long as the last one took', () => {
+  const w = batcher();
+  w.add('a1');
+  w.now = 1;
+  for (const text of ['b1', 'c1', 'd1']) w.add(text);
+  w.now = 1.5;
+  w.wal.durable(102 as Lsn);
+  assert.deepEqual(w.sent, ['a1', 'b1c1d1'], 'three of four wait already');
+  w.now = 2.5;
+  w.add('a2');
+  w.now = 2.6;
+  w.wal.durable(108 as Lsn);
+  assert.equal(w.sent.length, 2, 'one waits, three will come');
+  w.add('b2');
+  assert.equal(w.sent.length, 2);
+  w.add('c2');
+  assert.equal(w.sent.at(-1), 'a2b2c2');
+  w.now = 3.6;
+  w.wal.durable(w.endLsn as Lsn);
+  w.now = 4.5;
+  w.add('a3');
+  assert.equal(w.wal.isWaiting, true);
+  w.now = 4.7;
+  w.add('b3');
+  assert.equal(w.sent.at(-1), 'a3b3', 'it has waited as long as the last one took');
+});
+
+test('who is alone never waits; who waited in vain leaves with the next tick, and then nobody waits for a while', () => {
+  const w = batcher();
+  for (let i = 0; i < 10; i++) {
+    w.add('x');
+    assert.equal(w.sent.length, i + 1);
+    w.now += 1;
+    w.wal.durable(w.endLsn as Lsn);
+    w.now += 0.1;
+  }
+  /** Two who come once in a while. */
+  const round = (): boolean => {
+    w.add('a');
+    w.add('b');
+    w.now += 1;
+    w.wal.durable((w.endLsn - 1) as Lsn);
+    const waited = w.wal.isWaiting;
+    w.now += 3;
+    w.wal.tick(w.now);
+    assert.equal(w.wal.isWaiting, false);
+    w.wal.durable(w.endLsn as Lsn);
+    w.now += 5;
+    return waited;
+  };
+  const waits = Array.from({length: 400}, round).filter(Boolean).length;
+  assert.ok(waits >= 1 && waits < 12, `waited ${waits} times of 400`);
+});
