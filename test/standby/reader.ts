@@ -25,8 +25,8 @@ export type ComparedReader = Pick<
   | 'checkpointState'
 >;
 
-/** A shard is nowhere for less than this. */
-const awayMsMax = 60_000;
+/** A shard is nowhere for less than this, also where the machine has no time for it. */
+const awayMsMax = 600_000;
 
 export interface ReadCounts {
   /** By node. */
