@@ -87,6 +87,7 @@ export class FakeWorld implements StorageClients {
   startDelayMs = 0;
   /** Something that happens between a decision to attach and its arrival. */
   beforeAttach: ((tenantId: string) => Promise<void>) | undefined;
+  beforeImport: ((timelineId: string) => void) | undefined;
 
   #maybeFail(call: string): void {
     if (this.refused.has(call)) throw new PermanentError(`${call} is refused`);
@@ -129,7 +130,7 @@ export class FakeWorld implements StorageClients {
         this.timelines.set(timelineId, {mode, imports: 0, lastRecordLsn, safekeepers: 0});
       },
       importTimeline: async (_tenantId, timelineId, body) => {
-        this.#maybeFail('importTimeline');
+        this.beforeImport?.(timelineId);
         let bytes = 0;
         for await (const part of body) bytes += part.length;
         const timeline = this.timelines.get(timelineId);

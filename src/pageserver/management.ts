@@ -332,8 +332,8 @@ async function importTimeline(pageserver: Pageserver, request: HttpRequest): Pro
   if (timeline.state.lifecycle === 'active')
     throw new HttpError(409, 'already_imported', `${timeline.state.name} holds data already`);
   if (timeline.isImporting) throw new HttpError(423, 'import_running', `${timeline.state.name} is being imported`);
-  // What an import that failed has left is of no use.
-  if (timeline.state.lifecycle === 'importing') timeline = await tenant.recreateEmpty(timelineId);
+  // What an import that failed has left is of no use, also when taking it away has failed.
+  if (timeline.state.lifecycle !== 'creating') timeline = await tenant.recreateEmpty(timelineId);
   const lsn = await timeline.import(async (writer) => {
     const result = await importDataDirectory({
       source: request.body,

@@ -6,14 +6,16 @@ import {setTimeout as sleep} from 'node:timers/promises';
 import {FolderObjectStore} from '#objectstore/folder-object-store.ts';
 import {WalArchive, walFooterBytes} from '#objectstore/wal-archive.ts';
 import {layerName, timelinePrefix} from '#pageserver/timeline/index-object.ts';
-import {type Lsn, formatLsn} from '#postgres/lsn.ts';
+import {type Lsn, formatLsn, parseLsn} from '#postgres/lsn.ts';
 import {walSegmentSizeDefault} from '#postgres/wal/segment.ts';
 import {systemDisk} from '#runtime/disk.ts';
 import {requestJson} from '#runtime/http.ts';
 import {newId, systemRandom} from '#runtime/random.ts';
 import type {Cell} from '../nemesis/cell.ts';
 import {safekeeperNames} from '../nemesis/cell.ts';
+import {safekeeperStatus} from '../nemesis/safekeeper-content.ts';
 import {makeWal, startLsn as walStart} from '../safekeeper/cell.ts';
+import {until} from '../until.ts';
 
 export interface Stage {
   readonly cell: Cell;
@@ -75,7 +77,8 @@ const branch: Driver = async ({cell}) => {
  * Safekeeper 3 gets WAL that nobody else has, with a segment of its own, and never sees it committed; another compute goes on
  * without it. When it comes back it must cut its tail.
  */
-const divergence: Driver = async ({cell, endpointId, admin, hasFired}) => {
+const divergence: Driver = async (stage) => {
+  const {cell, endpointId, tenant, timeline, admin, hasFired} = stage;
   const links = safekeeperNames.map((name) => cell.links.get(name)!);
   // Up to just before the end of a segment, all of it committed …
   await admin(`select pg_logical_emit_message(true, 'crash-matrix', repeat('x',
@@ -84,15 +87,31 @@ const divergence: Driver = async ({cell, endpointId, admin, hasFired}) => {
   for (const l of links.slice(0, 2)) l.set({hold: 'up'});
   // … and then across it, for safekeeper 3 alone. Nobody waits for a quorum here; the WAL is written all the same.
   await admin("select pg_logical_emit_message(false, 'crash-matrix', repeat('y', 900000))");
-  await sleep(1500);
+  await inTheEnd(async () => {
+    const {flushLsn, commitLsn} = await third(stage);
+    return segmentOf(flushLsn) > segmentOf(commitLsn);
+  });
   links[2]!.set({hold: 'both'});
   const c = cell.compute(endpointId);
   for (const pid of [c.agent, c.proposer, c.postgres]) kill(pid);
   for (const l of links.slice(0, 2)) l.healThenReset();
-  await untilCommits(cell);
+  await inTheEnd(async () => {
+    await cell.query("select pg_logical_emit_message(true, 'crash-matrix', 'committed')");
+    return true;
+  }, 120_000);
+  const [first] = await safekeeperStatus(cell, tenant, timeline);
   links[2]!.healThenReset();
-  for (let waited = 0; waited < 6000 && !hasFired(); waited += 100) await sleep(100);
+  // What was committed without it comes behind the cut.
+  const wanted = parseLsn(first?.commitLsn ?? 'FFFFFFFF/0');
+  await inTheEnd(async () => hasFired() || parseLsn((await third(stage)).commitLsn) >= wanted);
 };
+
+const third = async ({cell, tenant, timeline}: Stage) =>
+  (await safekeeperStatus(cell, tenant, timeline, ['safekeeper-3']))[0]!;
+const segmentOf = (lsn: string): number => Math.floor(parseLsn(lsn) / walSegmentSizeDefault);
+/** Or not: then the driver has another try. */
+const inTheEnd = (condition: () => Promise<boolean>, msMax = 30_000): Promise<unknown> =>
+  until('', condition, msMax).catch(() => {});
 
 /** Segments are archived once a newer one is begun and the pageserver has taken them in; then they may leave the disk. */
 const archive: Driver = async (stage) => {
@@ -401,17 +420,5 @@ async function operationsOver(cell: Cell): Promise<void> {
     );
     if (operations.every((o) => ['finished', 'skipped', 'cancelled', 'failed'].includes(o.status))) return;
     await sleep(100);
-  }
-}
-
-async function untilCommits(cell: Cell): Promise<void> {
-  const deadline = performance.now() + 30_000;
-  while (performance.now() < deadline) {
-    try {
-      await cell.query("select pg_logical_emit_message(true, 'crash-matrix', 'committed')");
-      return;
-    } catch {
-      await sleep(100);
-    }
   }
 }

@@ -199,7 +199,7 @@ async function atCompute(cell: Cell, endpointId: string, sql: string): Promise<v
       user: 'pagoda_admin',
       database: 'postgres',
       connectionTimeoutMillis: 3000,
-      query_timeout: 3000,
+      query_timeout: 20_000,
     });
     client.on('error', () => {});
     try {

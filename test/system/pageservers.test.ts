@@ -1,4 +1,4 @@
-/** Two pageservers: a project moves under load, its pageserver is killed, and one that was stopped comes back stale. */
+/** Two pageservers: a project moves under load, its pageserver is killed, one that was stopped comes back stale, and one is drained. */
 import assert from 'node:assert/strict';
 import {setTimeout as sleep} from 'node:timers/promises';
 import {test} from 'node:test';
@@ -12,7 +12,7 @@ import {type Known, PageProbe} from './page-probe.ts';
 const gapMsMax = 60_000;
 
 for (const kind of systemStoreKinds)
-  test(`${kind}: a project moves under load, is failed over, and a stale pageserver harms nothing`, async (t) => {
+  test(`${kind}: a project moves under load, is failed over, leaves a pageserver that is drained, and a stale one harms nothing`, async (t) => {
     await using store = await TestStore.open(kind);
     await using pagoda = await Pagoda.start({upOptions: ['--pageservers', '2'], objectStore: store.url});
     const probe = await PageProbe.of(pagoda);
@@ -99,7 +99,11 @@ for (const kind of systemStoreKinds)
       try {
         process.kill(stale, 'SIGCONT');
         const woken = await busy();
-        await until('the stale one is at work', async () => (await busy()).every((count, i) => count > woken[i]!));
+        await until('the stale one is at work', async () => {
+          // It may have caught up before it was looked at: there must be something to ingest and to merge.
+          await db.query('update t set n = n + 1 where i % 12 = 0');
+          return (await busy()).every((count, i) => count > woken[i]!);
+        });
         assert.ok(await probe.hasMode(second, tenantId, 'attached'));
       } finally {
         process.kill(control, 'SIGCONT');
@@ -128,6 +132,30 @@ for (const kind of systemStoreKinds)
       );
       assert.ok(gaps.readGapMs < gapMsMax, JSON.stringify(gaps));
       await probe.check(...points);
+    });
+
+    await t.test('one is drained: what it holds leaves it, and nothing new comes', async () => {
+      const leaving = await holder();
+      const other = 3 - leaving;
+      const line = async (node: number): Promise<string> =>
+        (await pagoda.cli('pageservers', 'list')).split('\n').find((l) => l.startsWith(`pageserver ${node} `))!;
+      // Refused while the other one, which may have been killed a moment ago, is thought to be dead.
+      await until('it is drained', async () => {
+        await pagoda.cli('pageservers', 'drain', String(leaving), '--wait');
+        return (await holder()) === other;
+      });
+      assert.match(await line(leaving), /holds 0, keeps 0 ready {2}retired/);
+      assert.match(await line(other), /holds 1, keeps 0 ready/);
+      await until('the drained one lets go', async () => (await probe.held(leaving)).length === 0);
+      await probe.check(...points);
+      const {project} = await pagoda.api<{project: {id: string}}>('POST', '/projects', {project: {name: 'new'}});
+      await pagoda.settled(project.id);
+      assert.match(await line(leaving), /holds 0, keeps 0 ready/);
+      assert.match(await line(other), /holds 2, keeps 0 ready/);
+      const {port, httpPort} = probe.ports(leaving);
+      const ports = ['--port', String(port), '--http-port', String(httpPort)];
+      await pagoda.cli('pageservers', 'add', String(leaving), ...ports);
+      assert.doesNotMatch(await line(leaving), /retired/);
       // A fresh compute reads all of it from the pageserver.
       const {endpointId} = await pagoda.mainBranch();
       const [{count, sum}] = (await db.query('select count(*)::int, sum(n)::int from t where i > 0')).rows as [

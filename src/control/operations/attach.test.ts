@@ -27,6 +27,21 @@ test('a pageserver that re-attaches while a project is made has a newer generati
   assert.deepEqual([...world.tenants.values()], [4_000_000_000]);
 });
 
+test('a pageserver dies as it throws away what a failed import has left: the timeline is gone, and the project is made all the same', async (t) => {
+  const world = new FakeWorld();
+  const control = await startControl(world);
+  t.after(() => control.stop());
+  let lost = 0;
+  world.beforeImport = (timelineId) => {
+    if (lost++ > 0) return;
+    world.timelines.delete(timelineId);
+    throw new Error('the pageserver has died');
+  };
+  const {status, json} = await call(control, 'POST', '/projects', {project: {name: 'x'}});
+  assert.equal(status, 201, JSON.stringify(json));
+  assert.deepEqual([lost, [...world.timelines.values()].map(({imports}) => imports)], [2, [1]]);
+});
+
 test('a control plane that was restored from an old backup never gives out a generation again', async (t) => {
   const world = new FakeWorld();
   const dir = mkdtempSync(join(tmpdir(), 'control-'));

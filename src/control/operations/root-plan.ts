@@ -54,6 +54,12 @@ export function importRootPlan(context: PlanContext): Plan {
 /** The branch's timeline with its first pages, of `state.directory` when there is one. Adds `lsn`: where its WAL begins. */
 export function importSteps(context: PlanContext): Step[] {
   const {store, bootstrap} = context;
+  const createEmpty = async (branchId: string | null) => {
+    const {project, branch} = await whereIs(store, branchId);
+    const pages = new TenantPages(context, project.tenant_id);
+    await pages.createTimeline(branch.timeline_id, pgVersionNumber(project.pg_version), {kind: 'import'});
+    return {project, branch, pages};
+  };
   return [
     {
       name: 'attach',
@@ -65,20 +71,15 @@ export function importSteps(context: PlanContext): Step[] {
     {
       name: 'create-timeline',
       async effect({operation}) {
-        const {project, branch} = await whereIs(store, operation.branch_id);
-        await new TenantPages(context, project.tenant_id).createTimeline(
-          branch.timeline_id,
-          pgVersionNumber(project.pg_version),
-          {kind: 'import'},
-        );
+        await createEmpty(operation.branch_id);
         return undefined;
       },
     },
     {
       name: 'import',
       async effect({operation, state}) {
-        const {project, branch} = await whereIs(store, operation.branch_id);
-        const pages = new TenantPages(context, project.tenant_id);
+        // Again: a pageserver that died as it threw away what an earlier try had left finishes that when it is back.
+        const {project, branch, pages} = await createEmpty(operation.branch_id);
         const directory = state['directory'] as string | undefined;
         return {
           lsn: await pages.importTimeline(branch.timeline_id, () =>

@@ -80,9 +80,11 @@ export class HotBlocksPublisher {
     const text = JSON.stringify([...blocks]);
     if (text === (last?.text ?? '[]')) return;
     const sequence = (last?.sequence ?? 0) + 1;
-    this.#published.set(tenant, {sequence, text});
+    // A name is used once, whatever comes of it.
+    this.#published.set(tenant, {sequence, text: last?.text ?? '[]'});
     const key = hotBlocksKey(tenantId, generation, sequence);
     await store.put(key, encodeHotBlocks(key, blocks), {ifNoneMatch: '*'});
+    this.#published.set(tenant, {sequence, text});
     // Lists of earlier attachments are found by name; a later one's is not ours.
     const listed = await store.list(`${tenantPrefix(tenantId)}hot-blocks-`);
     const older = listed.filter((object) => {

@@ -392,8 +392,8 @@ export class Tenant {
   }
 
   /**
-   * Deletes a timeline with all its objects; TimelineError 'conflict' while it has children. Interrupted, it is resumed by
-   * the next call or attachment: the index says `deleting` before the first object goes.
+   * Deletes a timeline with all its objects; TimelineError 'conflict' while it has children, 'not-attached' when another attachment
+   * is newer. Interrupted, it is resumed by the next call or attachment: the index says `deleting` before the first object goes.
    */
   async deleteTimeline(timelineId: string): Promise<void> {
     await this.#loadToDelete(timelineId);
@@ -405,14 +405,17 @@ export class Tenant {
           'conflict',
           `${timeline.state.name} has ${children} child timelines; delete or detach them first`,
         );
-      timeline.state.lifecycle = 'deleting';
-      this.onGone(timeline);
-      await timeline.saveIndex();
-      timeline.stop();
-      this.#timelines.delete(timelineId);
-      timeline.ancestor?.state.branchPoints.delete(timelineId);
+      if (!timeline.isStopped) {
+        timeline.state.lifecycle = 'deleting';
+        this.onGone(timeline);
+        await timeline.saveIndex();
+        timeline.stop();
+      }
     }
-    await deleteObjects(this.#context, timelinePrefix(this.tenantId, timelineId));
+    await this.#erase(timelinePrefix(this.tenantId, timelineId));
+    if (timeline === undefined || this.#timelines.get(timelineId) !== timeline) return;
+    this.#timelines.delete(timelineId);
+    timeline.ancestor?.state.branchPoints.delete(timelineId);
   }
 
   /** An archived timeline too says `deleting` before its first object goes; nobody reads it, so its ancestor may sleep on. */
@@ -446,22 +449,31 @@ export class Tenant {
 
   async delete(): Promise<void> {
     await this.detach();
-    await deleteObjects(this.#context, tenantPrefix(this.tenantId));
+    await this.#erase(tenantPrefix(this.tenantId));
+  }
+
+  /**
+   * Layers go before indexes, so that whatever is left after a crash still has the index that says `deleting`. What was listed
+   * while this attachment was the latest is all that goes: another one may be writing under the same names' prefix by now.
+   */
+  async #erase(prefix: string): Promise<void> {
+    const {store} = this.#context;
+    const keys = (await store.list(prefix)).map((object) => object.key);
+    if (!(await this.validate(this.#generation)))
+      throw new TimelineError(
+        'not-attached',
+        `tenant ${this.tenantId} is not attached to this pageserver any more: generation ${this.#generation} is not its latest, nothing of it is deleted here`,
+      );
+    failpoint('pageserver.erase.before');
+    await store.delete(keys.filter((key) => parseIndexObjectKey(key) === undefined));
+    failpoint('pageserver.erase.layers.after');
+    await store.delete(keys.filter((key) => parseIndexObjectKey(key) !== undefined));
+    failpoint('pageserver.erase.after');
   }
 
   #differs(timelineId: string): TimelineError {
     return new TimelineError('bad-request', `tenant ${this.tenantId} already has a different timeline ${timelineId}`);
   }
-}
-
-/** Layers go before indexes, so that whatever is left after a crash still has the index that says `deleting`. */
-async function deleteObjects(context: PageserverContext, prefix: string): Promise<void> {
-  const keys = (await context.store.list(prefix)).map((object) => object.key);
-  failpoint('pageserver.erase.before');
-  await context.store.delete(keys.filter((key) => parseIndexObjectKey(key) === undefined));
-  failpoint('pageserver.erase.layers.after');
-  await context.store.delete(keys.filter((key) => parseIndexObjectKey(key) !== undefined));
-  failpoint('pageserver.erase.after');
 }
 
 /** Attachments that are going away may still replace an index or finish a deletion while their successor looks. */

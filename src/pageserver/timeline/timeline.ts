@@ -747,6 +747,10 @@ export class Timeline implements TimelineReader {
     return true;
   }
 
+  get isStopped(): boolean {
+    return this.#stopped;
+  }
+
   /** Ends timers and uploads. What is not uploaded is ingested again by whoever loads the timeline next. */
   stop(): void {
     if (this.#stopped) return;
@@ -762,9 +766,9 @@ export class Timeline implements TimelineReader {
   }
 
   #startAgeTimer(): void {
+    if (this.#stopped) return;
     const {clock, limits} = this.state.context;
     this.#ageTimer = clock.setTimer(Math.min(limits.layerAgeMs / 4, limits.settleMs), () => {
-      if (this.#stopped) return;
       if (clock.monotonicMs() - (this.state.open?.createdMs ?? this.#frozenMs) >= limits.layerAgeMs) this.#freeze();
       this.lookWhetherSettled();
       this.#startAgeTimer();
