@@ -68,8 +68,16 @@ class Process {
         }),
     };
     const compaction = {
-      ...{l0Threshold: 2, l0BatchMax: 3, runsPerLevel: 2, targetBytes: 2000, imageDepth: 2, imageVisits: 0},
-      ...{garbageRatio: 0.001, readAheadBytes: 1, l0SlowAt: 1000, imageBytesPerIngested: 100},
+      l0Threshold: 2,
+      l0BatchMax: 3,
+      runsPerLevel: 2,
+      targetBytes: 2000,
+      imageDepth: 2,
+      imageVisits: 0,
+      garbageRatio: 0.001,
+      readAheadBytes: 1,
+      l0SlowAt: 1000,
+      imageBytesPerIngested: 100,
     };
     // A cache for one block: what is not in the store is missed.
     this.context = testContext(held, {layerBytes: 40_000, leaseMsMax: 0, compaction}, 10_000);
