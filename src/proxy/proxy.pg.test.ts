@@ -138,7 +138,7 @@ test('refusals say what to do', async () => {
 });
 
 test('cancel reaches the query; a wrong key does nothing', async () => {
-  const child = spawn('psql', ['-Xc', 'select pg_sleep(30)', `${base()} sslmode=require options=endpoint=ep-one`], {
+  const child = spawn('psql', ['-Xc', 'select pg_sleep(600)', `${base()} sslmode=require options=endpoint=ep-one`], {
     env: {...process.env, PGPASSWORD: password},
   });
   children.push(child);

@@ -1,6 +1,7 @@
 /** `-pooler` names before a stock Postgres: what clients see is what a direct connection shows, with few servers. */
 import assert from 'node:assert/strict';
 import {execFile, spawn} from 'node:child_process';
+import {existsSync} from 'node:fs';
 import {type Socket, connect} from 'node:net';
 import {after, before, test} from 'node:test';
 import {promisify} from 'node:util';
@@ -184,12 +185,12 @@ test('psql: COPY both ways, an error in COPY data, large rows, Ctrl-C', async ()
       .stdout.length,
     5_000_001,
   );
-  const sleeper = spawn('psql', ['-Xc', 'select pg_sleep(60)', conninfo(true)], {env: environment});
+  const sleeper = spawn('psql', ['-Xc', 'select pg_sleep(600)', conninfo(true)], {env: environment});
   let stderr = '';
   sleeper.stderr.on('data', (d: Buffer) => (stderr += d.toString()));
   const ended = new Promise((resolve) => sleeper.on('close', resolve));
   for (let i = 0; i < 6000; i++) {
-    const query = "select 1 from pg_stat_activity where query like 'select pg_sleep(60)%' and state = 'active'";
+    const query = "select 1 from pg_stat_activity where query like 'select pg_sleep(600)%' and state = 'active'";
     if ((await door.cluster.query(query)).length > 0) break;
     await systemClock.sleep(20);
   }
@@ -214,13 +215,17 @@ test('a client that leaves in a transaction leaves nothing behind; a server that
   const idle = client();
   await idle.connect();
   await idle.query('select 1');
-  const failed = assert.rejects(b.query('select pg_sleep(20)'), /terminating connection due to administrator command/);
-  const sleeping = "select 1 from pg_stat_activity where query = 'select pg_sleep(20)' and state = 'active'";
+  const failed = assert.rejects(b.query('select pg_sleep(600)'), /terminating connection due to administrator command/);
+  const sleeping = "select 1 from pg_stat_activity where query = 'select pg_sleep(600)' and state = 'active'";
   for (let i = 0; i < 6000 && (await door.cluster.query(sleeping)).length === 0; i++) await systemClock.sleep(20);
-  await door.cluster.query("select pg_terminate_backend(pid) from pg_stat_activity where usename = 'owner'");
+  const ended = await door.cluster.query(
+    "select pid, pg_terminate_backend(pid) from pg_stat_activity where usename = 'owner'",
+  );
   await failed;
-  for (let i = 0; i < 6000 && (await servers()) > 0; i++) await systemClock.sleep(20);
-  await systemClock.sleep(1000); // a backend is out of the list before its socket closes
+  // A backend is out of the list before its socket closes.
+  for (let i = 0; i < 6000 && ended.some(({pid}) => existsSync(`/proc/${String(pid)}`)); i++)
+    await systemClock.sleep(20);
+  await systemClock.sleep(100); // and that has been read
   assert.equal((await idle.query('select 2 as two')).rows[0].two, 2, 'a client without a server notices nothing');
   await idle.end();
 });
