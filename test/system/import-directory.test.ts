@@ -4,12 +4,12 @@
  */
 import assert from 'node:assert/strict';
 import {execFile} from 'node:child_process';
-import {existsSync, mkdtempSync, readdirSync, readFileSync, rmSync, writeFileSync} from 'node:fs';
+import {mkdtempSync, readdirSync, readFileSync, rmSync, writeFileSync} from 'node:fs';
 import {tmpdir} from 'node:os';
 import {join} from 'node:path';
 import {after, before, test} from 'node:test';
-import {setTimeout as sleep} from 'node:timers/promises';
 import {promisify} from 'node:util';
+import pg from 'pg';
 import {libpqEnvironment, Pagoda} from '../pagoda.ts';
 import {PostgresCluster, postgresBinDir} from '../postgres-cluster.ts';
 import {processesOf, signalAll} from '../processes.ts';
@@ -255,22 +255,34 @@ test('what was exported is imported again, through a kill before anything of it 
   assert.equal((await tool('export', '--branch', (await pagoda.mainBranch()).branchId, '--out', out)).code, 0);
   const known = new Set(readdirSync(join(pagoda.dir, 'computes')));
   const importing = tool('import', out);
-  let log = (): string => '';
-  let endpointId: string | undefined;
   const silenced = [2, 3].map((n) => pagoda.pidOf(`safekeeper-${n}`));
   try {
-    // What it was given in private is there only: nothing of it can be committed from here on.
-    await until('its first compute has changed it', () => {
-      endpointId = readdirSync(join(pagoda.dir, 'computes')).find((id) => !known.has(id));
-      const path = join(pagoda.dir, 'logs', `compute-${endpointId}.log`);
-      log = () => (existsSync(path) ? readFileSync(path, 'utf8') : '');
-      return log().includes('database system is shut down');
+    let compute = '';
+    let log = (): string => '';
+    await until('its first compute is elected, and begins to change it in private', () => {
+      const endpointId = readdirSync(join(pagoda.dir, 'computes')).find((id) => !known.has(id))!;
+      compute = pagoda.computeDir(endpointId);
+      log = () => readFileSync(join(pagoda.dir, 'logs', `compute-${endpointId}.log`), 'utf8');
+      return log().includes('ready to accept connections');
     });
     signalAll(silenced, 'SIGSTOP');
-    await until('it runs', () => (log().match(/ready to accept connections/g)?.length ?? 0) >= 2);
-    await sleep(1500); // enough to be called imported without a quorum
+    const inTime = !log().includes('database system is shut down');
+    const waiting = async (): Promise<boolean> => {
+      const port = Number(readFileSync(join(compute, 'port'), 'utf8'));
+      const client = new pg.Client({host: join(compute, 'data/run'), port, user: 'pagoda_admin', database: 'postgres'});
+      client.on('error', () => {});
+      await client.connect();
+      try {
+        return (await client.query("select from pg_stat_activity where wait_event = 'SyncRep'")).rowCount === 1;
+      } finally {
+        await client.end();
+      }
+    };
+    const running = (): boolean => log().includes('compute: running');
+    await until('it waits for a quorum', async () => running() || (await waiting()));
+    assert.ok(!inTime || !running(), 'called adopted although nobody else has what it changed');
     signalAll(
-      processesOf(pagoda.computeDir(endpointId!)).map(({pid}) => pid),
+      processesOf(compute).map(({pid}) => pid),
       'SIGKILL',
     );
   } finally {
