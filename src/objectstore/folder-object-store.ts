@@ -13,6 +13,7 @@ import {
   type ObjectStore,
   ObjectStoreError,
   type PutOptions,
+  type RangeOptions,
   checkObjectKey,
 } from './object-store.ts';
 
@@ -90,10 +91,10 @@ export class FolderObjectStore implements ObjectStore {
     }
   }
 
-  async getRange(key: string, start: number, length: number): Promise<Buffer> {
+  async getRange(key: string, start: number, length: number, {into}: RangeOptions = {}): Promise<Buffer> {
     checkObjectKey(key);
     try {
-      const bytes = Buffer.allocUnsafe(length);
+      const bytes = into === undefined ? Buffer.allocUnsafe(length) : into.subarray(0, length);
       const path = this.#path(key);
       const have =
         length < asideRangeBytesMin ? this.#file(path).read(bytes, start) : await this.#readAside(path, bytes, start);

@@ -4,6 +4,7 @@ import {
   type ObjectStore,
   ObjectStoreError,
   type PutOptions,
+  type RangeOptions,
   checkObjectKey,
 } from './object-store.ts';
 
@@ -22,11 +23,13 @@ export class MemoryObjectStore implements ObjectStore {
     return Buffer.from(this.#object(key));
   }
 
-  async getRange(key: string, start: number, length: number): Promise<Buffer> {
+  async getRange(key: string, start: number, length: number, {into}: RangeOptions = {}): Promise<Buffer> {
     const bytes = this.#object(key).subarray(start, start + length);
     if (bytes.length !== length)
       throw new ObjectStoreError('bad-range', key, `bytes ${start}+${length} asked, ${bytes.length} are there`);
-    return Buffer.from(bytes);
+    if (into === undefined) return Buffer.from(bytes);
+    bytes.copy(into);
+    return into.subarray(0, length);
   }
 
   async head(key: string): Promise<ObjectHead | undefined> {

@@ -14,6 +14,8 @@ export interface RangeOptions {
   readonly objectBytes?: number;
   /** From the store itself: what came before was damaged. */
   readonly fresh?: boolean;
+  /** Memory of at least `length` bytes for the answer, given up until it is there. A store may answer with memory of its own. */
+  readonly into?: Buffer;
 }
 
 export interface ObjectHead {

@@ -43,6 +43,9 @@ const requestBytesMax = 4 * 1024 * 1024;
 /** Bytes between two missing blocks that are read along rather than paid for with another request. */
 const requestGapBytes = 64 * 1024;
 
+/** Stored blocks of 64 pages that do not compress fit. */
+const runMemoryBytes = 640 * 1024;
+
 interface MissingBlock {
   readonly layer: LayerReader;
   readonly offset: number;
@@ -58,13 +61,16 @@ export class ReadPass {
   readonly cache: BlockCache;
   /** Many pages in order are read. */
   readonly isRun: boolean;
+  /** Where blocks of images are read for a run, if its asker has memory for them. */
+  readonly memory: RunMemory | undefined;
   /** Layers looked into, for metrics. */
   layersVisited = 0;
 
   /** A block of images that is fetched for a run is used up at once: it would only push others out of the cache. */
-  constructor(cache: BlockCache, isRun = false) {
+  constructor(cache: BlockCache, isRun = false, memory?: RunMemory) {
     this.cache = cache;
     this.isRun = isRun;
+    this.memory = memory;
   }
 
   /** Blocks have been noted that are to be fetched. */
@@ -125,7 +131,7 @@ export class ReadPass {
   async #fetchGroup(layer: LayerReader, group: readonly MissingBlock[], end: number): Promise<void> {
     let blocks;
     try {
-      blocks = await layer.fetchBlocks(group, end, this.isRun);
+      blocks = await layer.fetchBlocks(group, end, this);
     } catch (error) {
       // The next attempt sees the layers that have taken its place.
       if (layer.retired) return;
@@ -134,6 +140,29 @@ export class ReadPass {
     const kept = this.#fetched.get(layer);
     if (kept === undefined) this.#fetched.set(layer, new Map(blocks));
     else for (const [offset, raw] of blocks) kept.set(offset, raw);
+  }
+}
+
+/**
+ * Memory for the stored blocks of one run, used again for another when its answer has been sent. (Fresh memory for each is the garbage
+ * collector's largest customer.)
+ */
+export class RunMemory {
+  readonly #bytes = Buffer.allocUnsafeSlow(runMemoryBytes);
+  #taken = 0;
+  /** Another read has blocks in it too: it cannot be used again. */
+  isShared = false;
+
+  take(length: number): Buffer | undefined {
+    const from = this.#taken;
+    if (from + length > runMemoryBytes) return undefined;
+    this.#taken += length;
+    return this.#bytes.subarray(from, from + length);
+  }
+
+  /** Nothing of what was taken is in use any more. */
+  reset(): void {
+    this.#taken = 0;
   }
 }
 
@@ -162,7 +191,10 @@ export class LayerReader implements BlockOwner {
   readonly objectKey: string;
   readonly #identity: ObjectIdentity;
   readonly #cache: BlockCache;
-  readonly #flights = new Map<number, Promise<FetchedBlocks>>();
+  readonly #flights = new Map<
+    number,
+    {readonly blocks: Promise<FetchedBlocks>; readonly memory: RunMemory | undefined}
+  >();
   readonly #onRead: (bytes: number) => void;
   readonly #onRepair: (damage: LayerCorruption) => void;
 
@@ -292,27 +324,41 @@ export class LayerReader implements BlockOwner {
     );
   }
 
-  /** One flight for blocks of this layer that lie in [group[0].offset, end). `isRun`: see ReadPass. */
-  async fetchBlocks(group: readonly MissingBlock[], end: number, isRun: boolean): Promise<FetchedBlocks> {
+  /** One flight for blocks of this layer that lie in [group[0].offset, end). */
+  async fetchBlocks(group: readonly MissingBlock[], end: number, pass: ReadPass): Promise<FetchedBlocks> {
     const start = group[0]!.offset;
     const joined = this.#flights.get(start);
     if (joined !== undefined) {
-      const blocks = await joined;
+      if (joined.memory !== undefined) joined.memory.isShared = true;
+      const blocks = await joined.blocks;
       if (group.every((b) => blocks.has(b.offset))) return blocks;
     }
-    const flight = this.#fetchNow(group, start, end, isRun);
+    // Nothing but blocks that stay packed: of those that are unpacked here a view may go into the cache.
+    const memory = group.every((b) => this.#staysPacked(b, pass.isRun)) ? pass.memory : undefined;
+    const flight = {blocks: this.#fetchNow(group, start, end, pass.isRun, memory?.take(end - start)), memory};
     this.#flights.set(start, flight);
     try {
-      return await flight;
+      return await flight.blocks;
     } finally {
       if (this.#flights.get(start) === flight) this.#flights.delete(start);
     }
   }
 
-  async #fetchNow(group: readonly MissingBlock[], start: number, end: number, isRun: boolean): Promise<FetchedBlocks> {
+  #staysPacked({type}: MissingBlock, isRun: boolean): boolean {
+    return isRun && this.description.kind === 'image' && type === blockType.data;
+  }
+
+  async #fetchNow(
+    group: readonly MissingBlock[],
+    start: number,
+    end: number,
+    isRun: boolean,
+    into: Buffer | undefined,
+  ): Promise<FetchedBlocks> {
     const objectBytes = this.description.size;
+    const options = into === undefined ? {objectBytes} : {objectBytes, into};
     try {
-      return this.#decode(group, start, await this.#getRange(start, end - start, {objectBytes}), isRun);
+      return this.#decode(group, start, await this.#getRange(start, end - start, options), isRun);
     } catch (error) {
       if (!(error instanceof LayerCorruption)) throw error;
       // Perhaps only the way, or a copy on local disk, is damaged: once more, from the object itself.
@@ -325,10 +371,9 @@ export class LayerReader implements BlockOwner {
 
   #decode(group: readonly MissingBlock[], start: number, bytes: Buffer, isRun: boolean): FetchedBlocks {
     const blocks: FetchedBlocks = new Map();
-    const areImages = this.description.kind === 'image';
     for (const b of group) {
       const stored = bytes.subarray(b.offset - start, b.offset - start + b.storedBytes);
-      if (isRun && areImages && b.type === blockType.data) {
+      if (this.#staysPacked(b, isRun)) {
         blocks.set(b.offset, new StoredBlock(this.#identity, b.offset, b.type, stored));
         continue;
       }

@@ -27,6 +27,7 @@ import {type PackedSegment, encodePackedPages, packedCodec} from '#wire/packed-p
 import {tenantOfShardId} from '#wire/shard.ts';
 import type {PageserverMetrics} from '../metrics.ts';
 import type {Readers} from './readers.ts';
+import {RunMemory} from '../layers/layer-reader.ts';
 import {TimelineError} from '../timeline/timeline-reader.ts';
 import type {Timeline} from '../timeline/timeline.ts';
 
@@ -34,18 +35,28 @@ const helloMsMax = 15_000;
 /** Requests of one connection that wait for blocks or for an LSN; more are not read from the socket. */
 const waitingMax = 256;
 
-/** Answers of this many pages and more are made in one piece of memory, which is used again and again. */
+/** Answers of this many pages and more are made in memory which is used again and again. */
 const runPagesMin = 8;
 const freeRunsMax = 8;
-const freeRuns: Buffer[] = [];
+const freeRuns: Run[] = [];
 
-function takeRun(pages: number): Buffer | undefined {
-  if (pages < runPagesMin) return undefined;
-  return freeRuns.pop() ?? Buffer.allocUnsafeSlow(pagesPerRequestMax * blockSize);
+interface Run {
+  /** Pages that are made, one after the other. */
+  readonly pages: Buffer;
+  /** Blocks as they were read. */
+  readonly stored: RunMemory;
 }
 
-function giveRun(run: Buffer | undefined): void {
-  if (run !== undefined && freeRuns.length < freeRunsMax) freeRuns.push(run);
+function takeRun(pages: number): Run | undefined {
+  if (pages < runPagesMin) return undefined;
+  return freeRuns.pop() ?? {pages: Buffer.allocUnsafeSlow(pagesPerRequestMax * blockSize), stored: new RunMemory()};
+}
+
+/** Only after an answer: what a read that failed has begun may still come, and be written there. */
+function giveRun(run: Run): void {
+  if (freeRuns.length >= freeRunsMax || run.stored.isShared) return;
+  run.stored.reset();
+  freeRuns.push(run);
 }
 
 export interface PageServiceOptions {
@@ -150,28 +161,32 @@ class PageConnection {
     const timeline = this.#timeline;
     if (request.kind === 'getPages' && timeline.isReadableAt(request.notModifiedSinceLsn)) {
       // The common case, without a promise.
-      let run: Buffer | undefined;
+      let run: Run | undefined;
       try {
         run = takeRun(request.count);
         const at = this.#readLsn(request);
         if (request.packed && run !== undefined) {
-          const segments = timeline.getPackedRelPagesNow(request, request.blockNumber, request.count, at, run);
+          const segments = timeline.getPackedRelPagesNow(
+            request,
+            request.blockNumber,
+            request.count,
+            at,
+            run.pages,
+            run.stored,
+          );
           if (Array.isArray(segments)) return this.#sendPacked(request, segments, run, started);
           return this.#wait(
             request,
             segments.then((slow) => this.#sendPacked(request, slow, run!, started)),
-            run,
           );
         }
-        const pages = timeline.getRelPagesNow(request, request.blockNumber, request.count, at, run);
+        const pages = timeline.getRelPagesNow(request, request.blockNumber, request.count, at, run?.pages);
         if (Array.isArray(pages)) return this.#sendPages(request, pages, run, started);
         return this.#wait(
           request,
           pages.then((slow) => this.#sendPages(request, slow, run, started)),
-          run,
         );
       } catch (error) {
-        giveRun(run);
         return this.#explain(request, error);
       }
     }
@@ -226,12 +241,12 @@ class PageConnection {
   }
 
   /** `run`: the memory in which the pages lie one after the other; it is used again when they are sent. */
-  #sendPages(request: PageRequest, pages: readonly Buffer[], run: Buffer | undefined, started: number): void {
+  #sendPages(request: PageRequest, pages: readonly Buffer[], run: Run | undefined, started: number): void {
     const {metrics, clock} = this.#options;
     const header = encodePagesHeader(request.requestId, pages.length);
     if (run === undefined) this.#send(pageFrame.pages, header, ...pages);
     else {
-      const bytes = run.subarray(0, pages.length * blockSize);
+      const bytes = run.pages.subarray(0, pages.length * blockSize);
       const room = this.#connection.sendThen(() => giveRun(run), pageFrame.pages, header, bytes);
       if (!room) this.#hold();
     }
@@ -239,7 +254,7 @@ class PageConnection {
     metrics.getPagesSeconds.observe((clock.monotonicMs() - started) / 1000);
   }
 
-  #sendPacked(request: PageRequest, segments: readonly PackedSegment[], run: Buffer, started: number): void {
+  #sendPacked(request: PageRequest, segments: readonly PackedSegment[], run: Run, started: number): void {
     const {metrics, clock} = this.#options;
     let pages = 0;
     let packed = 0;
@@ -267,12 +282,11 @@ class PageConnection {
     this.#flow();
   }
 
-  #wait(request: PageRequest, answer: Promise<void>, run?: Buffer): void {
+  #wait(request: PageRequest, answer: Promise<void>): void {
     this.#waiting++;
     this.#flow();
     answer
       .catch((error: unknown) => {
-        giveRun(run);
         this.#explain(request, error);
       })
       .finally(() => {

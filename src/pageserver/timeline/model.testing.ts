@@ -10,12 +10,16 @@ import {type RelTag, blockSize} from '#postgres/relation.ts';
 import type {ObjectStore} from '#objectstore/object-store.ts';
 import {PagePatchBuilder} from '../ingest/page-patch.ts';
 import {BlockCache} from '../layers/block-cache.ts';
+import {RunMemory} from '../layers/layer-reader.ts';
 import {PageserverMetrics} from '../metrics.ts';
 import {MemoryBudget} from './memory-budget.ts';
 import {type LimitChanges, type PageserverContext, limitsWith} from './state.ts';
 import type {Tenant} from './tenant.ts';
 import type {Timeline} from './timeline.ts';
 import type {TimelineWriter} from './write-path.ts';
+
+/** Of one answer after the other, as the page service has it. */
+const runMemory = new RunMemory();
 
 export function testContext(store: ObjectStore, limits: LimitChanges = {}, cacheBytes = 1 << 20): PageserverContext {
   return {
@@ -294,7 +298,9 @@ export async function compare(timeline: Timeline, branch: ModelBranch, at: Lsn):
       const one = Math.floor(pages.length / 2);
       assert((await timeline.getRelPages(tag, one, 1, at))[0]!.equals(pages[one]!), `block ${one} alone at ${at}`);
       const into = Buffer.alloc(64 * blockSize, 0xaa);
-      const [table, ...data] = encodePackedPages(await timeline.getPackedRelPagesNow(tag, one, 64, at, into));
+      runMemory.reset();
+      const segments = await timeline.getPackedRelPagesNow(tag, one, 64, at, into, runMemory);
+      const [table, ...data] = encodePackedPages(segments);
       const packed = unpackPages(Buffer.concat([table!, ...data]), pages.length - one);
       assert(packed.equals(Buffer.concat(pages.slice(one))), `packed from block ${one} of ${relation} at ${at}`);
     }

@@ -12,7 +12,7 @@ import type {PackedSegment} from '#wire/packed-pages.ts';
 import type {RelListEntry} from '#wire/pages.ts';
 import {formatShardId, shardOfBlock} from '#wire/shard.ts';
 import type {GenerationValidator} from '../generation-validator.ts';
-import {ReadPass} from '../layers/layer-reader.ts';
+import {ReadPass, type RunMemory} from '../layers/layer-reader.ts';
 import {Compactor} from './compaction.ts';
 import {
   type LayerDescription,
@@ -316,24 +316,28 @@ export class Timeline implements TimelineReader {
     return this.#readNow(at, count, (pass) => tryRelPages(state, pass, rel, block, count, at, into));
   }
 
-  /** The same as they lie in storage, where that is shorter (wire/packed-pages.ts); the others are made in `into`. */
+  /**
+   * The same as they lie in storage, where that is shorter (wire/packed-pages.ts); the others are made in `into`. What is read may lie
+   * in `memory`.
+   */
   getPackedRelPagesNow(
     rel: RelTag,
     block: number,
     count: number,
     at: Lsn,
     into: Buffer,
+    memory?: RunMemory,
   ): PackedSegment[] | Promise<PackedSegment[]> {
     this.#checkReadable(at);
     const {state} = this;
     if (state.shard.count > 1) this.#checkOwned(rel, block, count);
-    return this.#readNow(at, count, (pass) => tryPackedRelPages(state, pass, rel, block, count, at, into));
+    return this.#readNow(at, count, (pass) => tryPackedRelPages(state, pass, rel, block, count, at, into), memory);
   }
 
-  #readNow<T>(at: Lsn, count: number, attempt: (pass: ReadPass) => T | undefined): T | Promise<T> {
+  #readNow<T>(at: Lsn, count: number, attempt: (pass: ReadPass) => T | undefined, memory?: RunMemory): T | Promise<T> {
     const {state} = this;
     const {layersPerRead} = state.context.metrics;
-    const pass = new ReadPass(state.context.cache, count >= runPagesMin);
+    const pass = new ReadPass(state.context.cache, count >= runPagesMin, memory);
     const found = attempt(pass);
     if (found !== undefined) {
       layersPerRead.observe(pass.layersVisited / count);
