@@ -2,12 +2,14 @@
  * How each durable step is reached. A driver does, again and again until the process has died, what makes a role take the step.
  * A step of the code without a row here, or a row without a step, fails the command.
  */
+import {existsSync} from 'node:fs';
+import {join} from 'node:path';
 import {setTimeout as sleep} from 'node:timers/promises';
 import {FolderObjectStore} from '#objectstore/folder-object-store.ts';
 import {WalArchive, walFooterBytes} from '#objectstore/wal-archive.ts';
 import {layerName, timelinePrefix} from '#pageserver/timeline/index-object.ts';
 import {type Lsn, formatLsn, parseLsn} from '#postgres/lsn.ts';
-import {walSegmentSizeDefault} from '#postgres/wal/segment.ts';
+import {segmentFileName, walSegmentSizeDefault} from '#postgres/wal/segment.ts';
 import {systemDisk} from '#runtime/disk.ts';
 import {requestJson} from '#runtime/http.ts';
 import {newId, systemRandom} from '#runtime/random.ts';
@@ -88,8 +90,11 @@ const divergence: Driver = async (stage) => {
   // … and then across it, for safekeeper 3 alone. Nobody waits for a quorum here; the WAL is written all the same.
   await admin("select pg_logical_emit_message(false, 'crash-matrix', repeat('y', 900000))");
   await inTheEnd(async () => {
-    const {flushLsn, commitLsn} = await third(stage);
-    return segmentOf(flushLsn) > segmentOf(commitLsn);
+    // Not its flush LSN: that is the end of the last record that is there whole.
+    const next = Math.floor(parseLsn((await third(stage)).commitLsn) / walSegmentSizeDefault) + 1;
+    return existsSync(
+      join(cell.layout.node('safekeeper-3'), tenant, timeline, segmentFileName(1, next, walSegmentSizeDefault)),
+    );
   });
   links[2]!.set({hold: 'both'});
   const c = cell.compute(endpointId);
@@ -108,7 +113,6 @@ const divergence: Driver = async (stage) => {
 
 const third = async ({cell, tenant, timeline}: Stage) =>
   (await safekeeperStatus(cell, tenant, timeline, ['safekeeper-3']))[0]!;
-const segmentOf = (lsn: string): number => Math.floor(parseLsn(lsn) / walSegmentSizeDefault);
 /** Or not: then the driver has another try. */
 const inTheEnd = (condition: () => Promise<boolean>, msMax = 30_000): Promise<unknown> =>
   until('', condition, msMax).catch(() => {});

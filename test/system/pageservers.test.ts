@@ -72,7 +72,9 @@ for (const kind of systemStoreKinds)
       // It has objects of its own that it may want to delete.
       await probe.ask(second, 'POST', `/tenant/${tenantId}/save`);
       const busy = async (): Promise<number[]> => [
-        await probe.metric(second, 'pagoda_compaction_steps_total'),
+        // Carried out, or failed: what it would merge may be gone.
+        (await probe.metric(second, 'pagoda_compaction_steps_total')) +
+          (await probe.metric(second, 'pagoda_compaction_failures_total')),
         await probe.metric(second, 'pagoda_object_store_requests_total', 'list'),
       ];
       let failedOverMs = 0;
