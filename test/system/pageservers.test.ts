@@ -103,7 +103,7 @@ for (const kind of systemStoreKinds)
         const woken = await busy();
         await until('the stale one is at work', async () => {
           // It may have caught up before it was looked at: there must be something to ingest and to merge.
-          await db.query('update t set n = n + 1 where i % 12 = 0');
+          await db.query('update t set n = n + 1 where i <= 100');
           return (await busy()).every((count, i) => count > woken[i]!);
         });
         assert.ok(await probe.hasMode(second, tenantId, 'attached'));
