@@ -71,12 +71,7 @@ for (const kind of systemStoreKinds)
       const stale = probe.pid(second);
       // It has objects of its own that it may want to delete.
       await probe.ask(second, 'POST', `/tenant/${tenantId}/save`);
-      const busy = async (): Promise<number[]> => [
-        // Carried out, or failed: what it would merge may be gone.
-        (await probe.metric(second, 'pagoda_compaction_steps_total')) +
-          (await probe.metric(second, 'pagoda_compaction_failures_total')),
-        await probe.metric(second, 'pagoda_object_store_requests_total', 'list'),
-      ];
+      const sweeps = (): Promise<number> => probe.metric(second, 'pagoda_object_store_requests_total', 'list');
       let failedOverMs = 0;
       const gaps = await underLoad(async () => {
         process.kill(stale, 'SIGSTOP');
@@ -95,17 +90,15 @@ for (const kind of systemStoreKinds)
       await remember();
       await probe.check(...points);
 
-      // It wakes while nobody can tell it that it is replaced: it ingests, compacts, collects and looks for orphans.
+      // It wakes while nobody can tell it that it is replaced: it collects and looks for orphans.
       const control = pagoda.pidOf('control');
       process.kill(control, 'SIGSTOP');
       try {
         process.kill(stale, 'SIGCONT');
-        const woken = await busy();
-        await until('the stale one is at work', async () => {
-          // It may have caught up before it was looked at: there must be something to ingest and to merge.
-          await db.query('update t set n = n + 1 where i <= 100');
-          return (await busy()).every((count, i) => count > woken[i]!);
-        });
+        const woken = await sweeps();
+        // Whether it has WAL to ingest depends on how far its successor has let safekeepers trim. What it may delete, wherever it was:
+        // src/pageserver/timeline/stale-attachment.test.ts.
+        await until('the stale one is at work', async () => (await sweeps()) > woken + 2);
         assert.ok(await probe.hasMode(second, tenantId, 'attached'));
       } finally {
         process.kill(control, 'SIGCONT');
