@@ -153,6 +153,7 @@ export class FakeWorld implements StorageClients {
       },
       lsnByTimestamp: async () => ({kind: 'present', lsn: (importLsn + 0x100) as Lsn}),
       setSafekeepers: async (_tenantId, timelineId, safekeepers) => {
+        this.#maybeFail('setSafekeepers');
         this.timelines.get(timelineId)!.safekeepers = safekeepers.length;
       },
       setRetention: async (_tenantId, timelineId, windowSeconds) => {

@@ -127,12 +127,20 @@ export async function deleteTimelines(context: PlanContext, where: Where): Promi
   // A dead node's connection may hang.
   await Promise.race([all, enough.promise.then(() => Promise.race([all, clock.sleep(stragglerMs)]))]);
   if (!isMajorityDone()) throw failures[0];
-  for (const nodeId of missing)
-    await store
-      .insertInto('safekeeper_debts')
-      .values({node_id: nodeId, tenant_id: tenantId, timeline_id: timelineId})
-      .onConflict((c) => c.doNothing())
-      .execute();
+  for (const nodeId of missing) await oweDeletion(store, nodeId, tenantId, timelineId);
+  // A change of safekeepers does not wait for a deletion. From here on it finds no timeline at the pageserver, and clears up itself.
+  const now = await whereIs(store, where.branch.id);
+  const late = now.safekeepers.filter((id) => !where.safekeepers.includes(id));
+  if (late.length > 0) throw new Error(`branch ${where.branch.id} is on safekeeper ${late.join(', ')} too meanwhile`);
+}
+
+/** A safekeeper that is down has a timeline that is gone. */
+export async function oweDeletion(store: Store, nodeId: number, tenantId: string, timelineId: string): Promise<void> {
+  await store
+    .insertInto('safekeeper_debts')
+    .values({node_id: nodeId, tenant_id: tenantId, timeline_id: timelineId})
+    .onConflict((c) => c.doNothing())
+    .execute();
 }
 
 export async function setIdle(trx: StoreTransaction, endpointId: string, nowMs: number): Promise<void> {

@@ -8,7 +8,7 @@
  * it is when the operation begins. The lock is `safekeepers:<branch>`: computes of the branch start and stop meanwhile.
  */
 import {memberOf, membershipOf, readSafekeeperSet, setOf, writeSafekeeperSet} from '#control/safekeeper-set.ts';
-import {type PlanContext, whereIs} from '#control/operations/plan-context.ts';
+import {type PlanContext, oweDeletion, whereIs} from '#control/operations/plan-context.ts';
 import {TenantPages} from '#control/tenant-pages.ts';
 import {PermanentError, type Plan, SkippedError, type StepContext} from '#control/operations/plan.ts';
 import {isInStorage} from '#control/store/in-storage.ts';
@@ -66,6 +66,7 @@ export function replaceSafekeeperPlan(context: PlanContext): Plan {
         name: 'tell-pageserver',
         async effect({state}) {
           const {change, tenantId, timelineId} = state as unknown as ReplaceState;
+          await stopIfGone(context, state as unknown as ReplaceState);
           const ids = change.final.members.map((m) => m.nodeId);
           await new TenantPages(context, tenantId).setSafekeepers(
             timelineId,
@@ -93,7 +94,7 @@ export function replaceSafekeeperPlan(context: PlanContext): Plan {
 
 /** Until the new configuration is in force. Throws what it waits for when it does not get on; the next try goes on from there. */
 async function carryOut(context: PlanContext, {operation, state}: StepContext): Promise<MembershipChangeState> {
-  const {store, clock} = context;
+  const {clock} = context;
   const {change, tenantId, timelineId} = state as unknown as ReplaceState;
   const plan = new MembershipChange(change);
   let saved: MembershipChangeState | undefined;
@@ -113,15 +114,7 @@ async function carryOut(context: PlanContext, {operation, state}: StepContext): 
       idle = 0;
     }
     if (plan.isDone) return saved;
-    const branch = await store
-      .selectFrom('branches')
-      .select(['id', 'deleted_at', 'purge_at'])
-      .where('timeline_id', '=', timelineId)
-      .executeTakeFirst();
-    if (branch === undefined || !isInStorage(branch)) {
-      await forgetNewNodes(context, saved, tenantId, timelineId);
-      throw new SkippedError(`timeline ${timelineId} is gone`);
-    }
+    await stopIfGone(context, {change: saved, tenantId, timelineId});
     const failures = await doAll(context, plan, {tenantId, timelineId});
     if (plan.state !== saved) continue;
     if (++idle === roundsMax)
@@ -188,14 +181,27 @@ async function save({store, clock}: PlanContext, operationId: string, state: Rep
   });
 }
 
-/** The branch was deleted meanwhile: copies that the deletion did not know of go too. */
-async function forgetNewNodes(
-  {storage}: PlanContext,
-  {joint}: MembershipChangeState,
-  tenantId: string,
-  timelineId: string,
+/**
+ * The branch may have been deleted meanwhile, which waits for no change: copies that the deletion did not know of go too. Who is down
+ * is told when it is back.
+ */
+async function stopIfGone(
+  {store, storage}: PlanContext,
+  {change, tenantId, timelineId}: Pick<ReplaceState, 'change' | 'tenantId' | 'timelineId'>,
 ): Promise<void> {
-  await Promise.allSettled(
-    joint.newMembers.map((node) => storage.safekeeper(node.nodeId).deleteTimeline(tenantId, timelineId)),
+  const branch = await store
+    .selectFrom('branches')
+    .select(['deleted_at', 'purge_at'])
+    .where('timeline_id', '=', timelineId)
+    .executeTakeFirst();
+  if (branch !== undefined && isInStorage(branch)) return;
+  await Promise.all(
+    change.joint.newMembers.map(({nodeId}) =>
+      storage
+        .safekeeper(nodeId)
+        .deleteTimeline(tenantId, timelineId)
+        .catch(() => oweDeletion(store, nodeId, tenantId, timelineId)),
+    ),
   );
+  throw new SkippedError(`timeline ${timelineId} is gone`);
 }

@@ -5,7 +5,7 @@ import {systemClock} from '#runtime/clock.ts';
 import {silentLog} from '#runtime/log.ts';
 import type {Lsn} from '#control/lsn.ts';
 import {buildSpec} from '#control/operations/compute-plans.ts';
-import {readSafekeeperSet} from '#control/safekeeper-set.ts';
+import {readSafekeeperSet, writeSafekeeperSet} from '#control/safekeeper-set.ts';
 import {SafekeeperFarewells} from '#control/safekeeper-farewells.ts';
 import {FakeWorld, call, importLsn, startControl, type TestControl} from '#control/test-world.ts';
 
@@ -146,6 +146,58 @@ test('a branch that is deleted meanwhile ends the change, and no copy is left', 
   const {status} = await operation(control, id);
   assert.ok(status === 'skipped' || status === 'finished', status);
   if (status === 'skipped') assert.equal(world.walTimelines.has(`4/${where.timeline}`), false);
+});
+
+test('a branch that is deleted when its change is nearly over: the change ends, and the new member keeps nothing', async (t) => {
+  const world = new FakeWorld();
+  const control = await startControl(world);
+  t.after(() => control.stop());
+  const where = await projectWithBranch(control);
+  world.broken.add('setSafekeepers');
+  const id = await submit(control, 'replace_safekeeper', where, {remove: [3], add: [4]});
+  await control.runner.wait([id], 500);
+  assert.ok(world.walTimelines.has(`4/${where.timeline}`));
+  // The deletion had read who the members are before the change was saved. One of the new ones is down.
+  world.timelines.delete(where.timeline);
+  for (const nodeId of [1, 2, 3]) world.walTimelines.delete(`${nodeId}/${where.timeline}`);
+  await control.store.updateTable('branches').set({deleted_at: 1}).execute();
+  world.broken.add('safekeeper-4');
+  await control.runner.wait([id], 20_000);
+  assert.equal((await operation(control, id)).status, 'skipped');
+  world.broken.clear();
+  const {store, runner} = control;
+  await new SafekeeperFarewells({store, runner, storage: world, clock: systemClock, log: silentLog}).sweep();
+  assert.equal(world.walTimelines.has(`4/${where.timeline}`), false);
+});
+
+test('a deletion that finds the safekeepers changed at its end goes to the new ones too', async (t) => {
+  const world = new FakeWorld();
+  const control = await startControl(world);
+  t.after(() => control.stop());
+  const {projectId, timeline} = await projectWithBranch(control);
+  const made = await call(control, 'POST', `/projects/${projectId}/branches`, {branch: {}});
+  const {id} = (made.json as {branch: {id: string}}).branch;
+  const row = await control.store.selectFrom('branches').selectAll().where('id', '=', id).executeTakeFirstOrThrow();
+  assert.notEqual(row.timeline_id, timeline);
+  const real = world.safekeeper.bind(world);
+  world.safekeeper = (nodeId) => ({
+    ...real(nodeId),
+    deleteTimeline: async (tenantId, timelineId) => {
+      const first = world.walTimelines.has(`1/${timelineId}`);
+      await real(nodeId).deleteTimeline(tenantId, timelineId);
+      if (!first) return;
+      world.walTimelines.delete(`1/${timelineId}`);
+      world.walTimelines.set(`4/${timelineId}`, {startLsn: importLsn, commitLsn: importLsn, flushLsn: importLsn});
+      const safekeepers = writeSafekeeperSet({generation: 3, members: [1, 2, 4], newMembers: []});
+      await control.store.updateTable('branches').set({safekeepers}).where('id', '=', id).execute();
+    },
+  });
+  const {operations} = (await call(control, 'DELETE', `/projects/${projectId}/branches/${id}?hard_delete=true`))
+    .json as {operations: {id: string}[]};
+  const ids = operations.map((o) => o.id);
+  await control.runner.wait(ids, 20_000);
+  for (const one of ids) assert.equal((await operation(control, one)).status, 'finished');
+  assert.equal(world.walTimelines.has(`4/${row.timeline_id}`), false);
 });
 
 test('all disks lost: the branch comes back from the archive, and the operation says where it goes on', async (t) => {
