@@ -7,7 +7,6 @@
  * asked tries again on a new one, and no wrong byte is ever believed. The check of length and type finds a damaged length
  * before anybody waits for bytes that never come. The first frame of a connection is a JSON hello; see wire/.
  */
-import {writeSync} from 'node:fs';
 import * as net from 'node:net';
 import {crc32c} from '#runtime/crc.ts';
 
@@ -17,10 +16,6 @@ export type Address = {readonly host: string; readonly port: number} | {readonly
 const frameBytesMax = 64 * 1024 * 1024;
 const sendBufferBytesHigh = 1024 * 1024;
 const headerBytes = 11;
-/** Frames up to this size are put together; larger ones are written in parts, without a copy. */
-const smallFrameBytes = 4096;
-/** The same for a frame that leaves at once. */
-const scratch = Buffer.allocUnsafeSlow(16 * 1024);
 
 /** 16 bits that change when any bit of length or type does. */
 function headerCheck(length: number, type: number): number {
@@ -66,17 +61,14 @@ const largeBytes = 64 * 1024;
 const recycledMax = 8;
 const readBytes = 64 * 1024;
 
-/** What is read is looked at before anything else is read: connections share it, until a part of a frame must be kept. */
-const sharedScratch = Buffer.allocUnsafeSlow(readBytes);
-
 /**
- * The receiving end of a connection. Reads go into one buffer that is used again and again, or, for the rest of a large frame,
- * straight to where its payload will be. (Fresh memory for every 64 KiB, then copied together, cost more time in the garbage
- * collector than everything else that is done with a page.)
+ * The receiving end of a connection that we opened. Reads go into one buffer that is used again and again, or, for the rest
+ * of a large frame, straight to where its payload will be. (Fresh memory for every 64 KiB, then copied together, cost more
+ * time in the garbage collector than everything else that is done with a page.)
  */
 class FrameReader {
-  #scratch = sharedScratch;
-  /** In scratch, which then is our own: [0, #have) is the beginning of a frame that is not whole. */
+  readonly #scratch = Buffer.allocUnsafeSlow(readBytes);
+  /** In scratch: [0, #have) is the beginning of a frame that is not whole. */
   #have = 0;
   /** A large frame whose payload is being read. */
   #payload: Buffer | undefined;
@@ -128,9 +120,8 @@ class FrameReader {
       at = from + length;
       if (!onFrame(type, payload)) return;
     }
+    if (at > 0) scratch.copyWithin(0, at, end);
     this.#have = end - at;
-    if (this.#have > 0 && scratch === sharedScratch) this.#scratch = Buffer.allocUnsafeSlow(readBytes);
-    if (at > 0 || scratch !== this.#scratch) scratch.copy(this.#scratch, 0, at, end);
   }
 }
 
@@ -164,26 +155,43 @@ function checkPayload(peer: string, type: number, payload: Buffer, check: number
     );
 }
 
+interface LargeFrame {
+  readonly payload: Buffer;
+  filled: number;
+  readonly type: number;
+  readonly check: number;
+  readonly sum: number;
+}
+
 class SocketConnection implements FrameConnection {
   readonly peer: string;
   onFrame: (type: number, payload: Buffer) => void = () => {};
   onClose: (error?: Error) => void = () => {};
   onDrain: () => void = () => {};
   readonly #socket: net.Socket;
+  /** Bytes of a frame that has not arrived whole. */
+  #parts: Buffer[] = [];
+  #have = 0;
+  #need = headerBytes;
   #error: Error | undefined;
   #corked = false;
-  readonly #reader: FrameReader;
+  readonly #reader: FrameReader | undefined;
+  readonly #memory: PayloadMemory;
+  /** A large frame whose payload is arriving, on a connection without a reader. */
+  #large: LargeFrame | undefined;
 
-  /** `reader`: of a socket made with `onread`, whose reads go to `read()`. */
-  constructor(socket: net.Socket, peer: string, reader: FrameReader) {
+  /** `reader`: of a socket made with `onread`, whose reads go to `read()`; other sockets give their data as events. */
+  constructor(socket: net.Socket, peer: string, reader?: FrameReader) {
     this.#socket = socket;
     this.peer = peer;
     this.#reader = reader;
+    this.#memory = reader?.memory ?? new PayloadMemory();
     if (socket.remoteAddress !== undefined) {
       socket.setNoDelay(true);
       // A machine that vanished says nothing: the kernel finds out within about 20 s (libuv probes every second, ten times).
       socket.setKeepAlive(true, 10_000);
     }
+    if (reader === undefined) socket.on('data', (chunk: Buffer) => this.#receive(chunk));
     socket.on('drain', () => this.onDrain());
     socket.on('error', (error) => (this.#error ??= error));
     socket.on('close', () => this.onClose(this.#error));
@@ -196,7 +204,7 @@ class SocketConnection implements FrameConnection {
   /** So many bytes have been read into the reader's target. */
   read(bytes: number): void {
     try {
-      this.#reader.advance(bytes, this.peer, (type, payload) => {
+      this.#reader?.advance(bytes, this.peer, (type, payload) => {
         this.onFrame(type, payload);
         return !this.#socket.destroyed;
       });
@@ -207,7 +215,7 @@ class SocketConnection implements FrameConnection {
   }
 
   recycle(payload: Buffer): void {
-    this.#reader.memory.recycle(payload);
+    this.#memory.recycle(payload);
   }
 
   sendThen(onSent: () => void, type: number, ...parts: readonly Buffer[]): boolean {
@@ -223,27 +231,15 @@ class SocketConnection implements FrameConnection {
   }
 
   sendNow(type: number, ...parts: readonly Buffer[]): boolean {
-    if (this.#socket.destroyed) return false;
-    let length = headerBytes;
-    for (const part of parts) length += part.length;
-    if (this.#corked || length > scratch.length) return this.#write(type, parts, undefined);
-    const check = headerCheck(length - headerBytes, type);
-    scratch.writeUInt32LE(length - headerBytes, 0);
-    scratch[4] = type;
-    scratch.writeUInt16LE(check, 5);
-    let at = headerBytes;
-    for (const part of parts) at += part.copy(scratch, at);
-    scratch.writeUInt32LE(crc32c(scratch.subarray(headerBytes, length), check), 7);
-    writeAtOnce(this.#socket, scratch.subarray(0, length));
-    return this.#socket.writableLength < sendBufferBytesHigh;
+    return this.#socket.destroyed ? false : this.#write(type, parts, undefined, false);
   }
 
-  #write(type: number, parts: readonly Buffer[], onSent: (() => void) | undefined): boolean {
+  #write(type: number, parts: readonly Buffer[], onSent: (() => void) | undefined, cork = true): boolean {
     let length = 0;
     for (const part of parts) length += part.length;
     const check = headerCheck(length, type);
-    const small = length <= smallFrameBytes;
-    if (!this.#corked) {
+    const small = length <= 4096;
+    if (!this.#corked && (cork || !small)) {
       // All frames of one turn of the event loop leave in one system call.
       this.#corked = true;
       this.#socket.cork();
@@ -286,6 +282,69 @@ class SocketConnection implements FrameConnection {
     this.#socket.destroy();
   }
 
+  #receive(chunk: Buffer): void {
+    try {
+      const rest = this.#large === undefined ? chunk : this.#fill(this.#large, chunk);
+      if (rest !== undefined) this.#receiveFrames(rest);
+    } catch (error) {
+      if (!(error instanceof FrameError)) throw error;
+      this.#fail(error.message);
+    }
+  }
+
+  /** What of the chunk is behind the large frame, when that is whole. */
+  #fill(large: LargeFrame, chunk: Buffer): Buffer | undefined {
+    const {payload, type, check, sum} = large;
+    const count = chunk.copy(payload, large.filled);
+    large.filled += count;
+    if (large.filled < payload.length) return undefined;
+    this.#large = undefined;
+    checkPayload(this.peer, type, payload, check, sum);
+    this.onFrame(type, payload);
+    return this.#socket.destroyed || count === chunk.length ? undefined : chunk.subarray(count);
+  }
+
+  /** Throws FrameError. */
+  #receiveFrames(chunk: Buffer): void {
+    let buffer = chunk;
+    if (this.#have > 0) {
+      this.#parts.push(chunk);
+      this.#have += chunk.length;
+      if (this.#have < this.#need) return;
+      buffer = Buffer.concat(this.#parts, this.#have);
+      this.#parts = [];
+      this.#have = 0;
+    }
+    let at = 0;
+    this.#need = headerBytes;
+    while (buffer.length - at >= headerBytes) {
+      const length = buffer.readUInt32LE(at);
+      const type = buffer[at + 4]!;
+      const check = buffer.readUInt16LE(at + 5);
+      const sum = buffer.readUInt32LE(at + 7);
+      checkHeader(this.peer, length, type, check);
+      const from = at + headerBytes;
+      if (buffer.length - from < length) {
+        if (length >= largeBytes) {
+          const payload = this.#memory.take(length);
+          this.#large = {payload, filled: buffer.copy(payload, 0, from), type, check, sum};
+          return;
+        }
+        this.#need = headerBytes + length;
+        break;
+      }
+      const payload = buffer.subarray(from, from + length);
+      checkPayload(this.peer, type, payload, check, sum);
+      at = from + length;
+      this.onFrame(type, payload);
+      if (this.#socket.destroyed) return;
+    }
+    if (at < buffer.length) {
+      this.#parts = [buffer.subarray(at)];
+      this.#have = buffer.length - at;
+    }
+  }
+
   #fail(message: string): void {
     this.#error = new FrameError(message);
     this.#socket.destroy();
@@ -322,8 +381,15 @@ export async function connectFrames(address: Address, timeoutMs = 5000): Promise
 
 function connectOneWay(address: Address, name: string, timeoutMs: number): Promise<FrameConnection> {
   return new Promise((resolve, reject) => {
-    const reading = new Reading();
-    const {onread} = reading;
+    const reader = new FrameReader();
+    let connection: SocketConnection | undefined;
+    const onread: net.OnReadOpts = {
+      buffer: () => reader.target(),
+      callback(bytes) {
+        connection?.read(bytes);
+        return true;
+      },
+    };
     const socket = net.connect(
       'path' in address ? {path: address.path, onread} : {host: address.host, port: address.port, onread},
     );
@@ -336,41 +402,10 @@ function connectOneWay(address: Address, name: string, timeoutMs: number): Promi
     socket.once('connect', () => {
       clearTimeout(timer);
       socket.off('error', fail);
-      resolve(reading.begin(socket, name));
+      connection = new SocketConnection(socket, name, reader);
+      resolve(connection);
     });
   });
-}
-
-/** Reads of a socket, until and after there is a connection for them. */
-class Reading {
-  readonly #reader = new FrameReader();
-  #connection: SocketConnection | undefined;
-
-  readonly onread: net.OnReadOpts = {
-    buffer: () => this.#reader.target(),
-    callback: (bytes) => {
-      this.#connection?.read(bytes);
-      return true;
-    },
-  };
-
-  begin(socket: net.Socket, peer: string): FrameConnection {
-    this.#connection = new SocketConnection(socket, peer, this.#reader);
-    return this.#connection;
-  }
-}
-
-/**
- * The same connection as a socket that was made with `onread`: a server's sockets cannot be. Must be called as soon as the socket
- * was accepted, by a server with pauseOnConnect.
- */
-function adopt(accepted: net.Socket, onread: net.OnReadOpts): net.Socket {
-  const shell = accepted as unknown as {_handle: unknown};
-  const options = {handle: shell._handle, onread} as unknown as net.SocketConstructorOpts;
-  shell._handle = null;
-  const socket = new net.Socket(options);
-  accepted.destroy();
-  return socket;
 }
 
 /**
@@ -389,20 +424,18 @@ export interface Listener {
 }
 
 export async function listenFrames(address: Address, onConnection: (c: FrameConnection) => void): Promise<Listener> {
-  const accept = (accepted: net.Socket): net.Socket => {
-    const reading = new Reading();
-    const socket = adopt(accepted, reading.onread);
-    const {remoteAddress, remotePort} = socket;
+  const accept = (socket: net.Socket): void =>
     onConnection(
-      reading.begin(socket, remoteAddress === undefined ? 'this machine' : `${remoteAddress}:${remotePort}`),
+      new SocketConnection(
+        socket,
+        socket.remoteAddress === undefined ? 'this machine' : `${socket.remoteAddress}:${socket.remotePort}`,
+      ),
     );
-    return socket;
-  };
-  const listener = await listen(address, true, accept);
+  const listener = await listenSockets(address, accept);
   const short = shortWay('host' in address ? {host: address.host, port: listener.port} : address);
   if (short === undefined) return listener;
   try {
-    const local = await listen(short, true, accept);
+    const local = await listenSockets(short, accept);
     return {port: listener.port, close: async () => void (await Promise.all([local.close(), listener.close()]))};
   } catch (error) {
     await listener.close();
@@ -412,23 +445,11 @@ export async function listenFrames(address: Address, onConnection: (c: FrameConn
 
 /** Raw sockets, for protocols that are not ours (the Postgres protocol, the hydration socket). */
 export function listenSockets(address: Address, onSocket: (socket: net.Socket) => void): Promise<Listener> {
-  return listen(address, false, (socket) => {
-    onSocket(socket);
-    return socket;
-  });
-}
-
-/** `take` gives the socket that the connection goes on with. */
-function listen(
-  address: Address,
-  pauseOnConnect: boolean,
-  take: (accepted: net.Socket) => net.Socket,
-): Promise<Listener> {
   const open = new Set<net.Socket>();
-  const server = net.createServer({pauseOnConnect}, (accepted) => {
-    const socket = take(accepted);
+  const server = net.createServer((socket) => {
     open.add(socket);
     socket.on('close', () => open.delete(socket));
+    onSocket(socket);
   });
   return new Promise((resolve, reject) => {
     server.once('error', (error) =>
@@ -455,23 +476,6 @@ export async function freePort(host = '127.0.0.1'): Promise<number> {
   const listener = await listenSockets({host, port: 0}, (socket) => socket.destroy());
   await listener.close();
   return listener.port;
-}
-
-/**
- * Writes to a socket without its stream: a third of the CPU time, and nothing is left to be done after it. What the system does
- * not take at once goes the usual way, as does everything while something waits there. `bytes` may change afterwards.
- */
-export function writeAtOnce(socket: net.Socket, bytes: Buffer): void {
-  const {fd = -1} = (socket as unknown as {readonly _handle?: {readonly fd?: number} | null})._handle ?? {};
-  let written = 0;
-  if (fd >= 0 && socket.writable && socket.writableLength === 0) {
-    try {
-      written = writeSync(fd, bytes);
-    } catch {
-      // It is full, or broken: the stream finds out, and says so to whoever listens.
-    }
-  }
-  if (written < bytes.length) socket.write(Buffer.from(bytes.subarray(written)));
 }
 
 export function connectSocket(address: Address): net.Socket {

@@ -30,9 +30,7 @@ export function readFlushMark({disk, directory, tenantId, timelineId}: FlushMark
   if (!disk.exists(path)) return undefined;
   const bytes = disk.readFile(path);
   if (bytes.length !== markBytes || !bytes.subarray(0, magic.length).equals(magic)) return undefined;
-  return bytes.readUInt32LE(16) === crc32c(bytes.subarray(0, 16), seedOf(tenantId, timelineId))
-    ? readLsn64(bytes, 8)
-    : undefined;
+  return bytes.readUInt32LE(16) === sum(bytes, tenantId, timelineId) ? readLsn64(bytes, 8) : undefined;
 }
 
 export class FlushMark {
@@ -40,13 +38,11 @@ export class FlushMark {
   readonly #bytes = Buffer.alloc(markBytes);
   #file: DiskFile | undefined;
   #lsn: Lsn | undefined;
-  readonly #seed: number;
 
   /** `lsn`: what readFlushMark says. */
   constructor(options: FlushMarkOptions, lsn: Lsn | undefined) {
     this.#options = options;
     this.#lsn = lsn;
-    this.#seed = seedOf(options.tenantId, options.timelineId);
     magic.copy(this.#bytes);
   }
 
@@ -73,17 +69,16 @@ export class FlushMark {
   }
 
   #write(lsn: Lsn): void {
-    const {disk, directory} = this.#options;
+    const {disk, directory, tenantId, timelineId} = this.#options;
     this.#file ??= disk.open(`${directory}/${flushMarkName}`, 'create');
     const bytes = Buffer.from(this.#bytes);
     writeLsn64(bytes, 8, lsn);
-    bytes.writeUInt32LE(crc32c(bytes.subarray(0, 16), this.#seed), 16);
+    bytes.writeUInt32LE(sum(bytes, tenantId, timelineId), 16);
     this.#file.write(bytes, 0);
     this.#lsn = lsn;
   }
 }
 
-/** The sum begins with whose mark it is, then goes over what is before it. */
-function seedOf(tenantId: string, timelineId: string): number {
-  return crc32c(Buffer.from(tenantId + timelineId, 'latin1'));
+function sum(bytes: Buffer, tenantId: string, timelineId: string): number {
+  return crc32c(bytes.subarray(0, 16), crc32c(Buffer.from(tenantId + timelineId, 'latin1')));
 }

@@ -7,7 +7,7 @@
  *   client.start({slot, startLsn, onWal, onEnd});      then client.sendStatus(lsn) whenever durability advances
  */
 import {type Lsn, formatLsn} from '#postgres/lsn.ts';
-import {type Address, type Socket, connectReading, writeAtOnce} from '#runtime/net.ts';
+import {type Address, type Socket, connectReading} from '#runtime/net.ts';
 
 export interface ReplicationConnectOptions {
   readonly address: Address;
@@ -168,7 +168,7 @@ export class ReplicationClient {
   /** Written, flushed and applied up to `lsn`: releases the commits that wait for it. */
   sendStatus(lsn: Lsn): void {
     // CopyData {'r', write u64, flush u64, apply u64, client time i64, reply wanted u8}, big-endian
-    const b = this.#status;
+    const b = Buffer.from(this.#status);
     b[0] = 0x64;
     b.writeUInt32BE(38, 1);
     b[5] = 0x72;
@@ -178,7 +178,7 @@ export class ReplicationClient {
       b.writeUInt32BE(high, at);
       b.writeUInt32BE(low, at + 4);
     }
-    writeAtOnce(this.#socket, b);
+    this.#socket.write(b);
   }
 
   pause(): void {

@@ -176,7 +176,7 @@ test('a deletion that finds the safekeepers changed at its end goes to the new o
   t.after(() => control.stop());
   const {projectId, timeline} = await projectWithBranch(control);
   const made = await call(control, 'POST', `/projects/${projectId}/branches`, {branch: {}});
-  const {id} = (made.json as {branch: {id: string}}).branch;
+  const {id} = (made.json as unknown as {branch: {id: string}}).branch;
   const row = await control.store.selectFrom('branches').selectAll().where('id', '=', id).executeTakeFirstOrThrow();
   assert.notEqual(row.timeline_id, timeline);
   const real = world.safekeeper.bind(world);
@@ -193,7 +193,7 @@ test('a deletion that finds the safekeepers changed at its end goes to the new o
     },
   });
   const {operations} = (await call(control, 'DELETE', `/projects/${projectId}/branches/${id}?hard_delete=true`))
-    .json as {operations: {id: string}[]};
+    .json as unknown as {operations: {id: string}[]};
   const ids = operations.map((o) => o.id);
   await control.runner.wait(ids, 20_000);
   for (const one of ids) assert.equal((await operation(control, one)).status, 'finished');
