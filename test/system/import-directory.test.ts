@@ -319,9 +319,12 @@ test('what was deleted leaves the object store and the safekeepers when its time
   const isEverywhere = (id: string) => (): boolean => placesOf(id).length === everywhere.length;
   const isNowhere = (id: string) => (): boolean => placesOf(id).length === 0;
   await until('the branch is in storage', isEverywhere(timelineId));
+  await pagoda.settled(project);
   await pagoda.api('DELETE', `/projects/${project}/branches/${child.id}`);
   await until('nothing of the branch is left', isNowhere(timelineId));
   await until('its project is untouched', isEverywhere(tenantId));
+  // What has removed the branch has still to say so: meanwhile a change of the project is refused with 423.
+  await pagoda.settled(project);
   await pagoda.api('DELETE', `/projects/${project}`);
   await until('nothing of the project is left', isNowhere(tenantId));
 });
