@@ -83,22 +83,8 @@ export async function catalogLocks(context: ApiContext, branch: BranchTable): Pr
 
 /** One operation per running writer of the branch; a stopped one applies everything when it starts. */
 export async function applyConfigDrafts(trx: StoreTransaction, branch: BranchTable): Promise<OperationDraft[]> {
-  const endpoints = await trx
-    .selectFrom('endpoints')
-    .select('id')
-    .where('branch_id', '=', branch.id)
-    .where('type', '=', 'read_write')
-    .where('current_state', '=', 'active')
-    .where('deleted_at', 'is', null)
-    .execute();
-  return endpoints.map(({id}) => ({
-    projectId: branch.project_id,
-    branchId: branch.id,
-    endpointId: id,
-    action: 'apply_config',
-    kind: 'apply_config',
-    locks: [branchLock(branch.id), endpointLock(id)],
-  }));
+  const writers = await activeEndpoints(trx, branch).where('type', '=', 'read_write').execute();
+  return writers.map(({id}) => endpointDraft(branch, id, 'apply_config', [branchLock(branch.id), endpointLock(id)]));
 }
 
 /**
@@ -106,22 +92,26 @@ export async function applyConfigDrafts(trx: StoreTransaction, branch: BranchTab
  * run are suspended, and the next connection starts them anew.
  */
 export async function restartStaticDrafts(trx: StoreTransaction, branch: BranchTable): Promise<OperationDraft[]> {
-  const endpoints = await trx
+  const readers = await activeEndpoints(trx, branch).where('static_lsn', 'is not', null).execute();
+  return readers.map(({id}) => endpointDraft(branch, id, 'suspend_compute', [endpointLock(id)]));
+}
+
+function activeEndpoints(trx: StoreTransaction, branch: BranchTable) {
+  return trx
     .selectFrom('endpoints')
     .select('id')
     .where('branch_id', '=', branch.id)
-    .where('static_lsn', 'is not', null)
     .where('current_state', '=', 'active')
-    .where('deleted_at', 'is', null)
-    .execute();
-  return endpoints.map(({id}) => ({
-    projectId: branch.project_id,
-    branchId: branch.id,
-    endpointId: id,
-    action: 'suspend_compute',
-    kind: 'suspend_compute',
-    locks: [endpointLock(id)],
-  }));
+    .where('deleted_at', 'is', null);
+}
+
+function endpointDraft(
+  branch: BranchTable,
+  endpointId: string,
+  action: 'apply_config' | 'suspend_compute',
+  locks: string[],
+): OperationDraft {
+  return {projectId: branch.project_id, branchId: branch.id, endpointId, action, kind: action, locks};
 }
 
 /** Remembers a drop until a compute has carried it out; a new object of the same name takes the note away. */

@@ -66,7 +66,7 @@ export function replaceSafekeeperPlan(context: PlanContext): Plan {
         name: 'tell-pageserver',
         async effect({state}) {
           const {change, tenantId, timelineId} = state as unknown as ReplaceState;
-          await stopIfGone(context, state as unknown as ReplaceState);
+          await stopIfGone(context, {change, tenantId, timelineId});
           const ids = change.final.members.map((m) => m.nodeId);
           await new TenantPages(context, tenantId).setSafekeepers(
             timelineId,
