@@ -10,6 +10,7 @@ import {Proposer} from '#proposer/proposer.ts';
 import {isQuorum} from '#proposer/quorum.ts';
 import {Recovery} from '#proposer/recovery.ts';
 import {SafekeeperLink} from '#proposer/safekeeper-link.ts';
+import {Spare} from '#proposer/spare.ts';
 import {WalBatcher} from '#proposer/wal-batcher.ts';
 import {encodeThrottle, throttleFor} from '#proposer/throttle.ts';
 import type {Clock, Timer} from '#runtime/clock.ts';
@@ -33,6 +34,9 @@ const tickEarlyMs = 100;
 const pulseMs = 3;
 /** WAL waits at least so long for a safekeeper that has fallen behind the quorum. */
 const laggardMs = 3;
+/** The spare gets its WAL so much later, and is one only when it lacks no more than that. */
+const spareMs = 6;
+const spareLagBytes = 1024 * 1024;
 const postgresRetryMs = 200;
 /** How often the pageserver's lag is looked at while WAL flows; and while writers wait, how often safekeepers are asked for it. */
 const throttleEveryMs = 50;
@@ -99,6 +103,7 @@ export class ProposerDriver {
   readonly #recoveries = new Map<number, Recovery>();
   readonly #troubles = new Map<number, string>();
   readonly #batcher: WalBatcher;
+  readonly #spare = new Spare();
   #token: string;
   #tickTimer: Timer;
   #pulseSet = false;
@@ -247,14 +252,18 @@ export class ProposerDriver {
         this.#troubles.delete(member.nodeId);
         this.#step({kind: 'connected', peer: member.nodeId});
       },
-      onDisconnected: () => this.#step({kind: 'disconnected', peer: member.nodeId}),
+      onDisconnected: () => {
+        this.#step({kind: 'disconnected', peer: member.nodeId});
+        this.#loseSpare();
+      },
       quorumLsn: () => this.#batcher.durableLsn,
+      isSpare: () => this.#spare.nodeId === member.nodeId,
       onWaiting: () => this.#setPulse(),
       onMessage: (message) => {
         failpoint(receivePoints[message.kind]);
         this.#step({kind: 'message', peer: member.nodeId, message});
         // After the answer has been looked at: what leaves now carries the newest commit LSN.
-        if (message.kind === 'append-response') this.#batcher.durable(this.#core.durableLsn);
+        if (message.kind === 'append-response') this.#durable(this.#core.durableLsn);
       },
       onTrouble: (code, message) => this.#trouble(member.nodeId, code, message),
     });
@@ -342,6 +351,36 @@ export class ProposerDriver {
     }
   }
 
+  #durable(lsn: Lsn): void {
+    if (lsn === this.#batcher.durableLsn) return;
+    for (const [nodeId, link] of this.#links) if (link.syncedLsn < lsn) this.#spare.noteBehind(nodeId);
+    this.#batcher.durable(lsn);
+  }
+
+  #chooseSpare(nowMs: number): void {
+    const {membership, endLsn} = this.#core;
+    const peers = new Map(this.#core.peers().map((peer) => [peer.nodeId, peer]));
+    const isUpToDate = (nodeId: number): boolean => {
+      const peer = peers.get(nodeId);
+      return peer?.phase === 'streaming' && endLsn - peer.flushLsn <= spareLagBytes;
+    };
+    const members = membership.newMembers.length > 0 ? [] : membership.members;
+    const before = this.#spare.nodeId;
+    this.#spare.choose(
+      nowMs,
+      members.map(({nodeId, host}) => ({nodeId, host, isUpToDate: isUpToDate(nodeId)})),
+    );
+    if (before !== undefined && this.#spare.nodeId !== before) this.#links.get(before)?.sendWaiting();
+  }
+
+  /** Its WAL may be the quorum's now. */
+  #loseSpare(): void {
+    const {nodeId} = this.#spare;
+    if (nodeId === undefined) return;
+    this.#spare.noteLost();
+    this.#links.get(nodeId)?.sendWaiting();
+  }
+
   #setPulse(): void {
     if (this.#pulseSet) return;
     this.#pulseSet = true;
@@ -353,10 +392,15 @@ export class ProposerDriver {
     if (this.#stopped) return;
     const nowMs = this.#options.clock.monotonicMs();
     if (this.#batcher.isWaiting) this.#batcher.tick(nowMs);
-    for (const link of this.#links.values()) {
+    for (const [nodeId, link] of this.#links) {
       if (link.waitingSinceMs === undefined) continue;
-      if (nowMs - link.waitingSinceMs >= laggardMs) link.sendWaiting();
-      else this.#setPulse();
+      const isSpare = nodeId === this.#spare.nodeId;
+      if (nowMs - link.waitingSinceMs < (isSpare ? spareMs : laggardMs)) {
+        this.#setPulse();
+        continue;
+      }
+      if (isSpare) this.#spare.noteDue(nowMs, link.waitingLsn! < this.#batcher.durableLsn);
+      link.sendWaiting();
     }
     // While commits go on, the next append is on its way: only the last one of a burst needs a message of its own.
     if (this.#untoldLsn !== 0 && this.#untoldLsn === this.#untoldBefore) {
@@ -461,6 +505,7 @@ export class ProposerDriver {
   #tick(): void {
     this.#tickTimer = this.#options.clock.setTimer(this.#isSynced ? tickMs : tickEarlyMs, () => this.#tick());
     this.#tickCore();
+    this.#chooseSpare(this.#options.clock.monotonicMs());
     if (this.#postgres !== undefined) {
       this.#throttle();
       this.#tellProgress();

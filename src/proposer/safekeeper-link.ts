@@ -2,7 +2,7 @@
  * The proposer's connection to one safekeeper: made again and again until it is closed for good.
  *
  * To a safekeeper that lags behind the quorum WAL leaves as one frame for each answer: commits do not wait for it, and a frame
- * costs both processes more CPU than its bytes do.
+ * costs both processes more CPU than its bytes do. To the spare (spare.ts) it leaves when the driver says.
  */
 import type {Lsn} from '#postgres/lsn.ts';
 import type {Clock, Timer} from '#runtime/clock.ts';
@@ -54,7 +54,9 @@ export interface SafekeeperLinkOptions {
   readonly onMessage: (message: AcceptorMessage) => void;
   /** Where a quorum is. */
   readonly quorumLsn: () => Lsn;
-  /** WAL begins to wait: it leaves with the next answer, or by sendWaiting. */
+  /** Commits do not wait for this one. */
+  readonly isSpare: () => boolean;
+  /** WAL begins to wait: it leaves with the next answer (not to the spare), or by sendWaiting. */
   readonly onWaiting: () => void;
   /** Why there is no connection; `code` is a RefusalCode, or 'unreachable'. Repeated at each attempt. */
   readonly onTrouble: (code: string, message: string) => void;
@@ -97,6 +99,15 @@ export class SafekeeperLink {
     return this.#waiting?.sinceMs;
   }
 
+  /** Where what waits begins. */
+  get waitingLsn(): Lsn | undefined {
+    return this.#waiting?.message.beginLsn;
+  }
+
+  get syncedLsn(): Lsn {
+    return this.#syncedLsn as Lsn;
+  }
+
   /** Closes this connection; the next one is made after the usual pause. */
   reset(reason: string): void {
     this.#options.onTrouble('reset', reason);
@@ -122,8 +133,9 @@ export class SafekeeperLink {
   #wait(message: Append): boolean {
     const waiting = this.#waiting;
     if (waiting === undefined) {
-      const lags = this.#syncedLsn < this.#sentLsn && this.#syncedLsn < this.#options.quorumLsn();
-      if (!lags || message.bytes.length === 0 || message.bytes.length >= waitingBytesMax) return false;
+      const {isSpare, quorumLsn} = this.#options;
+      const mayWait = isSpare() || (this.#syncedLsn < this.#sentLsn && this.#syncedLsn < quorumLsn());
+      if (!mayWait || message.bytes.length === 0 || message.bytes.length >= waitingBytesMax) return false;
       const sinceMs = this.#options.clock.monotonicMs();
       this.#waiting = {message, sinceMs, parts: [message.bytes], bytes: message.bytes.length};
       this.#options.onWaiting();
@@ -156,7 +168,7 @@ export class SafekeeperLink {
   #received(message: AcceptorMessage): void {
     if (message.kind === 'append-response') this.#syncedLsn = message.syncedLsn;
     this.#options.onMessage(message);
-    if (this.#syncedLsn >= this.#sentLsn) this.sendWaiting();
+    if (this.#syncedLsn >= this.#sentLsn && !this.#options.isSpare()) this.sendWaiting();
   }
 
   async #connect(): Promise<void> {
