@@ -18,6 +18,7 @@ import {PostgresCluster} from '../test/postgres-cluster.ts';
 import {stockDefaults} from './commit.ts';
 import {cpuPerUnit, readCpu} from './process-cpu.ts';
 import {alternate, median, printReport, say} from './report.ts';
+import {settled} from './settled.ts';
 
 /** One process, no hint bits to set, nothing but the scan. */
 const scan = 'select count(*), sum(id) from big';
@@ -94,21 +95,6 @@ async function servedPages(pagoda: Pagoda): Promise<{all: number; packed: number
   const text = await (await fetch(`http://127.0.0.1:${pagoda.status.ports.internal + 8}/metrics`, {headers})).text();
   const value = (name: string): number => Number(new RegExp(`^${name} (\\d+)`, 'm').exec(text)?.[1]);
   return {all: value('pagoda_getpage_pages_total'), packed: value('pagoda_getpage_packed_pages_total')};
-}
-
-/**
- * Waits until the page server has nothing left to do: it makes images of what has settled within twice settleMs (10 s) of the last
- * WAL, so it has when it was idle for longer. Answers how many seconds that took.
- */
-async function settled(pagoda: Pagoda): Promise<number> {
-  const started = performance.now();
-  for (let idle = 0; idle < 25;) {
-    const before = readCpu(pagoda.processes(), roleOf).get('pageserver') ?? 0;
-    await new Promise((resolve) => setTimeout(resolve, 1000));
-    const ns = (readCpu(pagoda.processes(), roleOf).get('pageserver') ?? 0) - before;
-    idle = ns < 0.05 * 1e9 ? idle + 1 : 0;
-  }
-  return (performance.now() - started) / 1000;
 }
 
 function roleOf(args: readonly string[]): string {

@@ -4,7 +4,7 @@
  * defaults otherwise, on the same machine in the same run. Both over TCP on loopback, straight to Postgres. ratio = tps of
  * Pagoda ÷ tps of stock at 8 clients; one client, latencies and the way through the proxy are details.
  *
- *   --seconds S   per run, default 10     --rounds N   default 3     --scale N   of pgbench, default 10
+ *   --seconds S   per run, default 10     --rounds N   default 5     --scale N   of pgbench, default 10
  */
 import {chmodSync, mkdirSync, mkdtempSync, readFileSync, rmSync} from 'node:fs';
 import {tmpdir} from 'node:os';
@@ -24,6 +24,7 @@ import {
 } from './pgbench.ts';
 import {cpuPerUnit, readCpu, withDescendants} from './process-cpu.ts';
 import {alternate, median, printReport, say} from './report.ts';
+import {settled} from './settled.ts';
 
 /** What initdb gives: the test harness's faster settings taken back. */
 export const stockDefaults = {fsync: 'on', autovacuum: 'on', shared_buffers: '128MB'} as const;
@@ -33,7 +34,7 @@ export async function commit(args: string[]): Promise<void> {
     args,
     options: {
       seconds: {type: 'string', default: '10'},
-      rounds: {type: 'string', default: '3'},
+      rounds: {type: 'string', default: '5'},
       scale: {type: 'string', default: '10'},
     },
   });
@@ -45,8 +46,11 @@ export async function commit(args: string[]): Promise<void> {
   const theirs = stockTarget(stock.primary);
   for (const target of [ours, theirs]) {
     await initialise(target, Number(options.scale));
-    await pgbench(target, '-N', 8, 10); // caches, segments to recycle, the roles' code compiled
+    await pgbench(target, '-N', 8, 20); // caches, segments to recycle, the roles' code compiled
   }
+  // What the load has left to do would fall into some of the rounds.
+  await stock.primary.query('checkpoint');
+  say(`settled after ${(await settled(pagoda)).toFixed(0)} s`);
   const {pagoda: a, reference: b} = await alternate({
     rounds: Number(options.rounds),
     pagoda: async () => ({

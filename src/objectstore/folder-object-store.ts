@@ -19,6 +19,8 @@ import {
 
 /** Whole objects of this size and more are read and written off the event loop: it would stand still for milliseconds. */
 const asideBytesMin = 256 * 1024;
+/** Large objects go to the disk in pieces: an fsync of all of it at once would keep commits' fsyncs waiting behind it. */
+const syncBytes = 4 * 1024 * 1024;
 /** Ranges shorter than this come from the file cache sooner than from another thread. */
 const asideRangeBytesMin = 1024 * 1024;
 /** Open files kept for range reads. */
@@ -57,9 +59,15 @@ export class FolderObjectStore implements ObjectStore {
       if (options.ifNoneMatch === '*' && this.#disk.exists(path)) throw this.#exists(key);
       const file = this.#disk.openLarge(temporary, 'truncate');
       try {
-        if (bytes.length < asideBytesMin) file.write(bytes, 0);
-        else await file.writeAside(bytes, 0);
-        await file.sync();
+        if (bytes.length < asideBytesMin) {
+          file.write(bytes, 0);
+          await file.sync();
+        } else {
+          for (let at = 0; at < bytes.length; at += syncBytes) {
+            await file.writeAside(bytes.subarray(at, at + syncBytes), at);
+            await file.sync();
+          }
+        }
       } finally {
         file.close();
       }
