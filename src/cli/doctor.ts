@@ -176,17 +176,22 @@ async function pageserver(client: InternalClient, node: PageserverPlace, what: s
     let timelines = 0;
     for (const {tenantId} of tenants) {
       const answer = (await client.ask(node, 'GET', `/v1/tenant/${tenantId}`)) as {
-        timelines: {timelineId: string; ingestError?: string}[];
+        timelines: {timelineId: string; ingestError?: string; walError?: string}[];
       };
       timelines += answer.timelines.length;
-      for (const {timelineId, ingestError} of answer.timelines)
-        if (ingestError !== undefined)
-          findings.push({
-            what: `tenant ${tenantId}, timeline ${timelineId}`,
-            ok: false,
-            seen: ingestError,
-            remedy: 'docs/operating.md says what stopped it and what to do: look for pagoda_ingest_stopped_timelines',
-          });
+      for (const {timelineId, ingestError, walError} of answer.timelines) {
+        const seen = ingestError ?? walError;
+        if (seen === undefined) continue;
+        findings.push({
+          what: `tenant ${tenantId}, timeline ${timelineId}`,
+          ok: false,
+          seen,
+          remedy:
+            ingestError === undefined
+              ? 'it is asked for again all the time: look at the safekeepers, and whether this pageserver is still the one that the tenant is attached to'
+              : 'docs/operating.md says what stopped it and what to do: look for pagoda_ingest_stopped_timelines',
+        });
+      }
     }
     return [{what, ok: true, seen: `${tenants.length} tenants, ${timelines} timelines`}, ...findings];
   } catch (error) {

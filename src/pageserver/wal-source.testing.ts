@@ -24,13 +24,14 @@ export class WalFilesSafekeeper {
     this.#close = close;
   }
 
-  /** `damage`: this byte of the stream is sent flipped. `cutAfterBytes`: each connection is broken after so many bytes. */
+  /** `refusal`: why no WAL is given, while it says so. `damage`: this byte of the stream is sent flipped. `cutAfterBytes`: each connection is broken after so many bytes. */
   static async start(options: {
     walDir: string;
     commitLsn: () => Lsn;
     chunkBytes?: number;
     cutAfterBytes?: number;
     damage?: Lsn;
+    refusal?: () => string | undefined;
   }): Promise<WalFilesSafekeeper> {
     let self: WalFilesSafekeeper | undefined;
     const listener = await listenFrames({host: '127.0.0.1', port: 0}, (connection) => {
@@ -44,6 +45,12 @@ export class WalFilesSafekeeper {
         self!.connections++;
         sendJson(connection, frameWelcome, {});
         connection.onFrame = (t, p) => (self!.feedback = decodeFeedback(t, p));
+        const message = options.refusal?.();
+        if (message !== undefined) {
+          sendJson(connection, frameRefused, {code: 'wal-trimmed', message});
+          connection.close();
+          return;
+        }
         stream(connection, parseLsn(hello.startLsn), options);
       };
     });

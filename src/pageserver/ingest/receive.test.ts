@@ -166,3 +166,35 @@ test('WAL that a reader waits for is asked of another safekeeper when the presen
     await Promise.all([mute.stop(), good.stop()]);
   }
 });
+
+test('while no safekeeper gives WAL the timeline and those who wait for it say why; when one does, it goes on', async () => {
+  const tenant = await Tenant.attach(testContext(new MemoryObjectStore()), alwaysValid, tenantId, 1);
+  const timeline = await importPage(tenant, healthy);
+  const {walDir, endLsn} = writeWal('trimmed', 100, -1);
+  let refusal: string | undefined = 'WAL at 0/1234 is not on this safekeeper';
+  const safekeeper = await WalFilesSafekeeper.start({walDir, commitLsn: () => endLsn, refusal: () => refusal});
+  const ingest = new TimelineIngest({
+    timeline,
+    token: () => Promise.resolve('none'),
+    clock: systemClock,
+    log: silentLog,
+    metrics: testContext(new MemoryObjectStore()).metrics,
+    firstWords: {free: 10},
+  });
+  try {
+    ingest.setSafekeepers([{nodeId: 7, host: '127.0.0.1', port: safekeeper.port}]);
+    while (timeline.info().walError === undefined) await systemClock.sleep(5);
+    assert.match(
+      timeline.info().walError!,
+      /no safekeeper gives WAL: 7 said: .*WAL at 0\/1234 is not on this safekeeper/,
+    );
+    await assert.rejects(timeline.waitForLsn(endLsn, 50), /WAL at 0\/1234 is not on this safekeeper/);
+    refusal = undefined;
+    await timeline.waitForLsn(endLsn);
+    assert.equal(timeline.info().walError, undefined);
+  } finally {
+    ingest.stop();
+    timeline.stop();
+    await safekeeper.stop();
+  }
+});

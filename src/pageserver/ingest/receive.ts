@@ -58,6 +58,8 @@ const idleMs = 60_000;
 const idleMsUnused = 3000;
 const retryMsFirst = 200;
 const retryMsMax = 10_000;
+/** Once failures are no news: one follows each restart of a safekeeper. */
+const failuresTold = 3;
 /** Other work gets a turn after this many bytes of WAL. */
 const turnBytes = 256 * 1024;
 /** Safekeepers that gave unreadable WAL at one position, before it is taken for unreadable everywhere. */
@@ -306,6 +308,7 @@ export class TimelineIngest {
   #onWord(candidate: Candidate, commitLsn: Lsn): void {
     this.#gotWord();
     this.#heardAtMs = this.#options.clock.monotonicMs();
+    this.#options.timeline.state.walError = undefined;
     if (commitLsn > candidate.commitLsn) candidate.commitLsn = commitLsn;
     candidate.failures = 0;
   }
@@ -427,6 +430,8 @@ export class TimelineIngest {
     // What it said it had is no reason to prefer it any more.
     candidate.commitLsn = invalidLsn;
     this.#wanted = true;
+    if ([...this.#candidates.values()].every(({failures}) => failures >= failuresTold))
+      this.#options.timeline.state.walError = `no safekeeper gives WAL: ${candidate.nodeId} said: ${error.message}`;
     this.#arm();
     this.#options.log.warn('safekeeper not usable now', {
       safekeeper: candidate.nodeId,

@@ -30,7 +30,8 @@ export class LsnWaiters {
           new TimelineError(
             'lsn-timeout',
             `${name}: LSN ${formatLsn(lsn)} was waited for ${timeoutMs} ms, ingest has reached ${formatLsn(this.#state.lastRecordLsn)}; ` +
-              'look at the safekeepers of the timeline and at the ingest lag of this pageserver',
+              (this.#state.walError ??
+                'look at the safekeepers of the timeline and at the ingest lag of this pageserver'),
           ),
         );
       });

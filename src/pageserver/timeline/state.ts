@@ -145,6 +145,8 @@ export class TimelineState {
   readonly sizes: RelSizeCache;
   /** Why ingest of this timeline stopped; the driver sets it. */
   ingestError: string | undefined;
+  /** Why the safekeeper that was asked last gave no WAL, while none has since; the driver sets it, and asks on. */
+  walError: string | undefined;
   nextFrozenId = 1;
   /** Upload, compaction: keys of objects that are being written and are in no index yet. */
   readonly writing = new Set<string>();

@@ -76,6 +76,8 @@ export interface TimelineInfo {
   /** Archived WAL below can be trimmed; validated like remoteConsistentLsn. */
   readonly walNeededLsn: Lsn;
   readonly ingestError?: string;
+  /** No safekeeper gives WAL now. */
+  readonly walError?: string;
   readonly uploadError?: string;
   readonly compactionError?: string;
 }
@@ -248,6 +250,7 @@ export class Timeline implements TimelineReader {
       gcCutoffLsn: s.gcCutoffLsn,
       walNeededLsn: walNeededFrom(s),
       ...(s.ingestError === undefined ? {} : {ingestError: s.ingestError}),
+      ...(s.walError === undefined ? {} : {walError: s.walError}),
       ...(uploadError === undefined ? {} : {uploadError}),
       ...(compactionError === undefined ? {} : {compactionError}),
     };
