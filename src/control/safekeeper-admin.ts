@@ -161,9 +161,10 @@ function placeInstead(
   from: number,
   to: number | undefined,
 ): number {
-  const {members} = readSafekeeperSet(row.safekeepers);
+  const set = readSafekeeperSet(row.safekeepers);
+  const {members} = set;
   if (to !== undefined) {
-    if (members.includes(to)) bad(`safekeeper ${to} is a member of branch ${row.id} already`);
+    if (allNodes(set).includes(to)) bad(`safekeeper ${to} is a member of branch ${row.id} already`);
     return to;
   }
   const kept = members.filter((id) => id !== from);

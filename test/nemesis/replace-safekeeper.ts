@@ -18,6 +18,8 @@ interface Operation {
 }
 
 const replacedMsMax = 60_000;
+/** There is one spare: two that are to be replaced at once take turns. */
+let turn: Promise<unknown> = Promise.resolve();
 
 /** The control plane is told of the spare; it is not placed on until somebody is replaced by it. */
 export async function addSpare(cell: Cell, spare: string): Promise<void> {
@@ -25,15 +27,26 @@ export async function addSpare(cell: Cell, spare: string): Promise<void> {
   await cell.operate('PUT', `/safekeepers/${idOf(spare)}`, node);
 }
 
+interface ReplacingWorld {
+  readonly cell: Cell;
+  readonly problems: string[];
+  safekeepers: readonly string[];
+  spare: string;
+}
+
 /**
  * The spare takes the place of `leaving`, which becomes the spare. Other faults may go on: what is asked is asked again, by what there
  * is and not by what was answered.
  */
-export async function replaceSafekeeper(
-  world: {readonly cell: Cell; readonly problems: string[]; safekeepers: readonly string[]; spare: string},
-  leaving: string,
-): Promise<void> {
+export async function replaceSafekeeper(world: ReplacingWorld, leaving: string): Promise<void> {
+  const mine = turn.then(() => replaceNow(world, leaving));
+  turn = mine;
+  await mine;
+}
+
+async function replaceNow(world: ReplacingWorld, leaving: string): Promise<void> {
   const {cell, problems, spare} = world;
+  if (leaving === spare) return; // the other one meant the same
   const deadline = performance.now() + replacedMsMax;
   let last = 'nothing was answered';
   for (;;) {

@@ -44,13 +44,19 @@ export function replaceSafekeeperPlan(context: PlanContext): Plan {
           const {remove, add} = state as unknown as ReplaceState;
           const {branch, project, safekeeperSet} = await whereIs(store, operation.branch_id);
           if (!isInStorage(branch)) throw new SkippedError(`branch ${branch.id} is gone`);
-          const target = [...safekeeperSet.members.filter((id) => !remove.includes(id)), ...add];
+          const {members} = safekeeperSet;
+          const target = [...new Set([...members.filter((id) => !remove.includes(id)), ...add])];
+          // It was asked for when another change had not begun or ended: as many as before, or a fault more is one too many.
+          if (target.length !== members.length)
+            throw new PermanentError(
+              `the safekeepers of branch ${branch.id} are ${members.join(', ')} by now: without ${remove.join(', ')} and with ${add.join(', ')} they would be ${target.length}; ask again`,
+            );
           const base = membershipOf(safekeeperSet, storage.safekeepers);
           let change: MembershipChangeState;
           try {
             change = MembershipChange.begin(
               base,
-              [...new Set(target)].map((id) => memberOf(storage.safekeepers, id)),
+              target.map((id) => memberOf(storage.safekeepers, id)),
             );
           } catch (error) {
             throw new PermanentError((error as Error).message, {cause: error});

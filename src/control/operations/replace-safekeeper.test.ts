@@ -63,6 +63,21 @@ test('a dead safekeeper is replaced: the others and the new one have the new gen
   assert.equal(world.walTimelines.has(`1/${where.timeline}`), false);
 });
 
+test('a node that has become a member while another change was under way is not counted twice: as many stay members', async (t) => {
+  const world = new FakeWorld();
+  const control = await startControl(world);
+  t.after(() => control.stop());
+  const where = await projectWithBranch(control);
+  const [first, second] = [
+    await submit(control, 'replace_safekeeper', where, {remove: [3], add: [4]}),
+    await submit(control, 'replace_safekeeper', where, {remove: [1], add: [4]}),
+  ];
+  await control.runner.wait([first, second], 20_000);
+  assert.match((await operation(control, second)).error!, /1, 2, 4 by now: without 1 and with 4 they would be 2/);
+  const row = await control.store.selectFrom('branches').selectAll().executeTakeFirstOrThrow();
+  assert.deepEqual(readSafekeeperSet(row.safekeepers), {generation: 3, members: [1, 2, 4], newMembers: []});
+});
+
 test('who was down when it was replaced loses its files when it is back, unless it is a member again', async (t) => {
   const world = new FakeWorld();
   const control = await startControl(world);
