@@ -198,3 +198,45 @@ test('while no safekeeper gives WAL the timeline and those who wait for it say w
     await safekeeper.stop();
   }
 });
+
+test('a safekeeper hears what is durable before a connection that rests is let go', async () => {
+  const tenant = await Tenant.attach(testContext(new MemoryObjectStore()), alwaysValid, tenantId, 1);
+  const timeline = await importPage(tenant, healthy);
+  const {walDir, endLsn} = writeWal('quiet', 100, -1);
+  const safekeeper = await WalFilesSafekeeper.start({walDir, commitLsn: () => endLsn});
+  let aheadMs = 0;
+  const ingest = (): TimelineIngest => {
+    const made = new TimelineIngest({
+      timeline,
+      token: () => Promise.resolve('none'),
+      clock: {...systemClock, monotonicMs: () => systemClock.monotonicMs() + aheadMs},
+      log: silentLog,
+      metrics: testContext(new MemoryObjectStore()).metrics,
+      firstWords: {free: 10},
+    });
+    made.setSafekeepers([{nodeId: 1, host: '127.0.0.1', port: safekeeper.port}]);
+    return made;
+  };
+  const first = ingest();
+  await timeline.waitForLsn(endLsn);
+  first.stop();
+  // No WAL comes on this one: it is let go as soon as everything is durable.
+  const second = ingest();
+  try {
+    while (safekeeper.connections < 2) await systemClock.sleep(5);
+    safekeeper.feedback = undefined;
+    const heard = (): Lsn | undefined => safekeeper.feedback?.remoteConsistentLsn;
+    while (heard() === undefined) await systemClock.sleep(5);
+    aheadMs += 4000;
+    await timeline.checkpoint();
+    const deadline = systemClock.monotonicMs() + 60_000;
+    while (heard() !== endLsn) {
+      assert.ok(systemClock.monotonicMs() < deadline, 'it does not hear of it');
+      await systemClock.sleep(20);
+    }
+  } finally {
+    second.stop();
+    timeline.stop();
+    await safekeeper.stop();
+  }
+});

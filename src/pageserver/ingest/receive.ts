@@ -82,6 +82,8 @@ export class TimelineIngest {
   #walAtMs = 0;
   #wanted = false;
   #hadWal = false;
+  /** remoteConsistentLsn that the present safekeeper was told last. */
+  #told: Lsn = invalidLsn;
   /** One of firstWords is taken. */
   #waitsForWord = false;
 
@@ -171,6 +173,7 @@ export class TimelineIngest {
       if (known > lastRecordLsn || this.#wanted) this.#wake();
       return;
     }
+    const told = this.#told;
     this.#sendFeedback();
     if (this.#queueBytes > 0 || this.#paused) return;
     const behind = this.#streaming !== undefined && known > this.#stream.nextLsn;
@@ -180,7 +183,9 @@ export class TimelineIngest {
     else if (
       now - this.#walAtMs > (this.#hadWal ? idleMs : idleMsUnused) &&
       known <= lastRecordLsn &&
-      timeline.remoteConsistentLsn >= timeline.state.lastRecordLsn
+      timeline.remoteConsistentLsn >= timeline.state.lastRecordLsn &&
+      // What was told in this turn is lost with the connection: the safekeeper would keep the WAL until the next one.
+      told >= timeline.remoteConsistentLsn
     )
       this.#close();
   }
@@ -282,6 +287,7 @@ export class TimelineIngest {
       this.#stream = stream;
       this.#wanted = false;
       this.#hadWal = false;
+      this.#told = invalidLsn;
       this.#arm();
       this.#heardAtMs = this.#walAtMs = clock.monotonicMs();
       log.debug('streaming WAL', {safekeeper: candidate.nodeId, from: formatLsn(startLsn)});
@@ -399,10 +405,11 @@ export class TimelineIngest {
 
   #sendFeedback(): void {
     const {timeline} = this.#options;
+    this.#told = timeline.remoteConsistentLsn;
     this.#stream?.sendFeedback({
       lastReceivedLsn: timeline.lastRecordLsn,
       diskConsistentLsn: timeline.diskConsistentLsn,
-      remoteConsistentLsn: timeline.remoteConsistentLsn,
+      remoteConsistentLsn: this.#told,
     });
   }
 
