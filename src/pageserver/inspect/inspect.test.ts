@@ -4,7 +4,7 @@ import {lsn} from '#postgres/lsn.ts';
 import {MemoryObjectStore} from '#objectstore/memory-object-store.ts';
 import {alwaysValid} from '../generation-validator.ts';
 import {createRoot, testContext, testIds, tagOf, applyToWriter} from '../timeline/model.testing.ts';
-import {timelinePrefix} from '../timeline/index-object.ts';
+import {decodeIndex, encodeIndex, indexObjectKey, newestIndex, timelinePrefix} from '../timeline/index-object.ts';
 import {Tenant} from '../timeline/tenant.ts';
 import {layerPicture} from './layer-picture.ts';
 import {scrubTenant} from './scrub.ts';
@@ -80,4 +80,51 @@ test('scrub finds what is missing and what nobody names; sizes add up; the pictu
     `orphan ${stray}`,
   ]);
   timeline.stop();
+});
+
+/** Replaces its index before each answer to a read of an index, and drops the layers that the new one does without. */
+class RestlessStore extends MemoryObjectStore {
+  /** Reads of layers and indexes that find their object gone. */
+  late = 0;
+  replace = (): void => {};
+  override async get(key: string): Promise<Buffer> {
+    if (key !== this.#spared) this.replace();
+    if (!this.objects.has(key)) this.late++;
+    return super.get(key);
+  }
+  #spared: string | undefined;
+  /** The first index that is read is there. */
+  spare(key: string): void {
+    this.#spared = key;
+  }
+}
+
+test('scrub of a tenant whose layers and indexes are replaced all the time finds nothing missing', async () => {
+  const store = new RestlessStore();
+  const {tenantId, firstTimeline: timelineId} = testIds;
+  const tenant = await Tenant.attach(testContext(store), alwaysValid, tenantId, 1);
+  const timeline = await createRoot(tenant);
+  const writer = await timeline.writer();
+  for (let i = 0; i < 3; i++) {
+    const change = {kind: 'write', rel: 0, block: i, fill: 1 + i} as const;
+    await applyToWriter(writer, change, lsn(0x2000 + i * 8), () => timeline.waitForRoom());
+    writer.freeze();
+  }
+  await timeline.checkpoint();
+  timeline.stop();
+  const keyOf = (at: {generation: number; sequence: number}): string =>
+    indexObjectKey(tenantId, timelineId, at.generation, at.sequence);
+  store.spare(keyOf(newestIndex([...store.objects.keys()])!));
+  let replacements = 0;
+  store.replace = () => {
+    if (replacements++ === 4) store.replace = () => {};
+    const at = newestIndex([...store.objects.keys()])!;
+    const index = decodeIndex(store.objects.get(keyOf(at))!, {tenantId, timelineId, ...at});
+    const next = {...index, sequence: at.sequence + 1, layers: index.layers.slice(1)};
+    store.objects.set(keyOf(next), encodeIndex(next));
+    for (const key of [keyOf(at), timelinePrefix(tenantId, timelineId) + index.layers[0]?.name])
+      store.objects.delete(key);
+  };
+  assert.deepEqual((await scrubTenant({store, tenantId})).findings, []);
+  assert.ok(store.late >= 3, `${store.late} reads came too late`);
 });

@@ -193,6 +193,19 @@ async function checked<T>(
 
 /** Whether any timeline of the tenant that may use the owner's layers names the object now. */
 async function isNamed(store: ObjectStore, tenantId: string, owner: string, object: string): Promise<boolean> {
+  for (let tries = 1; ; tries++)
+    try {
+      return await isNamedOnce(store, tenantId, owner, object);
+    } catch (error) {
+      // An index that cannot be read tells nothing: rather a finding too many. One that is gone has a successor.
+      const kind = kindOf(error);
+      if (kind === undefined) throw error;
+      if (kind === 'damaged' || tries === movedTriesMax) return true;
+    }
+}
+
+/** Throws what makes an index unreadable. */
+async function isNamedOnce(store: ObjectStore, tenantId: string, owner: string, object: string): Promise<boolean> {
   const newest = new Map<string, {key: string; generation: number; sequence: number}>();
   for (const {key} of await store.list(`${tenantPrefix(tenantId)}timelines/`)) {
     const at = parseIndexObjectKey(key);
@@ -207,14 +220,9 @@ async function isNamed(store: ObjectStore, tenantId: string, owner: string, obje
       newest.set(timelineId, {key, ...at});
   }
   for (const [timelineId, {key, generation, sequence}] of newest) {
-    try {
-      const index = decodeIndex(await store.get(key), {tenantId, timelineId, generation, sequence});
-      if (index.layers.some((layer) => (layer.timelineId ?? timelineId) === owner && object.endsWith(`/${layer.name}`)))
-        return true;
-    } catch (error) {
-      if (kindOf(error) === undefined) throw error;
-      return true; // it cannot be told: rather a finding too many
-    }
+    const index = decodeIndex(await store.get(key), {tenantId, timelineId, generation, sequence});
+    if (index.layers.some((layer) => (layer.timelineId ?? timelineId) === owner && object.endsWith(`/${layer.name}`)))
+      return true;
   }
   return false;
 }
