@@ -380,11 +380,17 @@ export function libpqEnvironment(uri: string): Record<string, string> {
   };
 }
 
-/** First of 40 ports that are all free now. */
+const blockPorts = 40;
+/** First ports of this process's: an installation that starts does not listen on all of its own yet. */
+const blocksGiven: number[] = [];
+
+/** First of 40 ports that are all free now, and are nobody else's of this process. */
 export async function freeBlock(): Promise<number> {
   for (let attempt = 0; attempt < 100; attempt++) {
     const base = 20_000 + Math.floor(Math.random() * 10_000);
-    const servers = Array.from({length: 40}, () => createServer());
+    if (blocksGiven.some((given) => Math.abs(given - base) < blockPorts)) continue;
+    blocksGiven.push(base);
+    const servers = Array.from({length: blockPorts}, () => createServer());
     const results = await Promise.all(
       servers.map(
         (server, i) =>
@@ -401,5 +407,5 @@ export async function freeBlock(): Promise<number> {
     );
     if (results.every(Boolean)) return base;
   }
-  throw new Error('no block of 40 free ports');
+  throw new Error(`no block of ${blockPorts} free ports`);
 }

@@ -4,13 +4,13 @@
  * interpretation and redo in memory give (test/memory-timeline.ts, itself compared with stock recovery by ingest.pg.test.ts).
  */
 import {createHash} from 'node:crypto';
-import {after, test} from 'node:test';
+import {after} from 'node:test';
 import assert from 'node:assert/strict';
 import {mkdtempSync, readFileSync, rmSync} from 'node:fs';
 import {tmpdir} from 'node:os';
 import {join} from 'node:path';
 import {MemoryTimeline} from '../../test/memory-timeline.ts';
-import {TestStore, systemStoreKinds} from '../../test/objectstore/stores.ts';
+import {nightlyStoreKinds, onTestStores} from '../../test/objectstore/stores.ts';
 import {PostgresCluster} from '../../test/postgres-cluster.ts';
 import type {ObjectStoreConfig} from '#objectstore/open.ts';
 import {parseControlFile} from '#postgres/control-file.ts';
@@ -205,9 +205,9 @@ async function until(what: string, done: () => Promise<boolean>): Promise<void> 
   assert.fail(`${what} did not happen in four minutes`);
 }
 
-for (const kind of systemStoreKinds)
-  test(`${kind}: a stock server, replayed through the whole pageserver`, {timeout: 850_000}, async () => {
-    await using objects = await TestStore.open(kind);
+onTestStores(
+  'a stock server, replayed through the whole pageserver',
+  async (objects) => {
     await using cluster = await PostgresCluster.create({
       settings: {
         full_page_writes: 'off',
@@ -338,7 +338,9 @@ for (const kind of systemStoreKinds)
     // Nothing was put anywhere else.
     const top = new Set((await objects.store.list('')).map(({key}) => key.split('/')[0]));
     assert.deepEqual([...top], ['tenants']);
-  });
+  },
+  nightlyStoreKinds,
+);
 
 /** All pages of the branch's databases at `at`, summed up. */
 async function digest(harness: Harness, timelineId: string, at: Lsn): Promise<string> {

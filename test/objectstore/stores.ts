@@ -1,16 +1,14 @@
 /**
  * What every test of something that keeps objects runs on: a folder, and Ceph RGW behind a proxy that makes faults.
  *
- *   onStores('…', async (store) => { … });
- *
- *   for (const kind of storeKinds)
- *     test(`${kind}: …`, async () => {
- *       await using store = await TestStore.open(kind);
+ *   onStores('…', async (store) => { … });            an ObjectStore is all it needs
+ *   onTestStores('…', async ({config, url}) => { … }); it starts services, or whole installations
  */
+import assert from 'node:assert/strict';
 import {mkdtempSync, rmSync} from 'node:fs';
 import {tmpdir} from 'node:os';
 import {join} from 'node:path';
-import {after, test} from 'node:test';
+import {type TestContext, after, test} from 'node:test';
 import {FolderObjectStore} from '#objectstore/folder-object-store.ts';
 import type {ObjectStore} from '#objectstore/object-store.ts';
 import type {ObjectStoreConfig} from '#objectstore/open.ts';
@@ -22,10 +20,10 @@ import {systemRandom} from '#runtime/random.ts';
 import {FaultProxy, faults} from './fault-proxy.ts';
 import {Rgw} from './rgw.ts';
 
-export const storeKinds = ['folder', 's3 behind faults'] as const;
+const storeKinds = ['folder', 's3 behind faults'] as const;
 export type StoreKind = (typeof storeKinds)[number];
-/** Of tests that start whole installations: S3 with PAGODA_TEST_S3=1 (nightly), for the time that they take. */
-export const systemStoreKinds: readonly StoreKind[] = process.env['PAGODA_TEST_S3'] === '1' ? storeKinds : ['folder'];
+/** Of a test whose S3 half is not steady enough to hold up a commit: with PAGODA_TEST_S3=1 (nightly). */
+export const nightlyStoreKinds: readonly StoreKind[] = process.env['PAGODA_TEST_S3'] === '1' ? storeKinds : ['folder'];
 
 /** One for all tests of the file. */
 let gateway: Promise<Rgw> | undefined;
@@ -39,12 +37,36 @@ const faultOneIn = 6;
  * given is empty.
  */
 export function onStores(name: string, work: (store: ObjectStore) => Promise<void>): void {
+  onKinds(name, ({store}) => work(store));
+}
+
+/** The same for what starts services of its own on the store: all that there is to know of it, and a look whether it had faults. */
+export function onTestStores(
+  name: string,
+  work: (store: TestStore, t: TestContext) => Promise<void>,
+  kinds: readonly StoreKind[] = storeKinds,
+): void {
+  onKinds(
+    name,
+    async (store, t) => {
+      await work(store, t);
+      assert.equal(store.faults > 0, store.kind !== 'folder', `${store.faults} faults of the store's`);
+    },
+    kinds,
+  );
+}
+
+function onKinds(
+  name: string,
+  work: (store: TestStore, t: TestContext) => Promise<void>,
+  kinds: readonly StoreKind[] = storeKinds,
+): void {
   test(name, {timeout: 900_000, concurrency: true}, async (t) => {
     await Promise.all(
-      storeKinds.map((kind) =>
-        t.test(kind, async () => {
+      kinds.map((kind) =>
+        t.test(kind, async (t) => {
           await using store = await TestStore.open(kind);
-          await work(store.store);
+          await work(store, t);
         }),
       ),
     );
@@ -52,6 +74,7 @@ export function onStores(name: string, work: (store: ObjectStore) => Promise<voi
 }
 
 export class TestStore {
+  readonly kind: StoreKind;
   /** For services. */
   readonly config: ObjectStoreConfig;
   /** For the test itself: faults are tried again. */
@@ -61,7 +84,8 @@ export class TestStore {
   readonly #dir: string | undefined;
   readonly #proxy: FaultProxy | undefined;
 
-  private constructor(config: ObjectStoreConfig, dir?: string, proxy?: FaultProxy) {
+  private constructor(kind: StoreKind, config: ObjectStoreConfig, dir?: string, proxy?: FaultProxy) {
+    this.kind = kind;
     this.config = config;
     this.#dir = dir;
     this.#proxy = proxy;
@@ -82,7 +106,7 @@ export class TestStore {
   static async open(kind: StoreKind): Promise<TestStore> {
     if (kind === 'folder') {
       const root = mkdtempSync(join(tmpdir(), 'pagoda-objects-'));
-      return new TestStore({kind, root}, root);
+      return new TestStore(kind, {kind, root}, root);
     }
     const rgw = await (gateway ??= Rgw.start());
     const proxy = await FaultProxy.start(rgw.endpoint);
@@ -91,7 +115,7 @@ export class TestStore {
     const kinds = faults.filter((fault) => fault !== 'hang');
     const config = await rgw.bucket(proxy.endpoint);
     proxy.random(21, faultOneIn, kinds);
-    return new TestStore(config, undefined, proxy);
+    return new TestStore(kind, config, undefined, proxy);
   }
 
   /** Faults that were made; 0 for a folder. */

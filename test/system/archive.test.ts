@@ -6,11 +6,10 @@ import assert from 'node:assert/strict';
 import {execFile} from 'node:child_process';
 import {join} from 'node:path';
 import {setTimeout as sleep} from 'node:timers/promises';
-import {test} from 'node:test';
 import {promisify} from 'node:util';
 import {TokenIssuer} from '#wire/auth.ts';
 import {systemClock} from '#runtime/clock.ts';
-import {TestStore, systemStoreKinds} from '../objectstore/stores.ts';
+import {onTestStores} from '../objectstore/stores.ts';
 import {Pagoda, libpqEnvironment} from '../pagoda.ts';
 
 interface BranchView {
@@ -19,12 +18,12 @@ interface BranchView {
   readonly logical_size?: number;
 }
 
-for (const kind of systemStoreKinds)
-  test(`${kind}: a branch that rests is archived with its children before it, and wakes at a connection, the same as before`, async () => {
-    await using store = await TestStore.open(kind);
+onTestStores(
+  'a branch that rests is archived with its children before it, and wakes at a connection, the same as before',
+  async ({kind, url}) => {
     process.env['PAGODA_ARCHIVE_AGE_SECONDS'] = '1';
     process.env['PAGODA_ARCHIVE_IDLE_SECONDS'] = '4';
-    await using pagoda = await Pagoda.start({objectStore: store.url});
+    await using pagoda = await Pagoda.start({objectStore: url});
     const project = `/projects/${pagoda.status.projectId}`;
     const state = async (id: string): Promise<string> =>
       (await pagoda.api<{branch: BranchView}>('GET', `${project}/branches/${id}`)).branch.current_state;
@@ -77,7 +76,7 @@ for (const kind of systemStoreKinds)
     // The first connection wakes the child, and its parent with it.
     const started = performance.now();
     assert.deepEqual(await pagoda.query('select x from only_child', child.uri), [{x: 7}]);
-    console.log(`archived branch to first row: ${(performance.now() - started).toFixed(0)} ms`);
+    console.log(`${kind}: archived branch to first row: ${(performance.now() - started).toFixed(0)} ms`);
     assert.equal(await state(child.branchId), 'ready');
     assert.equal(await state(parent.branchId), 'ready');
     assert.equal(await dump(child.uri), before.child);
@@ -98,7 +97,8 @@ for (const kind of systemStoreKinds)
       await pagoda.api('DELETE', `${project}/branches/${branchId}?hard_delete=true`);
     await pagoda.settled();
     assert.match(await pagoda.cli('scrub'), /nothing is missing or damaged/);
-  });
+  },
+);
 
 async function timelinesInMemory(pagoda: Pagoda): Promise<number> {
   const issuer = await TokenIssuer.load(join(pagoda.dir, 'keys'), 'control', systemClock);

@@ -89,10 +89,10 @@ export class PageProbe {
     return lines.reduce((sum, line) => sum + Number(line.slice(line.lastIndexOf(' '))), 0);
   }
 
-  /** Starts a pageserver anew, and what usually rests for minutes happens there within a second: layers, compaction, GC, sweeps. */
-  async makeRestless(node: number): Promise<void> {
+  /** Starts a pageserver anew, and what usually rests for minutes happens there all the time: layers, compaction, GC, sweeps. */
+  async makeRestless(node: number, layerAgeMs = 500): Promise<void> {
     const path = join(this.#pagoda.dir, 'config', `${this.role(node)}.json`);
-    const limits = {layerBytes: 256 * 1024, layerAgeMs: 500, gcPeriodMs: 200, compaction: {l0Threshold: 2}};
+    const limits = {layerBytes: 256 * 1024, layerAgeMs, gcPeriodMs: 200, compaction: {l0Threshold: 2}};
     writeFileSync(path, JSON.stringify({...(JSON.parse(readFileSync(path, 'utf8')) as object), limits}));
     const before = this.pid(node);
     process.kill(before, 'SIGKILL');

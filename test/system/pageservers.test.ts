@@ -1,9 +1,8 @@
 /** Two pageservers: a project moves under load, its pageserver is killed, one that was stopped comes back stale, and one is drained. */
 import assert from 'node:assert/strict';
 import {setTimeout as sleep} from 'node:timers/promises';
-import {test} from 'node:test';
 import {PagesClient} from '#wire/pages.ts';
-import {TestStore, systemStoreKinds} from '../objectstore/stores.ts';
+import {onTestStores} from '../objectstore/stores.ts';
 import {Pagoda} from '../pagoda.ts';
 import {until} from '../until.ts';
 import {type Known, PageProbe} from './page-probe.ts';
@@ -11,14 +10,15 @@ import {type Known, PageProbe} from './page-probe.ts';
 /** On a quiet machine it is below five seconds; it is printed. */
 const gapMsMax = 60_000;
 
-for (const kind of systemStoreKinds)
-  test(`${kind}: a project moves under load, is failed over, leaves a pageserver that is drained, and a stale one harms nothing`, async (t) => {
-    await using store = await TestStore.open(kind);
-    await using pagoda = await Pagoda.start({upOptions: ['--pageservers', '2'], objectStore: store.url});
+onTestStores(
+  'a project moves under load, is failed over, leaves a pageserver that is drained, and a stale one harms nothing',
+  async ({kind, url}, t) => {
+    await using pagoda = await Pagoda.start({upOptions: ['--pageservers', '2'], objectStore: url});
     const probe = await PageProbe.of(pagoda);
     const {tenantId, timelineId, projectId} = probe;
     const holder = async (): Promise<number> => (await probe.shards())[0]!.node;
-    for (const node of [1, 2]) await probe.makeRestless(node);
+    // A layer that is made while ingest waits for compaction has a record or two: where that is slow, most have.
+    for (const node of [1, 2]) await probe.makeRestless(node, kind === 'folder' ? 500 : 5000);
     const first = await holder();
     const second = 3 - first;
 
@@ -41,7 +41,9 @@ for (const kind of systemStoreKinds)
       const gaps = await underLoad(() =>
         pagoda.cli('pageservers', 'migrate', projectId, '--to', String(second), '--wait'),
       );
-      console.log(`migration: longest gap between reads ${gaps.readGapMs} ms, between commits ${gaps.writeGapMs} ms`);
+      console.log(
+        `${kind}: migration: longest gap between reads ${gaps.readGapMs} ms, between commits ${gaps.writeGapMs} ms`,
+      );
       assert.ok(gaps.readGapMs < gapMsMax && gaps.writeGapMs < gapMsMax, JSON.stringify(gaps));
       assert.equal(await holder(), second);
       assert.ok(await probe.hasMode(first, tenantId, 'secondary'));
@@ -79,7 +81,7 @@ for (const kind of systemStoreKinds)
         await until('attached', () => probe.hasMode(first, tenantId, 'attached'));
       });
       console.log(
-        `failover: decided after ${failedOverMs} ms; longest gap between reads ${gaps.readGapMs} ms, between commits ${gaps.writeGapMs} ms`,
+        `${kind}: failover: decided after ${failedOverMs} ms; longest gap between reads ${gaps.readGapMs} ms, between commits ${gaps.writeGapMs} ms`,
       );
       assert.ok(gaps.readGapMs < gapMsMax, JSON.stringify(gaps));
       // History goes on at the new one, with layers, merges and indexes of its own.
@@ -106,7 +108,7 @@ for (const kind of systemStoreKinds)
       const wokenMs = await until('the stale one lets go', async () =>
         (await probe.held(second)).every((s) => s.id !== tenantId || s.mode === 'secondary'),
       );
-      console.log(`the stale pageserver let go after ${wokenMs} ms`);
+      console.log(`${kind}: the stale pageserver let go after ${wokenMs} ms`);
       await assert.rejects(
         PagesClient.connect({host: '127.0.0.1', ...probe.ports(second)}, probe.token, tenantId, timelineId),
         (error: {code?: string}) => error.code === 'not-attached',
@@ -123,7 +125,7 @@ for (const kind of systemStoreKinds)
         await sleep(4000);
       });
       console.log(
-        `kill -9 of pageserver ${dead}: pageserver ${await holder()} serves; longest gap between reads ${gaps.readGapMs} ms, between commits ${gaps.writeGapMs} ms`,
+        `${kind}: kill -9 of pageserver ${dead}: pageserver ${await holder()} serves; longest gap between reads ${gaps.readGapMs} ms, between commits ${gaps.writeGapMs} ms`,
       );
       assert.ok(gaps.readGapMs < gapMsMax, JSON.stringify(gaps));
       await probe.check(...points);
@@ -160,4 +162,5 @@ for (const kind of systemStoreKinds)
       await pagoda.suspend(endpointId);
       assert.deepEqual(await pagoda.query('select count(*)::int, sum(n)::int from t where i > 0'), [{count, sum}]);
     });
-  });
+  },
+);
