@@ -25,6 +25,8 @@ const headersMsMax = 15_000;
 const requestMsMax = 60_000;
 const keepAliveMs = 65_000;
 const closingMs = 100;
+/** Who is answered before all of its body was read may go on sending for so long, and is not read. */
+const lingerMs = 1000;
 const webSocketFrameBytesMax = 64 * 1024 * 1024;
 
 /** Ends a WebSocket that sends more than this before the function that comes back is called. */
@@ -121,11 +123,35 @@ async function answer(
   };
   try {
     const response = await onRequest({...describe(req), body});
-    // A body that was not read to its end must not be taken for the next request.
-    if (!req.complete) res.shouldKeepAlive = false;
-    res.writeHead(response.status, {...response.headers});
-    res.end(response.body);
+    if (req.complete) {
+      res.writeHead(response.status, {...response.headers});
+      res.end(response.body);
+    } else await answerEarly(req, res, response);
   } catch {
     res.destroy();
   }
+}
+
+/**
+ * Of a body that was not read to its end nothing must be taken for the next request: the connection ends. Not at once: the reset that
+ * follows what a closed socket still gets would take the answer away from a peer that has not read it yet.
+ */
+async function answerEarly(
+  req: http.IncomingMessage,
+  res: http.ServerResponse,
+  {status, headers, body = ''}: WebResponse,
+): Promise<void> {
+  res.shouldKeepAlive = false;
+  res.writeHead(status, {...headers, 'content-length': Buffer.byteLength(body)});
+  res.write(body);
+  req.resume();
+  await new Promise<void>((resolve) => {
+    const timer = setTimeout(resolve, lingerMs);
+    for (const end of ['end', 'close'])
+      req.once(end, () => {
+        clearTimeout(timer);
+        resolve();
+      });
+  });
+  res.end();
 }
