@@ -24,7 +24,10 @@ export class WalFilesSafekeeper {
     this.#close = close;
   }
 
-  /** `refusal`: why no WAL is given, while it says so. `damage`: this byte of the stream is sent flipped. `cutAfterBytes`: each connection is broken after so many bytes. */
+  /**
+   * `refusal`: why no WAL is given, while it says so. `damage`: this byte of the stream is sent flipped. `cutAfterBytes`: each
+   * connection is broken after so many bytes.
+   */
   static async start(options: {
     walDir: string;
     commitLsn: () => Lsn;

@@ -32,8 +32,8 @@ export class Spare {
   /** Once a second. `members`: all of them; none while there are two sets. */
   choose(nowMs: number, members: readonly SpareMember[]): void {
     const [first] = members;
-    const mayRest = members.length >= membersMin && members.every((m) => m.isUpToDate && m.host === first!.host);
-    if (!mayRest || nowMs < this.#restUntilMs) {
+    const mayBeOne = members.length >= membersMin && members.every((m) => m.isUpToDate && m.host === first!.host);
+    if (!mayBeOne || nowMs < this.#restUntilMs) {
       this.#nodeId = undefined;
       return;
     }
@@ -53,16 +53,13 @@ export class Spare {
   /** The spare gets WAL that had waited for as long as it may: `isDurable`, a quorum has it. */
   noteDue(nowMs: number, isDurable: boolean): void {
     this.#late = Math.max(0, this.#late + (isDurable ? -1 : lateWeight));
-    if (this.#late >= lateMost) this.#none(nowMs);
+    if (this.#late < lateMost) return;
+    this.#nodeId = undefined;
+    this.#restUntilMs = nowMs + restMs;
   }
 
   /** A connection broke: until the next choice everybody gets everything at once. */
   noteLost(): void {
     this.#nodeId = undefined;
-  }
-
-  #none(nowMs: number): void {
-    this.#nodeId = undefined;
-    this.#restUntilMs = nowMs + restMs;
   }
 }

@@ -10,7 +10,7 @@ import {type Lsn, formatLsn} from '#postgres/lsn.ts';
 import {rmgr} from '#postgres/wal/rmgr.ts';
 import {segmentFileName, walSegmentSizeDefault} from '#postgres/wal/segment.ts';
 import {WalWriter, mainDataBody} from '#postgres/wal/writer.ts';
-import {systemClock} from '#runtime/clock.ts';
+import {type Clock, systemClock} from '#runtime/clock.ts';
 import {requestJson, requestStream} from '#runtime/http.ts';
 import {silentLog} from '#runtime/log.ts';
 import {TokenIssuer, generateKeys} from '#wire/auth.ts';
@@ -65,6 +65,17 @@ async function importPage(tenant: Tenant, timelineId: string): Promise<Timeline>
     return {lsn: importLsn, systemId: String(systemId)};
   });
   return timeline;
+}
+
+function ingestOf(timeline: Timeline, clock: Clock = systemClock): TimelineIngest {
+  return new TimelineIngest({
+    timeline,
+    token: () => Promise.resolve('none'),
+    clock,
+    log: silentLog,
+    metrics: testContext(new MemoryObjectStore()).metrics,
+    firstWords: {free: 10},
+  });
 }
 
 test('a bad record is seen in the timeline and in the metrics; pages before it are served, and other timelines go on', async () => {
@@ -144,14 +155,7 @@ test('WAL that a reader waits for is asked of another safekeeper when the presen
     await WalFilesSafekeeper.start({walDir, commitLsn: () => importLsn}),
     await WalFilesSafekeeper.start({walDir, commitLsn: () => endLsn}),
   ];
-  const ingest = new TimelineIngest({
-    timeline,
-    token: () => Promise.resolve('none'),
-    clock: systemClock,
-    log: silentLog,
-    metrics: testContext(new MemoryObjectStore()).metrics,
-    firstWords: {free: 10},
-  });
+  const ingest = ingestOf(timeline);
   try {
     ingest.setSafekeepers([mute, good].map(({port}, i) => ({nodeId: i + 1, host: '127.0.0.1', port})));
     while (mute.connections === 0) await systemClock.sleep(5);
@@ -173,14 +177,7 @@ test('while no safekeeper gives WAL the timeline and those who wait for it say w
   const {walDir, endLsn} = writeWal('trimmed', 100, -1);
   let refusal: string | undefined = 'WAL at 0/1234 is not on this safekeeper';
   const safekeeper = await WalFilesSafekeeper.start({walDir, commitLsn: () => endLsn, refusal: () => refusal});
-  const ingest = new TimelineIngest({
-    timeline,
-    token: () => Promise.resolve('none'),
-    clock: systemClock,
-    log: silentLog,
-    metrics: testContext(new MemoryObjectStore()).metrics,
-    firstWords: {free: 10},
-  });
+  const ingest = ingestOf(timeline);
   try {
     ingest.setSafekeepers([{nodeId: 7, host: '127.0.0.1', port: safekeeper.port}]);
     while (timeline.info().walError === undefined) await systemClock.sleep(5);
@@ -206,14 +203,7 @@ test('a safekeeper hears what is durable before a connection that rests is let g
   const safekeeper = await WalFilesSafekeeper.start({walDir, commitLsn: () => endLsn});
   let aheadMs = 0;
   const ingest = (): TimelineIngest => {
-    const made = new TimelineIngest({
-      timeline,
-      token: () => Promise.resolve('none'),
-      clock: {...systemClock, monotonicMs: () => systemClock.monotonicMs() + aheadMs},
-      log: silentLog,
-      metrics: testContext(new MemoryObjectStore()).metrics,
-      firstWords: {free: 10},
-    });
+    const made = ingestOf(timeline, {...systemClock, monotonicMs: () => systemClock.monotonicMs() + aheadMs});
     made.setSafekeepers([{nodeId: 1, host: '127.0.0.1', port: safekeeper.port}]);
     return made;
   };

@@ -145,7 +145,7 @@ export class TimelineState {
   readonly sizes: RelSizeCache;
   /** Why ingest of this timeline stopped; the driver sets it. */
   ingestError: string | undefined;
-  /** Why the safekeeper that was asked last gave no WAL, while none has since; the driver sets it, and asks on. */
+  /** Why no safekeeper gives WAL, once all have refused some times and until one gives it; the driver sets it, and asks on. */
   walError: string | undefined;
   nextFrozenId = 1;
   /** Upload, compaction: keys of objects that are being written and are in no index yet. */
