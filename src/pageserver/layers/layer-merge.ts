@@ -9,11 +9,13 @@ export class LayerMerge {
   /** `cursors`: oldest first. */
   static async start(cursors: readonly LayerCursor[]): Promise<LayerMerge> {
     const merge = new LayerMerge();
-    for (const [rank, cursor] of cursors.entries())
-      if (await cursor.start()) {
-        merge.#heap.push({cursor, rank});
-        merge.#up(merge.#heap.length - 1);
-      }
+    // Together: each of them asks the object store some times, one after the other.
+    const there = await Promise.all(cursors.map((cursor) => cursor.start()));
+    for (const [rank, cursor] of cursors.entries()) {
+      if (!there[rank]) continue;
+      merge.#heap.push({cursor, rank});
+      merge.#up(merge.#heap.length - 1);
+    }
     return merge;
   }
 
