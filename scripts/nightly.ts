@@ -1,7 +1,7 @@
 /**
  * `npm run nightly`: what takes too long for every commit. Three seeds of the nemesis of five minutes each and the whole
- * crash matrix, the second oracle at 100 LSNs and behind computes that are killed, a pageserver with a stock server's WAL on Ceph RGW behind faults,
- * 50,000 seeds of the simulator, its seeded bugs and the model check, and property tests on other cases than every day's.
+ * crash matrix, the second oracle at 100 LSNs and behind computes that are killed, 50,000 seeds of the simulator, its seeded bugs
+ * and the model check, and property tests on other cases than every day's.
  * `--seed N`: the first of the three (default: the day, so that each night has its own).
  */
 import {run, summarise} from './run.ts';
@@ -26,9 +26,6 @@ for (const options of [churn, ['--endpoint', '--quick']])
       String(first),
     ]),
   );
-results.push(
-  await run('pageserver on S3', node, ['--test', 'src/pageserver/server.pg.test.ts'], {env: {PAGODA_TEST_S3: '1'}}),
-);
 results.push(await run('simulator', node, ['src/sim/main.ts', '--seeds', '50000', '--from', String(first * 100_000)]));
 results.push(await run('seeded bugs', node, ['src/sim/mutants.ts']));
 results.push(await run('model check', node, ['--max-old-space-size=6000', 'src/sim/model-check.ts']));

@@ -22,8 +22,6 @@ import {Rgw} from './rgw.ts';
 
 const storeKinds = ['folder', 's3 behind faults'] as const;
 export type StoreKind = (typeof storeKinds)[number];
-/** Of a test whose S3 half is not steady enough to hold up a commit: with PAGODA_TEST_S3=1 (nightly). */
-export const nightlyStoreKinds: readonly StoreKind[] = process.env['PAGODA_TEST_S3'] === '1' ? storeKinds : ['folder'];
 
 /** One for all tests of the file. */
 let gateway: Promise<Rgw> | undefined;
@@ -41,29 +39,17 @@ export function onStores(name: string, work: (store: ObjectStore) => Promise<voi
 }
 
 /** The same for what starts services of its own on the store: all that there is to know of it, and a look whether it had faults. */
-export function onTestStores(
-  name: string,
-  work: (store: TestStore, t: TestContext) => Promise<void>,
-  kinds: readonly StoreKind[] = storeKinds,
-): void {
-  onKinds(
-    name,
-    async (store, t) => {
-      await work(store, t);
-      assert.equal(store.faults > 0, store.kind !== 'folder', `${store.faults} faults of the store's`);
-    },
-    kinds,
-  );
+export function onTestStores(name: string, work: (store: TestStore, t: TestContext) => Promise<void>): void {
+  onKinds(name, async (store, t) => {
+    await work(store, t);
+    assert.equal(store.faults > 0, store.kind !== 'folder', `${store.faults} faults of the store's`);
+  });
 }
 
-function onKinds(
-  name: string,
-  work: (store: TestStore, t: TestContext) => Promise<void>,
-  kinds: readonly StoreKind[] = storeKinds,
-): void {
+function onKinds(name: string, work: (store: TestStore, t: TestContext) => Promise<void>): void {
   test(name, {timeout: 900_000, concurrency: true}, async (t) => {
     await Promise.all(
-      kinds.map((kind) =>
+      storeKinds.map((kind) =>
         t.test(kind, async (t) => {
           await using store = await TestStore.open(kind);
           await work(store, t);
@@ -91,10 +77,10 @@ export class TestStore {
     this.#proxy = proxy;
     if (config.kind === 'folder') {
       const {root} = config;
-      this.store = new FolderObjectStore({root, disk: systemDisk, random: systemRandom, nowMs: Date.now()});
+      this.store = inFolder(root);
       return;
     }
-    this.url = `s3://${config.bucket}/pg?endpoint=${config.endpoint}&credentials=${config.credentialsFile}`;
+    this.url = `s3://${config.bucket}/${config.prefix}?endpoint=${config.endpoint}&credentials=${config.credentialsFile}`;
     this.store = new RetryingObjectStore(new S3ObjectStore(config, systemClock), {
       clock: systemClock,
       random: systemRandom,
@@ -113,7 +99,7 @@ export class TestStore {
     proxy.slowMs = 50;
     // `hang` costs a whole try; it has tests of its own.
     const kinds = faults.filter((fault) => fault !== 'hang');
-    const config = await rgw.bucket(proxy.endpoint);
+    const config = {...(await rgw.bucket(proxy.endpoint)), prefix: 'pg/'};
     proxy.random(21, faultOneIn, kinds);
     return new TestStore(kind, config, undefined, proxy);
   }
@@ -123,8 +109,17 @@ export class TestStore {
     return [...(this.#proxy?.done.values() ?? [])].reduce((sum, n) => sum + n, 0);
   }
 
+  /** What the installation in `dir` has put here, which was started with `url`. */
+  ofInstallation(dir: string): ObjectStore {
+    return this.kind === 'folder' ? inFolder(join(dir, 'objects')) : this.store;
+  }
+
   async [Symbol.asyncDispose](): Promise<void> {
     await this.#proxy?.stop();
     if (this.#dir !== undefined) rmSync(this.#dir, {recursive: true, force: true, maxRetries: 10, retryDelay: 100});
   }
+}
+
+function inFolder(root: string): ObjectStore {
+  return new FolderObjectStore({root, disk: systemDisk, random: systemRandom, nowMs: Date.now()});
 }

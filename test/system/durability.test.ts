@@ -1,19 +1,12 @@
-/** Nothing that was acknowledged is lost: kill -9 of everything, lost local disks, lost safekeepers. */
+/** Nothing that was acknowledged is lost: kill -9 of everything, of safekeepers, of Postgres. Lost disks: lost-disks.test.ts. */
 import assert from 'node:assert/strict';
-import {execFile} from 'node:child_process';
-import {rmSync} from 'node:fs';
-import {join} from 'node:path';
 import {after, before, test} from 'node:test';
 import {setTimeout as sleep} from 'node:timers/promises';
-import {promisify} from 'node:util';
-import {Pagoda, libpqEnvironment} from '../pagoda.ts';
-import {postgresBinDir} from '../postgres-cluster.ts';
+import {Pagoda} from '../pagoda.ts';
 import {until} from '../until.ts';
+import {killEverythingUnderLoad} from './kill-everything.ts';
 import {Ledger} from './ledger.ts';
 
-const run = promisify(execFile);
-/** The full measure of the acceptance: scale 10, eight clients, a minute. */
-const long = process.env['PAGODA_LONG'] === '1';
 let pagoda: Pagoda;
 
 before(async () => {
@@ -23,63 +16,8 @@ after(async () => {
   await pagoda?.[Symbol.asyncDispose]();
 });
 
-const pgbench = (args: string[]): Promise<{stdout: string}> =>
-  run('pgbench', args, {env: libpqEnvironment(pagoda.status.databaseUrl)});
-
-async function amcheck(): Promise<string> {
-  const {endpointId} = await pagoda.mainBranch();
-  const admin = await pagoda.admin(endpointId, 'neondb'); // wakes nothing: it must run
-  await admin.end();
-  const {host, port} = pagoda.computeSocket(endpointId);
-  try {
-    await run(join(postgresBinDir, 'pg_amcheck'), [
-      '-h',
-      host,
-      '-p',
-      String(port),
-      '-U',
-      'pagoda_admin',
-      '--all',
-      '--heapallindexed',
-      '--parent-check',
-      '--install-missing',
-    ]);
-    return '';
-  } catch (error) {
-    const e = error as {stdout: string; stderr: string};
-    return e.stdout + e.stderr;
-  }
-}
-
-for (const disksLost of [false, true]) {
-  test(`kill -9 of every process under pgbench${disksLost ? ', local disks of computes and pageserver lost' : ''}: every acknowledged row is there`, async () => {
-    const ledger = new Ledger(pagoda);
-    await pagoda.query('drop table if exists ledger');
-    await ledger.create();
-    await pgbench(['-i', '-q', '-s', long ? '10' : '2']);
-    const load = pgbench(['-c', long ? '8' : '4', '-T', '600']).catch(() => {});
-    ledger.start(4);
-    await sleep(long ? 60_000 : 10_000);
-    await until('commits', () => ledger.acknowledged.size > 100);
-    await pagoda.crash();
-    await ledger.stop();
-    await load;
-    assert.ok(ledger.unknown.size > 0, 'the crash came in the middle of commits');
-    if (disksLost)
-      for (const d of ['computes', 'pageserver']) rmSync(join(pagoda.dir, d), {recursive: true, force: true});
-    const ms = await pagoda.up();
-    const {rows, lost, invented} = await ledger.compare();
-    console.log(
-      `acknowledged ${ledger.acknowledged.size}, unknown ${ledger.unknown.size}, in the table ${rows}, lost ${lost.length}; banner after ${Math.round(ms)} ms`,
-    );
-    assert.deepEqual({lost, invented}, {lost: [], invented: []});
-    const [sums] = await pagoda.query(
-      'select (select sum(abalance) from pgbench_accounts) = (select sum(bbalance) from pgbench_branches) as equal',
-    );
-    assert.equal(sums!['equal'], true);
-    assert.equal(await amcheck(), '');
-  });
-}
+test('kill -9 of every process under pgbench: every acknowledged row is there', () =>
+  killEverythingUnderLoad(pagoda, () => {}));
 
 test('one safekeeper killed: no error; two: writes wait and reads go on; one back: writes continue', async () => {
   const ledger = new Ledger(pagoda);

@@ -1,14 +1,14 @@
-/** A safekeeper that is gone for good is replaced while commits go on; all of them lost, the branch comes back from the archive. */
+/** A safekeeper that is gone for good is replaced while commits go on. All of them lost: lost-disks.test.ts. */
 import assert from 'node:assert/strict';
-import {type ChildProcess, spawn} from 'node:child_process';
-import {createServer} from 'node:net';
-import {mkdirSync, readFileSync, readdirSync, renameSync, rmSync, writeFileSync} from 'node:fs';
+import type {ChildProcess} from 'node:child_process';
+import {readdirSync, renameSync, rmSync, writeFileSync} from 'node:fs';
 import {join} from 'node:path';
 import {after, before, test} from 'node:test';
 import {setTimeout as sleep} from 'node:timers/promises';
 import {Pagoda} from '../pagoda.ts';
 import {until} from '../until.ts';
 import {Ledger} from './ledger.ts';
+import {addSafekeeper} from './safekeeper-process.ts';
 
 let pagoda: Pagoda;
 const spawned: ChildProcess[] = [];
@@ -21,56 +21,6 @@ after(async () => {
   await pagoda?.[Symbol.asyncDispose]();
 });
 
-async function freePort(): Promise<number> {
-  const server = createServer();
-  await new Promise<void>((resolve) => server.listen(0, '127.0.0.1', resolve));
-  const {port} = server.address() as {port: number};
-  await new Promise<void>((resolve) => void server.close(() => resolve()));
-  return port;
-}
-
-/** Another safekeeper beside those of `pagoda up`, known to the control plane. */
-async function addSafekeeper(nodeId: number): Promise<void> {
-  const like = JSON.parse(readFileSync(join(pagoda.dir, 'config', 'safekeeper-1.json'), 'utf8')) as Record<
-    string,
-    unknown
-  >;
-  const config = {
-    ...like,
-    nodeId,
-    port: await freePort(),
-    httpPort: await freePort(),
-    dataDir: join(pagoda.dir, `safekeeper-${nodeId}`),
-  };
-  mkdirSync(config.dataDir, {recursive: true});
-  const path = join(pagoda.dir, 'config', `safekeeper-${nodeId}.json`);
-  writeFileSync(path, JSON.stringify(config), {mode: 0o600});
-  const child = spawn(
-    process.execPath,
-    [
-      '--disable-warning=ExperimentalWarning',
-      join(import.meta.dirname, '../../src/cli/main.ts'),
-      'safekeeper',
-      '--config',
-      path,
-    ],
-    {stdio: ['ignore', 'pipe', 'ignore']},
-  );
-  spawned.push(child);
-  await new Promise<void>((resolve) => child.stdout!.once('data', () => resolve()));
-  await pagoda.cli(
-    'safekeepers',
-    'add',
-    String(nodeId),
-    '--port',
-    String(config.port),
-    '--http-port',
-    String(config.httpPort),
-    '--zone',
-    'z',
-  );
-}
-
 /** Never comes back: the process is killed, and what the supervisor starts again finds a folder that it cannot use. */
 function loseSafekeeper(nodeId: number): void {
   const folder = join(pagoda.dir, `safekeeper-${nodeId}`);
@@ -79,25 +29,13 @@ function loseSafekeeper(nodeId: number): void {
   process.kill(pagoda.pidOf(`safekeeper-${nodeId}`), 'SIGKILL');
 }
 
-/** Where the WAL of a timeline ends in the object store, as the names of its objects say (docs/formats/wal-archive.md). */
-function endOfArchive(timelineId: string): string {
-  const root = join(pagoda.dir, 'objects', 'wal');
-  const names = readdirSync(root)
-    .filter((tenant) => readdirSync(join(root, tenant)).includes(timelineId))
-    .flatMap((tenant) => readdirSync(join(root, tenant, timelineId)));
-  const ends = names.map((name) => /\.([0-9A-F]{16})\.[0-9A-F]{16}\.partial$/.exec(name)?.[1] ?? '');
-  const last = ends.toSorted().at(-1)!;
-  const hex = (digits: string): string => Number.parseInt(digits, 16).toString(16).toUpperCase();
-  return `${hex(last.slice(0, 8))}/${hex(last.slice(8))}`;
-}
-
 test('a safekeeper dies for good and is replaced under load: no failed commit', {timeout: 850_000}, async () => {
   const {branchId} = await pagoda.mainBranch();
   const ledger = new Ledger(pagoda);
   await ledger.create();
   ledger.start(4);
   await until('commits', () => ledger.acknowledged.size > 100);
-  await addSafekeeper(4);
+  spawned.push(await addSafekeeper(pagoda, 4));
   loseSafekeeper(3);
   await sleep(1000);
   const before = ledger.acknowledged.size;
@@ -138,7 +76,7 @@ test(
   {timeout: 850_000},
   async () => {
     const {branchId} = await pagoda.mainBranch();
-    await addSafekeeper(5);
+    spawned.push(await addSafekeeper(pagoda, 5));
     const ledger = new Ledger(pagoda);
     await pagoda.query('truncate ledger');
     ledger.start(2);
@@ -207,81 +145,6 @@ test(
     assert.ok(files().length > 0, 'it still has the branch');
     for (let attempt = 0; files().length > 0; attempt++) {
       assert.ok(attempt < 180, `it keeps ${files().join(', ')}`);
-      await sleep(1000);
-    }
-  },
-);
-
-test(
-  'all safekeepers lose their disks: the branch comes back up to the last archived record, and it is said where',
-  {timeout: 850_000},
-  async () => {
-    const {branchId, endpointId} = await pagoda.mainBranch();
-    const [before] = await pagoda.query('select count(*)::int as n from ledger');
-    await pagoda.suspend(endpointId);
-    interface Wal {
-      readonly timelineId: string;
-      readonly members: {commitLsn?: string; archivedLsn?: string; hasTimeline?: boolean}[];
-      readonly archive: {restoreLsn: string} | null;
-    }
-    const wal = async (): Promise<Wal> => JSON.parse(await pagoda.cli('safekeepers', 'wal', branchId)) as Wal;
-    let archived: Wal;
-    for (let attempt = 0; ; attempt++) {
-      archived = await wal();
-      const committed = archived.members
-        .map((m) => m.commitLsn ?? '')
-        .sort((a, b) => a.localeCompare(b))
-        .at(-1);
-      if (archived.archive?.restoreLsn === committed) break;
-      assert.ok(attempt < 500, `not archived: ${JSON.stringify(archived)}`);
-      await sleep(1000);
-    }
-    // 1 and 2 are started again by the supervisor, 5 stays away.
-    spawned.at(-1)!.kill('SIGKILL');
-    for (const nodeId of [1, 2]) {
-      // Moved away first: the one that is started again must not find a file of it.
-      const folder = join(pagoda.dir, `safekeeper-${nodeId}`);
-      renameSync(folder, `${folder}.lost`);
-      process.kill(pagoda.pidOf(`safekeeper-${nodeId}`), 'SIGKILL');
-    }
-    await addSafekeeper(6);
-    for (let attempt = 0; (await wal()).members.filter((m) => m.hasTimeline === false).length < 2; attempt++) {
-      assert.ok(attempt < 600, 'the safekeepers are back, without the branch');
-      await sleep(500);
-    }
-    const said = await pagoda.cli('safekeepers', 'restore', branchId, '--members', '1,2,6', '--wait');
-    assert.ok(said.includes(`up to ${archived.archive!.restoreLsn}`), said);
-    assert.match(said, new RegExp(`goes on at ${archived.archive!.restoreLsn}`));
-    await pagoda.resume(endpointId);
-    const [now] = await pagoda.query('select count(*)::int as n from ledger');
-    assert.deepEqual(now, before);
-    await pagoda.query('insert into ledger values (-1)');
-
-    // What the API says of it, and what the object store holds.
-    const project = `/projects/${pagoda.status.projectId}`;
-    const {operations} = await pagoda.api<{operations: {branch_id: string; restored_lsn?: string}[]}>(
-      'GET',
-      `${project}/operations?limit=400`,
-    );
-    assert.deepEqual(
-      operations.filter((o) => o.restored_lsn !== undefined).map((o) => [o.branch_id, o.restored_lsn]),
-      [[branchId, archived.archive!.restoreLsn]],
-    );
-    await pagoda.suspend(endpointId);
-    for (let attempt = 0; ; attempt++) {
-      const {branch} = await pagoda.api<{branch: {wal_restored_lsn?: string; wal_archived_lsn?: string}}>(
-        'GET',
-        `${project}/branches/${branchId}`,
-      );
-      assert.equal(branch.wal_restored_lsn, archived.archive!.restoreLsn);
-      const {members} = await wal();
-      const committed = members.map((m) => m.commitLsn!);
-      // What was written after the restore arrives there too.
-      if (branch.wal_archived_lsn !== undefined && committed.every((lsn) => lsn === branch.wal_archived_lsn)) {
-        assert.equal(branch.wal_archived_lsn, endOfArchive((await wal()).timelineId));
-        break;
-      }
-      assert.ok(attempt < 120, `not archived: ${JSON.stringify({branch, members})}`);
       await sleep(1000);
     }
   },

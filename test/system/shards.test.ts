@@ -3,21 +3,17 @@
  * from the past, archiving, a shard that moves, and pageservers that are killed; and every shard has its part and only that.
  */
 import assert from 'node:assert/strict';
-import {execFile} from 'node:child_process';
-import {readdirSync, rmSync} from 'node:fs';
+import {rmSync} from 'node:fs';
 import {join} from 'node:path';
 import {setTimeout as sleep} from 'node:timers/promises';
-import {promisify} from 'node:util';
 import {shardOfBlock} from '#wire/shard.ts';
 import {type StoreKind, type TestStore, onTestStores} from '../objectstore/stores.ts';
 import {Pagoda} from '../pagoda.ts';
-import {postgresBinDir} from '../postgres-cluster.ts';
 import {until} from '../until.ts';
+import {amcheck} from './amcheck.ts';
 import {PageProbe} from './page-probe.ts';
 
-const run = promisify(execFile);
-
-/** Everything a client can see, and what pg_amcheck says of every database. */
+/** Everything a client can see. */
 async function contents(pagoda: Pagoda, uri: string): Promise<Record<string, unknown>> {
   const [row] = await pagoda.query(
     `select (select md5(string_agg(id || ' ' || n || ' ' || filler, ',' order by id)) from big) as big,
@@ -27,28 +23,6 @@ async function contents(pagoda: Pagoda, uri: string): Promise<Record<string, unk
     uri,
   );
   return row!;
-}
-
-async function amcheck(pagoda: Pagoda, endpointId: string): Promise<string> {
-  const {host, port} = pagoda.computeSocket(endpointId);
-  const args = ['-h', host, '-p', String(port), '-U', 'pagoda_admin', '--all', '--install-missing'];
-  try {
-    const {stdout, stderr} = await run(join(postgresBinDir, 'pg_amcheck'), [...args, '--heapallindexed'], {
-      maxBuffer: 1 << 26,
-    });
-    return complaints(stdout + stderr);
-  } catch (error) {
-    const {stdout, stderr} = error as {stdout: string; stderr: string};
-    return complaints(stdout + stderr);
-  }
-}
-
-/** Without what it says about the extension it installs. */
-function complaints(output: string): string {
-  return output
-    .split('\n')
-    .filter((line) => line !== '' && !line.startsWith('NOTICE:'))
-    .join('\n');
 }
 
 /** A compute that has none of the pages. */
@@ -184,8 +158,7 @@ onTestStores('a project of four shards on two pageservers', async (store) => {
 });
 
 /** Names of tenants and shards that have objects. */
-async function tenantsOf(pagoda: Pagoda, {url, store}: TestStore): Promise<string[]> {
-  if (url === undefined) return readdirSync(join(pagoda.dir, 'objects', 'tenants'));
-  const prefix = 'pg/tenants/';
-  return [...new Set((await store.list(prefix)).map(({key}) => key.slice(prefix.length).split('/')[0]!))];
+async function tenantsOf(pagoda: Pagoda, store: TestStore): Promise<string[]> {
+  const objects = await store.ofInstallation(pagoda.dir).list('tenants/');
+  return [...new Set(objects.map(({key}) => key.split('/')[1]!))];
 }
