@@ -1,19 +1,15 @@
 /**
- * One timeline (branch) of a tenant on this pageserver: its state, with the read path, the write path and the upload around
- * it. What others use is here; how it works is in the files beside it.
+ * One timeline (branch) of a tenant on this pageserver: its state, with the write path, the upload, compaction and GC around it;
+ * what is read of it is readable-timeline.ts. What others use is here; how it works is in the files beside it.
  */
 import type {Timer} from '#runtime/clock.ts';
 import {failpoint} from '#runtime/failpoint.ts';
 import {ObjectStoreError} from '#objectstore/object-store.ts';
-import {type Lsn, formatLsn, invalidLsn} from '#postgres/lsn.ts';
-import {type RelTag, blockSize, formatRel} from '#postgres/relation.ts';
-import type {SlruKind} from '#postgres/slru.ts';
-import type {PackedSegment} from '#wire/packed-pages.ts';
-import type {RelListEntry} from '#wire/pages.ts';
-import {formatShardId, shardOfBlock} from '#wire/shard.ts';
+import {type Lsn, invalidLsn} from '#postgres/lsn.ts';
+import {blockSize} from '#postgres/relation.ts';
 import type {GenerationValidator} from '../generation-validator.ts';
-import {ReadPass, type RunMemory} from '../layers/layer-reader.ts';
 import {Compactor} from './compaction.ts';
+import {GarbageCollector} from './garbage-collector.ts';
 import {
   type LayerDescription,
   type Retention,
@@ -22,31 +18,16 @@ import {
   defaultRetention,
   timelinePrefix,
 } from './index-object.ts';
-import {checkKept, heldPoints, lease, walNeededFrom} from './kept-history.ts';
-import {type Key, checkpointStateKey, keyKind, rangeOf, relationMapKey, slruPrefix, wholeKeySpace} from './key.ts';
-import {
-  buildPage,
-  read,
-  readOn,
-  tryBlob,
-  tryBlobs,
-  tryCollect,
-  tryPackedRelPages,
-  tryRelInfo,
-  tryRelPages,
-} from './read-path.ts';
-import {LsnWaiters} from './lsn-waiters.ts';
+import {lease, walNeededFrom} from './kept-history.ts';
+import {keyKind, rangeOf, wholeKeySpace} from './key.ts';
+import {read, tryBlobs} from './read-path.ts';
+import {ReadableTimeline} from './readable-timeline.ts';
 import {decodeSize} from './sizes.ts';
 import {type PageserverContext, TimelineState} from './state.ts';
-import {type DatabaseEntry, TimelineError, type TimelineReader} from './timeline-reader.ts';
-import {type LsnAtTime, lsnAtTime} from './time-lookup.ts';
+import {TimelineError} from './timeline-reader.ts';
 import {Uploader} from './upload.ts';
-import {valueKind} from './value.ts';
-import {TimelineWriter, existingSlruPages, relOf} from './write-path.ts';
+import {TimelineWriter} from './write-path.ts';
 
-const waitMsDefault = 60_000;
-/** Somebody reads in order who asks for so many pages at once. */
-const runPagesMin = 8;
 /** What a timeline that has settled has in memory becomes a layer when it is this part of one. */
 const settledLayerShare = 1 / 16;
 /** Ingest waits so long, per layer it writes, for each layer that compaction is behind. */
@@ -82,15 +63,13 @@ export interface TimelineInfo {
   readonly compactionError?: string;
 }
 
-export class Timeline implements TimelineReader {
-  /** For the files of timeline/ and for tests; others use the methods. */
-  readonly state: TimelineState;
+export class Timeline extends ReadableTimeline {
   #ancestor: Timeline | undefined;
   readonly #uploader: Uploader;
   readonly #compactor: Compactor;
+  readonly #garbage: GarbageCollector;
   #writer: Promise<TimelineWriter> | undefined;
   #loadedWriter: TimelineWriter | undefined;
-  readonly #waiters: LsnWaiters;
   #ageTimer: Timer | undefined;
   /** lookWhetherSettled() was called last at this LSN. */
   #lookedAtLsn: Lsn;
@@ -98,17 +77,10 @@ export class Timeline implements TimelineReader {
   #importing = false;
   /** Ingest has frozen a layer while compaction is behind: it waits so long before it goes on. */
   #debtMs = 0;
-  readonly #attachedMs: number;
   /** takeOverStep() goes on with this key. */
   #takenOver: Buffer | undefined;
   /** When what was in memory was last frozen. */
   #frozenMs: number;
-  /** No commit lies in the restore window. */
-  #windowIsEmpty = false;
-  /** As of the last collection, when it found that there is nothing more to do before one of these changes. */
-  #collected: {readonly lastRecordLsn: Lsn; readonly retention: Retention; readonly held: number} | undefined;
-  /** Somebody waits for WAL: set by the driver of ingest. */
-  onWanted: (lsn: Lsn) => void = () => {};
   /** The driver of ingest forgets what it has in memory; false: it is at work. */
   onRelease: () => boolean = () => false;
 
@@ -118,13 +90,13 @@ export class Timeline implements TimelineReader {
     validator: GenerationValidator,
     loaded: {generation: number; sequence: number; layers: readonly LayerDescription[]; consistentLsn: Lsn},
   ) {
-    this.state = state;
+    super(state);
     this.#ancestor = ancestor;
     this.#uploader = new Uploader(state, validator, loaded);
     this.#compactor = new Compactor(state, this.#uploader);
-    this.#waiters = new LsnWaiters(state);
+    this.#garbage = new GarbageCollector(state, this.#compactor);
     this.#lookedAtLsn = state.lastRecordLsn;
-    this.#attachedMs = this.#frozenMs = state.context.clock.monotonicMs();
+    this.#frozenMs = state.context.clock.monotonicMs();
     if (ancestor !== undefined && state.ancestor !== undefined)
       ancestor.state.branchPoints.set(state.timelineId, state.ancestor.lsn);
   }
@@ -209,22 +181,6 @@ export class Timeline implements TimelineReader {
   get ancestor(): Timeline | undefined {
     return this.#ancestor;
   }
-  get tenantId(): string {
-    return this.state.tenantId;
-  }
-  get timelineId(): string {
-    return this.state.timelineId;
-  }
-  get lastRecordLsn(): Lsn {
-    return this.state.lastRecordLsn;
-  }
-  get remoteConsistentLsn(): Lsn {
-    return this.state.remoteConsistentLsn;
-  }
-  get diskConsistentLsn(): Lsn {
-    return this.state.diskConsistentLsn;
-  }
-
   info(): TimelineInfo {
     const s = this.state;
     const uploadError = this.#uploader.lastFailure;
@@ -261,231 +217,12 @@ export class Timeline implements TimelineReader {
     return this.#importing;
   }
 
-  // ---- waiting
-
-  /** See TimelineReader. */
-  async waitForLsn(lsn: Lsn, timeoutMs = waitMsDefault): Promise<void> {
-    if (!this.isReadableAt(lsn)) await this.#wait(lsn, timeoutMs);
-  }
-
-  /** No waiting is needed: this timeline and its ancestors have everything up to `lsn` that a read there needs. */
-  isReadableAt(lsn: Lsn): boolean {
-    const s = this.state;
-    if (s.lifecycle !== 'active' || lsn > s.lastRecordLsn) return false;
-    for (let a = s.ancestor; a !== undefined; a = a.state.ancestor) if (a.state.lastRecordLsn < a.lsn) return false;
-    return true;
-  }
-
-  async #wait(lsn: Lsn, timeoutMs: number): Promise<void> {
-    const s = this.state;
-    if (s.lifecycle !== 'active')
-      throw new TimelineError('unavailable', `${s.name}: the timeline is ${s.lifecycle}, it cannot be read`);
-    // After a restart an ancestor may have to ingest again up to where this branch left it.
-    if (this.#ancestor !== undefined && s.ancestor !== undefined)
-      await this.#ancestor.waitForLsn(s.ancestor.lsn, timeoutMs);
-    if (lsn <= s.lastRecordLsn) return;
-    this.onWanted(lsn);
-    await this.#waiters.wait(lsn, timeoutMs);
-  }
-
-  /** Ingest cannot go on: everybody who waits is told, reads up to lastRecordLsn go on. */
-  ingestStopped(reason: string): void {
-    this.state.ingestError = reason;
-    this.#waiters.ingestStopped(reason);
-  }
-
-  // ---- reading
-
-  async relSize(rel: RelTag, at: Lsn): Promise<number | undefined> {
-    this.#checkReadable(at);
-    const info = await read(this.state, at, (pass) => tryRelInfo(this.state, pass, rel, at));
-    return info.blocks < 0 ? undefined : info.blocks;
-  }
-
-  /** Size when memory knows it: a number, null = does not exist, undefined = ask relSize(). */
-  relSizeNow(rel: RelTag, at: Lsn): number | null | undefined {
-    const info = this.isReadableAt(at) ? this.state.sizes.at(rel, at) : undefined;
-    return info === undefined ? undefined : info.blocks < 0 ? null : info.blocks;
-  }
-
-  /**
-   * Pages without a promise when everything is in memory; else a promise. Throws or rejects with TimelineError. The LSN must
-   * be readable (isReadableAt). With `into`, of `count` pages, they are made there, one after the other.
-   */
-  getRelPagesNow(rel: RelTag, block: number, count: number, at: Lsn, into?: Buffer): Buffer[] | Promise<Buffer[]> {
-    this.#checkReadable(at);
-    const {state} = this;
-    if (state.shard.count > 1) this.#checkOwned(rel, block, count);
-    return this.#readNow(at, count, (pass) => tryRelPages(state, pass, rel, block, count, at, into));
-  }
-
-  /**
-   * The same as they lie in storage, where that is shorter (wire/packed-pages.ts); the others are made in `into`. What is read may lie
-   * in `memory`.
-   */
-  getPackedRelPagesNow(
-    rel: RelTag,
-    block: number,
-    count: number,
-    at: Lsn,
-    into: Buffer,
-    memory?: RunMemory,
-  ): PackedSegment[] | Promise<PackedSegment[]> {
-    this.#checkReadable(at);
-    const {state} = this;
-    if (state.shard.count > 1) this.#checkOwned(rel, block, count);
-    return this.#readNow(at, count, (pass) => tryPackedRelPages(state, pass, rel, block, count, at, into), memory);
-  }
-
-  #readNow<T>(at: Lsn, count: number, attempt: (pass: ReadPass) => T | undefined, memory?: RunMemory): T | Promise<T> {
-    const {state} = this;
-    const {layersPerRead} = state.context.metrics;
-    const pass = new ReadPass(state.context.cache, count >= runPagesMin, memory);
-    const found = attempt(pass);
-    if (found !== undefined) {
-      layersPerRead.observe(pass.layersVisited / count);
-      return found;
-    }
-    return readOn(state, at, pass, attempt).then((slow) => {
-      layersPerRead.observe(pass.layersVisited / count);
-      return slow;
-    });
-  }
-
-  async getRelPages(rel: RelTag, block: number, count: number, at: Lsn, into?: Buffer): Promise<Buffer[]> {
-    return this.getRelPagesNow(rel, block, count, at, into);
-  }
-
-  async listRelations(spcNode: number, dbNode: number, at: Lsn): Promise<RelListEntry[]> {
-    this.#checkReadable(at);
-    const range = spcNode === 0 ? rangeOf(keyKind.relSize) : rangeOf(keyKind.relSize, spcNode, dbNode);
-    const blobs = await read(this.state, at, (pass) =>
-      tryBlobs(this.state, pass, range, at, (key) => key.prefix.b === dbNode),
-    );
-    return blobs.map(({key, bytes}) => ({rel: relOf(key), blocks: decodeSize(bytes).blocks}));
-  }
-
-  /** Bytes of all forks of a database, in every tablespace. */
-  async databaseSize(dbNode: number, at: Lsn): Promise<number> {
-    const relations = await this.listRelations(0, dbNode, at);
-    return relations.reduce((sum, entry) => sum + entry.blocks, 0) * blockSize;
-  }
-
-  /**
-   * A branch from an earlier point begins with the size that its ancestor has now: sets right by how much that was wrong.
-   * `assumed`: what it began with.
-   */
-  async correctLogicalSize(assumed: number): Promise<void> {
-    const {state} = this;
-    const at = state.initialLsn;
-    await this.waitForLsn(at);
-    const blobs = await read(state, at, (pass) => tryBlobs(state, pass, rangeOf(keyKind.relSize), at));
-    const real = blobs.reduce((sum, {bytes}) => sum + decodeSize(bytes).blocks, 0) * blockSize;
-    state.logicalSizeBytes += real - assumed;
-    state.durableLogicalSizeBytes += real - assumed;
-    await this.saveIndex();
-  }
-
-  async listDatabases(at: Lsn): Promise<DatabaseEntry[]> {
-    this.#checkReadable(at);
-    const blobs = await read(this.state, at, (pass) => tryBlobs(this.state, pass, rangeOf(keyKind.database), at));
-    return blobs.map(({key, bytes}) => ({
-      spcNode: key.prefix.a,
-      dbNode: key.prefix.b,
-      hasVersionFile: bytes[0] === 1,
-    }));
-  }
-
-  relationMap(spcNode: number, dbNode: number, at: Lsn): Promise<Buffer | undefined> {
-    return this.#blob(relationMapKey(spcNode, dbNode), at);
-  }
-
-  async slruPages(kind: SlruKind, at: Lsn): Promise<number[]> {
-    this.#checkReadable(at);
-    return existingSlruPages(this.state, kind, at);
-  }
-
-  async getSlruPages(kind: SlruKind, pages: readonly number[], at: Lsn): Promise<Buffer[]> {
-    this.#checkReadable(at);
-    const {state} = this;
-    return read(state, at, (pass) => {
-      const out: Buffer[] = [];
-      let missing = false;
-      for (const page of pages) {
-        const values = tryCollect(state, pass, slruPrefix(kind), page, at, 0);
-        if (values === undefined) {
-          missing = true;
-          continue;
-        }
-        if (values.length === 0 || values[0]!.kind === valueKind.tombstone)
-          throw new TimelineError('not-found', `${state.describe(at)}: SLRU ${kind} has no page ${page}`);
-        if (!missing) out.push(buildPage(state, values, at, () => `SLRU ${kind} page ${page}`));
-      }
-      return missing ? undefined : out;
-    });
-  }
-
-  async twoPhaseFiles(at: Lsn): Promise<{xid: number; contents: Buffer}[]> {
-    this.#checkReadable(at);
-    const blobs = await read(this.state, at, (pass) => tryBlobs(this.state, pass, rangeOf(keyKind.twoPhase), at));
-    return blobs.map(({key, bytes}) => ({xid: key.e, contents: bytes}));
-  }
-
-  async auxFiles(at: Lsn): Promise<{path: string; contents: Buffer}[]> {
-    this.#checkReadable(at);
-    const blobs = await read(this.state, at, (pass) => tryBlobs(this.state, pass, rangeOf(keyKind.auxFile), at));
-    return blobs
-      .map(({bytes}) => {
-        const nameBytes = bytes.readUInt16LE(0);
-        return {path: bytes.toString('utf8', 2, 2 + nameBytes), contents: bytes.subarray(2 + nameBytes)};
-      })
-      .sort((x, y) => (x.path < y.path ? -1 : 1));
-  }
-
-  checkpointState(at: Lsn): Promise<Buffer | undefined> {
-    return this.#blob(checkpointStateKey, at);
-  }
-
-  /** The end of the last commit of which everything before is not later than the time (µs since 1970). */
-  async lsnAtTime(unixMicroseconds: number): Promise<LsnAtTime> {
-    await this.waitForLsn(this.state.lastRecordLsn);
-    return lsnAtTime(this.state, unixMicroseconds);
-  }
-
-  async #blob(key: Key, at: Lsn): Promise<Buffer | undefined> {
-    this.#checkReadable(at);
-    return (await read(this.state, at, (pass) => tryBlob(this.state, pass, key, at))) ?? undefined;
-  }
-
-  ownsBlock(rel: RelTag, block: number): boolean {
-    return this.state.ownsBlock(rel.relNode, rel.fork, block);
-  }
-
-  /** Fewer blocks than a stripe has: the first and the last tell. */
-  #checkOwned(rel: RelTag, block: number, count: number): void {
-    const foreign = [block, block + count - 1].find((b) => !this.ownsBlock(rel, b));
-    if (foreign === undefined) return;
-    const {tenantId, count: shards} = this.state.shard;
-    throw new TimelineError(
-      'wrong-shard',
-      `${this.state.name}: block ${foreign} of relation ${formatRel(rel)} is kept by shard ${formatShardId({tenantId, number: shardOfBlock(shards, rel, foreign), count: shards})}`,
-    );
-  }
-
-  #checkReadable(at: Lsn): void {
-    if (this.isReadableAt(at)) return checkKept(this.state, at);
-    throw new TimelineError(
-      'lsn-timeout',
-      `${this.state.describe(at)}: not readable yet: the timeline is ${this.state.lifecycle} and has reached ${formatLsn(this.state.lastRecordLsn)}`,
-    );
-  }
-
   // ---- writing
 
   /** The write path: one driver at a time. Loads what ingest needs in memory at the first call. */
   writer(): Promise<TimelineWriter> {
     this.#writer ??= TimelineWriter.load(this.state, {
-      onAdvance: () => this.#waiters.advanced(),
+      onAdvance: () => this.waiters.advanced(),
       onFrozen: () => this.#frozen(),
       onFarAhead: () => this.#freeze(),
     }).then(
@@ -564,6 +301,21 @@ export class Timeline implements TimelineReader {
     }
   }
 
+  /**
+   * A branch from an earlier point begins with the size that its ancestor has now: sets right by how much that was wrong.
+   * `assumed`: what it began with.
+   */
+  async correctLogicalSize(assumed: number): Promise<void> {
+    const {state} = this;
+    const at = state.initialLsn;
+    await this.waitForLsn(at);
+    const blobs = await read(state, at, (pass) => tryBlobs(state, pass, rangeOf(keyKind.relSize), at));
+    const real = blobs.reduce((sum, {bytes}) => sum + decodeSize(bytes).blocks, 0) * blockSize;
+    state.logicalSizeBytes += real - assumed;
+    state.durableLogicalSizeBytes += real - assumed;
+    await this.saveIndex();
+  }
+
   /** Uploads an index with the present state; resolves when it is durable. */
   saveIndex(): Promise<void> {
     return this.#uploader.indexChanged();
@@ -633,35 +385,8 @@ export class Timeline implements TimelineReader {
    * Does nothing in the first leaseMsMax after the attachment: those who held leases come back.
    */
   async collectGarbage(): Promise<void> {
-    const {state} = this;
-    const {clock, limits} = state.context;
-    if (this.#stopped || !this.isReadableAt(state.lastRecordLsn)) return;
-    if (clock.monotonicMs() - this.#attachedMs < limits.leaseMsMax) return;
-    // Thousands of branches rest: nothing is looked up for those that have nothing to lose, or nothing new.
-    const {length: held} = heldPoints(state, state.lastRecordLsn);
-    const {lastRecordLsn, retention} = state;
-    const done = this.#collected;
-    if (state.layers.count === 0) return;
-    if (done?.lastRecordLsn === lastRecordLsn && done.retention === retention && done.held === held) return;
-    const cutoff = await this.#windowStart();
-    if (this.#stopped || state.lifecycle !== 'active') return;
-    failpoint('pageserver.gc.before');
-    // In one turn: from now on nobody reads below, and the next index says so together with the layers it is without.
-    if (cutoff > state.gcCutoffLsn) state.gcCutoffLsn = cutoff;
-    const idle = this.#compactor.collect(state.gcCutoffLsn);
-    // The cutoff cannot move before something is written: nothing lies between it and the end but what is always kept.
-    if (idle && this.#windowIsEmpty) this.#collected = {lastRecordLsn, retention, held};
-  }
-
-  async #windowStart(): Promise<Lsn> {
-    const {state} = this;
-    const {windowSeconds, windowBytes} = state.retention;
-    const found = await lsnAtTime(state, (state.context.clock.nowMs() - windowSeconds * 1000) * 1000);
-    const byTime = found.kind === 'present' || found.kind === 'future' ? found.lsn : state.initialLsn;
-    const byBytes = windowBytes === 0 ? byTime : state.lastRecordLsn - windowBytes;
-    const end = state.diskConsistentLsn - 1;
-    this.#windowIsEmpty = found.kind !== 'present' && found.kind !== 'past';
-    return Math.max(state.initialLsn, Math.min(byTime, byBytes, end)) as Lsn;
+    if (this.#stopped || !this.isReadableAt(this.state.lastRecordLsn)) return;
+    await this.#garbage.collect(() => this.#stopped);
   }
 
   // ---- leaving the ancestor
@@ -764,7 +489,7 @@ export class Timeline implements TimelineReader {
     this.#stopped = true;
     this.#ageTimer?.cancel();
     this.#uploader.stop();
-    this.#waiters.stop();
+    this.waiters.stop();
     const {memory} = this.state.context;
     memory.setOpen(this.state, 0);
     for (const {layer} of this.state.frozen) memory.addFrozen(-layer.bytes);
