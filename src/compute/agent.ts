@@ -15,7 +15,7 @@ import type {Clock} from '#runtime/clock.ts';
 import {systemClock} from '#runtime/clock.ts';
 import type {Disk} from '#runtime/disk.ts';
 import {joinPath, replaceFile, systemDisk} from '#runtime/disk.ts';
-import {HttpError, type Route, startHttpServer} from '#runtime/http.ts';
+import {HttpError, startHttpServer} from '#runtime/http.ts';
 import {type Log, createLog} from '#runtime/log.ts';
 import {Metrics} from '#runtime/metrics.ts';
 import {freePort} from '#runtime/net.ts';
@@ -23,6 +23,7 @@ import {changeOwner} from '#runtime/permissions.ts';
 import type {Lsn} from '#postgres/lsn.ts';
 import {formatLsn, parseLsn} from '#postgres/lsn.ts';
 import {ActivityWatch} from '#compute/activity.ts';
+import {type AgentApi, agentRoutes} from '#compute/agent-routes.ts';
 import {adoptCluster, readCatalog, waitForQuorum} from '#compute/adopt.ts';
 import {applyCatalog, type PostgresAddress, requireRoles} from '#compute/catalog.ts';
 import {type DataDirectory, makeDataDirectory} from '#compute/data-directory.ts';
@@ -132,7 +133,7 @@ export async function runCompute(config: ComputeConfig, prepared?: PreparedCompu
   return {pgPort: agent.pgPort, httpPort: agent.httpPort, finished, stop: () => agent.stop()};
 }
 
-class ComputeAgent {
+class ComputeAgent implements AgentApi {
   readonly ended: Promise<{state: ComputeState; reason: string}>;
   readonly #config: ComputeConfig;
   readonly #clock: Clock;
@@ -219,7 +220,7 @@ class ComputeAgent {
       host: '127.0.0.1',
       port: this.#config.httpPort,
       log: this.#log,
-      routes: this.#routes(),
+      routes: agentRoutes(this),
       authenticate: async (token) => {
         if (token !== this.#config.httpToken)
           throw new HttpError(401, 'unauthorized', 'this agent wants the token of its control plane');
@@ -263,7 +264,7 @@ class ComputeAgent {
     const unpackedMs = this.#clock.monotonicMs() - started;
 
     this.#state = 'starting';
-    const address = {socketDir: paths.run, port: this.#pgPort};
+    const address = this.#address;
     const {adopt} = this.#spec;
     const hasRolesOfNow = this.#spec.mode === 'static' && this.#spec.alreadyApplied !== true;
     let relay: WalRelay | undefined;
@@ -630,85 +631,32 @@ class ComputeAgent {
     await this.#http?.close();
   }
 
-  #routes(): Route[] {
-    return [
-      {
-        method: 'GET',
-        path: '/status',
-        handler: async () => ({
-          status: 200,
-          json: {
-            state: this.#state,
-            pgPort: this.#pgPort,
-            pid: this.#current?.postgres.pid,
-            startLsn: this.#current && formatLsn(this.#current.lsn),
-            term: this.#current?.term,
-            pagesFetched: this.#current?.hydration.pagesFetched,
-            // While it starts, or starts again, somebody waits for it.
-            mode: this.#spec.mode,
-            ...this.#replicaStatus(),
-            // What the proposer said last: how far the pageserver is, and how long writers wait for it.
-            storage: this.#current?.proposer?.progress,
-            lastActiveMs: this.#current?.activity.lastActiveMs ?? this.#clock.nowMs(),
-          },
-        }),
-      },
-      {
-        method: 'GET',
-        path: '/catalog',
-        handler: async () => ({
-          status: 200,
-          json: await readCatalog({socketDir: this.#paths.run, port: this.#pgPort}),
-        }),
-      },
-      {
-        method: 'GET',
-        path: '/metrics',
-        handler: async () => ({
-          status: 200,
-          body: Buffer.from(this.#metricsText()),
-          headers: {'content-type': 'text/plain; version=0.0.4'},
-        }),
-      },
-      {
-        method: 'POST',
-        path: '/configure',
-        handler: async (request) => this.#configure((await request.json(4 * 1024 * 1024)) as Partial<ComputeSpec>),
-      },
-      {
-        method: 'POST',
-        path: '/copy_schema',
-        handler: async (request) => {
-          await copySchema(
-            {
-              address: {socketDir: this.#paths.run, port: this.#pgPort},
-              binDir: this.#config.binDir,
-              systemUser: this.#config.systemUser,
-              disk: this.#disk,
-              scratch: this.#paths.run,
-            },
-            (await request.json(4 * 1024 * 1024)) as SchemaSource,
-          ).catch((error: unknown) => {
-            throw new HttpError(422, 'not_copied', (error as Error).message);
-          });
-          return {status: 200, json: {}};
-        },
-      },
-      {
-        method: 'POST',
-        path: '/stop',
-        handler: async (request) => {
-          const {idleSinceMs} = ((await request.json()) ?? {}) as {idleSinceMs?: unknown};
-          if (typeof idleSinceMs === 'number') await this.#refuseIfUsed(idleSinceMs);
-          void this.stop();
-          await this.ended;
-          return {status: 200, json: {state: this.#state}};
-        },
-      },
-    ];
+  status(): Record<string, unknown> {
+    return {
+      state: this.#state,
+      pgPort: this.#pgPort,
+      pid: this.#current?.postgres.pid,
+      startLsn: this.#current && formatLsn(this.#current.lsn),
+      term: this.#current?.term,
+      pagesFetched: this.#current?.hydration.pagesFetched,
+      // While it starts, or starts again, somebody waits for it.
+      mode: this.#spec.mode,
+      ...this.#replicaStatus(),
+      // What the proposer said last: how far the pageserver is, and how long writers wait for it.
+      storage: this.#current?.proposer?.progress,
+      lastActiveMs: this.#current?.activity.lastActiveMs ?? this.#clock.nowMs(),
+    };
   }
 
-  #metricsText(): string {
+  get #address(): PostgresAddress {
+    return {socketDir: this.#paths.run, port: this.#pgPort};
+  }
+
+  catalog(): Promise<unknown> {
+    return readCatalog(this.#address);
+  }
+
+  metricsText(): string {
     const progress = this.#current?.proposer?.progress;
     this.#lagBytes.set(progress?.lagBytes ?? 0);
     this.#throttle.set(progress?.throttleUsPerMib ?? 0);
@@ -722,7 +670,18 @@ class ComputeAgent {
     return {replica: {replayLsn: formatLsn(replayLsn), lagBytes: Math.max(0, commitLsn - replayLsn), lagSeconds}};
   }
 
-  /** Throws HttpError 409 when somebody has used Postgres after that time. */
+  copySchema(source: SchemaSource): Promise<void> {
+    const {binDir, systemUser} = this.#config;
+    return copySchema({address: this.#address, binDir, systemUser, disk: this.#disk, scratch: this.#paths.run}, source);
+  }
+
+  async stopUnlessUsed(idleSinceMs: number | undefined): Promise<ComputeState> {
+    if (idleSinceMs !== undefined) await this.#refuseIfUsed(idleSinceMs);
+    void this.stop();
+    await this.ended;
+    return this.#state;
+  }
+
   async #refuseIfUsed(idleSinceMs: number): Promise<void> {
     const activity = this.#current?.activity;
     await activity?.look();
@@ -731,8 +690,7 @@ class ComputeAgent {
       throw new HttpError(409, 'active', `compute ${this.#spec.endpointId} is in use`);
   }
 
-  /** Roles and databases changed while the compute runs. */
-  async #configure(change: Partial<ComputeSpec>): Promise<{status: number; json: unknown}> {
+  async configure(change: Partial<ComputeSpec>): Promise<ComputeState> {
     this.#spec = {
       ...this.#spec,
       ...(change.roles && {roles: change.roles}),
@@ -747,12 +705,12 @@ class ComputeAgent {
         `compute ${this.#spec.endpointId} is ${this.#state}; the change applies at its next start`,
       );
     // A replica gets it by replay.
-    if (this.#spec.mode !== 'primary') return {status: 200, json: {state: this.#state}};
+    if (this.#spec.mode !== 'primary') return this.#state;
     try {
-      await applyCatalog({socketDir: this.#paths.run, port: this.#pgPort}, this.#spec);
+      await applyCatalog(this.#address, this.#spec);
     } catch (error) {
       throw new HttpError(422, 'not_applied', `compute ${this.#spec.endpointId}: ${(error as Error).message}`);
     }
-    return {status: 200, json: {state: this.#state}};
+    return this.#state;
   }
 }
