@@ -115,6 +115,8 @@ export class ProposerDriver {
   #throttleUsPerMib = 0;
   #throttleAtMs = 0;
   #progressText = '';
+  /** Where WAL ended at the last tick. */
+  #endLsnBefore = 0 as Lsn;
   #postgres: ReplicationClient | undefined;
   #stopped = false;
 
@@ -263,7 +265,10 @@ export class ProposerDriver {
         failpoint(receivePoints[message.kind]);
         this.#step({kind: 'message', peer: member.nodeId, message});
         // After the answer has been looked at: what leaves now carries the newest commit LSN.
-        if (message.kind === 'append-response') this.#durable(this.#core.durableLsn);
+        if (message.kind === 'append-response') {
+          this.#durable(this.#core.durableLsn);
+          this.#releaseWal();
+        }
       },
       onTrouble: (code, message) => this.#trouble(member.nodeId, code, message),
     });
@@ -355,6 +360,13 @@ export class ProposerDriver {
     if (lsn === this.#batcher.durableLsn) return;
     for (const [nodeId, link] of this.#links) if (link.syncedLsn < lsn) this.#spare.noteBehind(nodeId);
     this.#batcher.durable(lsn);
+  }
+
+  /** What every safekeeper has acknowledged is on its way to none, and in the window it is no more. */
+  #releaseWal(): void {
+    let lsn: number = this.#core.windowStartLsn;
+    for (const link of this.#links.values()) lsn = Math.min(lsn, link.syncedLsn);
+    this.#postgres?.release(lsn as Lsn);
   }
 
   #chooseSpare(nowMs: number): void {
@@ -509,6 +521,9 @@ export class ProposerDriver {
     if (this.#postgres !== undefined) {
       this.#throttle();
       this.#tellProgress();
+      const {endLsn} = this.#core;
+      if (endLsn === this.#endLsnBefore) this.#postgres.releaseIdle();
+      this.#endLsnBefore = endLsn;
     }
     for (const link of this.#links.values()) link.checkSilence();
     this.#postgres?.sendStatus(this.#core.commitLsn);

@@ -82,6 +82,10 @@ export class Proposer {
   get endLsn(): Lsn {
     return this.#streams.endLsn;
   }
+  /** WAL before it is not sent to anybody (any more). */
+  get windowStartLsn(): Lsn {
+    return this.#streams.windowStartLsn;
+  }
   /** WAL below it is on a quorum's disks; it may end inside a record, which commitLsn does not. */
   get durableLsn(): Lsn {
     return this.#streams.durableLsn;

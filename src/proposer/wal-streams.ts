@@ -54,6 +54,11 @@ export class WalStreams {
     return this.#window.endLsn;
   }
 
+  /** Of what is kept to be sent. */
+  get windowStartLsn(): Lsn {
+    return this.#window.startLsn;
+  }
+
   /** WAL below it is on a quorum's disks, maybe up to the inside of a record. */
   get durableLsn(): Lsn {
     const {membership, commitLsn, termStartLsn} = this.#proposer;

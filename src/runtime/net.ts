@@ -1,14 +1,14 @@
 /**
  * Frames over TCP or a unix socket, little endian:
  *
- *   u32 length of the payload · u8 type · u16 check of these two · u32 CRC-32C of the payload, seeded with the check · payload
+ *   u32 length of the payload · u8 type · u16 check of these two · u32 CRC-32 of the payload, seeded with the check · payload
  *
  * TCP's own sum lets one in 65,536 damaged segments pass. A frame that is not what was sent ends the connection: whoever
  * asked tries again on a new one, and no wrong byte is ever believed. The check of length and type finds a damaged length
  * before anybody waits for bytes that never come. The first frame of a connection is a JSON hello; see wire/.
  */
 import * as net from 'node:net';
-import {crc32c} from '#runtime/crc.ts';
+import {crc32} from '#runtime/crc.ts';
 
 export type Address = {readonly host: string; readonly port: number} | {readonly path: string};
 
@@ -17,9 +17,9 @@ const frameBytesMax = 64 * 1024 * 1024;
 const sendBufferBytesHigh = 1024 * 1024;
 const headerBytes = 11;
 
-/** 16 bits that change when any bit of length or type does. */
+/** 16 bits that change when any bit of length or type does; the constant is another one for each version of the format. */
 function headerCheck(length: number, type: number): number {
-  let h = Math.imul(length ^ (type << 24) ^ 0x50_61_67_6f, 0x9e37_79b1);
+  let h = Math.imul(length ^ (type << 24) ^ 0x50_61_67_32, 0x9e37_79b1);
   h = Math.imul(h ^ (h >>> 15), 0x85eb_ca77);
   return (h ^ (h >>> 16)) & 0xffff;
 }
@@ -61,14 +61,17 @@ const largeBytes = 64 * 1024;
 const recycledMax = 8;
 const readBytes = 64 * 1024;
 
+/** What is read is looked at before anything else is read: connections share it, until a part of a frame must be kept. */
+const sharedScratch = Buffer.allocUnsafeSlow(readBytes);
+
 /**
- * The receiving end of a connection that we opened. Reads go into one buffer that is used again and again, or, for the rest
- * of a large frame, straight to where its payload will be. (Fresh memory for every 64 KiB, then copied together, cost more
- * time in the garbage collector than everything else that is done with a page.)
+ * The receiving end of a connection. Reads go into one buffer that is used again and again, or, for the rest of a large frame,
+ * straight to where its payload will be. (Fresh memory for every 64 KiB, then copied together, cost more time in the garbage
+ * collector than everything else that is done with a page.)
  */
 class FrameReader {
-  readonly #scratch = Buffer.allocUnsafeSlow(readBytes);
-  /** In scratch: [0, #have) is the beginning of a frame that is not whole. */
+  #scratch = sharedScratch;
+  /** In scratch, which then is our own: [0, #have) is the beginning of a frame that is not whole. */
   #have = 0;
   /** A large frame whose payload is being read. */
   #payload: Buffer | undefined;
@@ -120,8 +123,9 @@ class FrameReader {
       at = from + length;
       if (!onFrame(type, payload)) return;
     }
-    if (at > 0) scratch.copyWithin(0, at, end);
     this.#have = end - at;
+    if (this.#have > 0 && scratch === sharedScratch) this.#scratch = Buffer.allocUnsafeSlow(readBytes);
+    if (at > 0 || scratch !== this.#scratch) scratch.copy(this.#scratch, 0, at, end);
   }
 }
 
@@ -144,23 +148,15 @@ class PayloadMemory {
 
 function checkHeader(peer: string, length: number, type: number, check: number): void {
   if (check !== headerCheck(length, type))
-    throw new FrameError(`the header of a frame from ${peer} was damaged on the way, or is none of ours; closing`);
+    throw new FrameError(`the header of a frame from ${peer} was damaged on the way, or is none of ours (or of another version); closing`);
   if (length > frameBytesMax) throw new FrameError(`peer ${peer} announced a frame of ${length} bytes; closing`);
 }
 
 function checkPayload(peer: string, type: number, payload: Buffer, check: number, sum: number): void {
-  if (sum !== crc32c(payload, check))
+  if (sum !== crc32(payload, check))
     throw new FrameError(
       `a frame of type ${type} and ${payload.length} bytes from ${peer} was damaged on the way; closing`,
     );
-}
-
-interface LargeFrame {
-  readonly payload: Buffer;
-  filled: number;
-  readonly type: number;
-  readonly check: number;
-  readonly sum: number;
 }
 
 class SocketConnection implements FrameConnection {
@@ -169,29 +165,20 @@ class SocketConnection implements FrameConnection {
   onClose: (error?: Error) => void = () => {};
   onDrain: () => void = () => {};
   readonly #socket: net.Socket;
-  /** Bytes of a frame that has not arrived whole. */
-  #parts: Buffer[] = [];
-  #have = 0;
-  #need = headerBytes;
   #error: Error | undefined;
   #corked = false;
-  readonly #reader: FrameReader | undefined;
-  readonly #memory: PayloadMemory;
-  /** A large frame whose payload is arriving, on a connection without a reader. */
-  #large: LargeFrame | undefined;
+  readonly #reader: FrameReader;
 
-  /** `reader`: of a socket made with `onread`, whose reads go to `read()`; other sockets give their data as events. */
-  constructor(socket: net.Socket, peer: string, reader?: FrameReader) {
+  /** `reader`: of a socket made with `onread`, whose reads go to `read()`. */
+  constructor(socket: net.Socket, peer: string, reader: FrameReader) {
     this.#socket = socket;
     this.peer = peer;
     this.#reader = reader;
-    this.#memory = reader?.memory ?? new PayloadMemory();
     if (socket.remoteAddress !== undefined) {
       socket.setNoDelay(true);
       // A machine that vanished says nothing: the kernel finds out within about 20 s (libuv probes every second, ten times).
       socket.setKeepAlive(true, 10_000);
     }
-    if (reader === undefined) socket.on('data', (chunk: Buffer) => this.#receive(chunk));
     socket.on('drain', () => this.onDrain());
     socket.on('error', (error) => (this.#error ??= error));
     socket.on('close', () => this.onClose(this.#error));
@@ -204,7 +191,7 @@ class SocketConnection implements FrameConnection {
   /** So many bytes have been read into the reader's target. */
   read(bytes: number): void {
     try {
-      this.#reader?.advance(bytes, this.peer, (type, payload) => {
+      this.#reader.advance(bytes, this.peer, (type, payload) => {
         this.onFrame(type, payload);
         return !this.#socket.destroyed;
       });
@@ -215,7 +202,7 @@ class SocketConnection implements FrameConnection {
   }
 
   recycle(payload: Buffer): void {
-    this.#memory.recycle(payload);
+    this.#reader.memory.recycle(payload);
   }
 
   sendThen(onSent: () => void, type: number, ...parts: readonly Buffer[]): boolean {
@@ -255,11 +242,11 @@ class SocketConnection implements FrameConnection {
     if (small) {
       let at = headerBytes;
       for (const part of parts) at += part.copy(header, at);
-      header.writeUInt32LE(crc32c(header.subarray(headerBytes), check), 7);
+      header.writeUInt32LE(crc32(header.subarray(headerBytes), check), 7);
       this.#socket.write(header, onSent);
     } else {
       let sum = check;
-      for (const part of parts) sum = crc32c(part, sum);
+      for (const part of parts) sum = crc32(part, sum);
       header.writeUInt32LE(sum, 7);
       this.#socket.write(header);
       const last = parts.findLastIndex((part) => part.length > 0);
@@ -280,69 +267,6 @@ class SocketConnection implements FrameConnection {
   }
   destroy(): void {
     this.#socket.destroy();
-  }
-
-  #receive(chunk: Buffer): void {
-    try {
-      const rest = this.#large === undefined ? chunk : this.#fill(this.#large, chunk);
-      if (rest !== undefined) this.#receiveFrames(rest);
-    } catch (error) {
-      if (!(error instanceof FrameError)) throw error;
-      this.#fail(error.message);
-    }
-  }
-
-  /** What of the chunk is behind the large frame, when that is whole. */
-  #fill(large: LargeFrame, chunk: Buffer): Buffer | undefined {
-    const {payload, type, check, sum} = large;
-    const count = chunk.copy(payload, large.filled);
-    large.filled += count;
-    if (large.filled < payload.length) return undefined;
-    this.#large = undefined;
-    checkPayload(this.peer, type, payload, check, sum);
-    this.onFrame(type, payload);
-    return this.#socket.destroyed || count === chunk.length ? undefined : chunk.subarray(count);
-  }
-
-  /** Throws FrameError. */
-  #receiveFrames(chunk: Buffer): void {
-    let buffer = chunk;
-    if (this.#have > 0) {
-      this.#parts.push(chunk);
-      this.#have += chunk.length;
-      if (this.#have < this.#need) return;
-      buffer = Buffer.concat(this.#parts, this.#have);
-      this.#parts = [];
-      this.#have = 0;
-    }
-    let at = 0;
-    this.#need = headerBytes;
-    while (buffer.length - at >= headerBytes) {
-      const length = buffer.readUInt32LE(at);
-      const type = buffer[at + 4]!;
-      const check = buffer.readUInt16LE(at + 5);
-      const sum = buffer.readUInt32LE(at + 7);
-      checkHeader(this.peer, length, type, check);
-      const from = at + headerBytes;
-      if (buffer.length - from < length) {
-        if (length >= largeBytes) {
-          const payload = this.#memory.take(length);
-          this.#large = {payload, filled: buffer.copy(payload, 0, from), type, check, sum};
-          return;
-        }
-        this.#need = headerBytes + length;
-        break;
-      }
-      const payload = buffer.subarray(from, from + length);
-      checkPayload(this.peer, type, payload, check, sum);
-      at = from + length;
-      this.onFrame(type, payload);
-      if (this.#socket.destroyed) return;
-    }
-    if (at < buffer.length) {
-      this.#parts = [buffer.subarray(at)];
-      this.#have = buffer.length - at;
-    }
   }
 
   #fail(message: string): void {
@@ -381,15 +305,8 @@ export async function connectFrames(address: Address, timeoutMs = 5000): Promise
 
 function connectOneWay(address: Address, name: string, timeoutMs: number): Promise<FrameConnection> {
   return new Promise((resolve, reject) => {
-    const reader = new FrameReader();
-    let connection: SocketConnection | undefined;
-    const onread: net.OnReadOpts = {
-      buffer: () => reader.target(),
-      callback(bytes) {
-        connection?.read(bytes);
-        return true;
-      },
-    };
+    const reading = new Reading();
+    const {onread} = reading;
     const socket = net.connect(
       'path' in address ? {path: address.path, onread} : {host: address.host, port: address.port, onread},
     );
@@ -402,10 +319,41 @@ function connectOneWay(address: Address, name: string, timeoutMs: number): Promi
     socket.once('connect', () => {
       clearTimeout(timer);
       socket.off('error', fail);
-      connection = new SocketConnection(socket, name, reader);
-      resolve(connection);
+      resolve(reading.begin(socket, name));
     });
   });
+}
+
+/** Reads of a socket, until and after there is a connection for them. */
+class Reading {
+  readonly #reader = new FrameReader();
+  #connection: SocketConnection | undefined;
+
+  readonly onread: net.OnReadOpts = {
+    buffer: () => this.#reader.target(),
+    callback: (bytes) => {
+      this.#connection?.read(bytes);
+      return true;
+    },
+  };
+
+  begin(socket: net.Socket, peer: string): FrameConnection {
+    this.#connection = new SocketConnection(socket, peer, this.#reader);
+    return this.#connection;
+  }
+}
+
+/**
+ * The same connection as a socket that was made with `onread`: a server's sockets cannot be. Must be called as soon as the socket
+ * was accepted, by a server with pauseOnConnect.
+ */
+function adopt(accepted: net.Socket, onread: net.OnReadOpts): net.Socket {
+  const shell = accepted as unknown as {_handle: unknown};
+  const options = {handle: shell._handle, onread} as unknown as net.SocketConstructorOpts;
+  shell._handle = null;
+  const socket = new net.Socket(options);
+  accepted.destroy();
+  return socket;
 }
 
 /**
@@ -424,18 +372,20 @@ export interface Listener {
 }
 
 export async function listenFrames(address: Address, onConnection: (c: FrameConnection) => void): Promise<Listener> {
-  const accept = (socket: net.Socket): void =>
+  const accept = (accepted: net.Socket): net.Socket => {
+    const reading = new Reading();
+    const socket = adopt(accepted, reading.onread);
+    const {remoteAddress, remotePort} = socket;
     onConnection(
-      new SocketConnection(
-        socket,
-        socket.remoteAddress === undefined ? 'this machine' : `${socket.remoteAddress}:${socket.remotePort}`,
-      ),
+      reading.begin(socket, remoteAddress === undefined ? 'this machine' : `${remoteAddress}:${remotePort}`),
     );
-  const listener = await listenSockets(address, accept);
+    return socket;
+  };
+  const listener = await listen(address, true, accept);
   const short = shortWay('host' in address ? {host: address.host, port: listener.port} : address);
   if (short === undefined) return listener;
   try {
-    const local = await listenSockets(short, accept);
+    const local = await listen(short, true, accept);
     return {port: listener.port, close: async () => void (await Promise.all([local.close(), listener.close()]))};
   } catch (error) {
     await listener.close();
@@ -445,11 +395,23 @@ export async function listenFrames(address: Address, onConnection: (c: FrameConn
 
 /** Raw sockets, for protocols that are not ours (the Postgres protocol, the hydration socket). */
 export function listenSockets(address: Address, onSocket: (socket: net.Socket) => void): Promise<Listener> {
+  return listen(address, false, (socket) => {
+    onSocket(socket);
+    return socket;
+  });
+}
+
+/** `take` gives the socket that the connection goes on with. */
+function listen(
+  address: Address,
+  pauseOnConnect: boolean,
+  take: (accepted: net.Socket) => net.Socket,
+): Promise<Listener> {
   const open = new Set<net.Socket>();
-  const server = net.createServer((socket) => {
+  const server = net.createServer({pauseOnConnect}, (accepted) => {
+    const socket = take(accepted);
     open.add(socket);
     socket.on('close', () => open.delete(socket));
-    onSocket(socket);
   });
   return new Promise((resolve, reject) => {
     server.once('error', (error) =>

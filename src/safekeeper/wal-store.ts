@@ -108,10 +108,12 @@ export class WalStore {
       const segment = this.#segment(this.#number(at), true)!;
       const part = done === 0 && count === bytes.length ? bytes : bytes.subarray(done, done + count);
       this.#dirty.add(segment.file);
+      let end = offset + count;
       try {
-        if (offset + count > segment.size && bytes.length < bulkBytes) {
-          const ahead = Math.min(aheadBytes, this.#segmentSize - offset - count);
+        if (end > segment.size && bytes.length < bulkBytes) {
+          const ahead = Math.min(aheadBytes, this.#segmentSize - end);
           segment.file.writev([part, zeros.subarray(0, ahead)], offset);
+          end += ahead;
         } else {
           segment.file.write(part, offset);
         }
@@ -120,7 +122,7 @@ export class WalStore {
         segment.size = segment.file.size();
         throw error;
       }
-      if (offset + count > segment.size) segment.size = segment.file.size();
+      if (end > segment.size) segment.size = end;
       done += count;
     }
   }

@@ -138,6 +138,17 @@ test(
       }
       await client.end();
     });
+    // Memory of WAL is used again and again meanwhile (ReplicationClient.release).
+    const bulk = (async (): Promise<void> => {
+      const client = await cluster.connect();
+      for (let i = 0; !stop; i++) {
+        await client.query("insert into t select g, repeat('bulk', 100) from generate_series($1::int, $1 + 3999) g", [
+          1_000_000_000 + i * 4000,
+        ]);
+        await sleep(20);
+      }
+      await client.end();
+    })();
     for (let round = 0; round < 6; round++) {
       const victim = (round % 3) + 1;
       await sleep(300);
@@ -155,12 +166,13 @@ test(
       }
     }
     stop = true;
-    await Promise.all(writers);
+    await Promise.all([...writers, bulk]);
     assert.ok(commits > 50, `only ${commits} commits`);
     await cluster.stop('fast');
     const {commitLsn} = await proposer.event('stopped');
     const endLsn = parseLsn(commitLsn);
     const own = await readLocalWal(cluster, parseLsn(startLsn), endLsn);
+    assert.ok(own.length > 50_000_000, `only ${own.length} bytes of WAL`);
     for (const member of cell.members)
       assert.ok((await readWal(cell, member.port, parseLsn(startLsn), endLsn)).equals(own));
     t.diagnostic(`${commits} commits, longest ${longestMs} ms`);

@@ -48,6 +48,10 @@ const messageBytesMax = 16 * 1024 * 1024;
 /** Read at once; walsender's messages are as large. */
 const readBytes = 128 * 1024;
 const slabBytes = 1024 * 1024;
+/** Full slabs that are remembered until they are released; beyond that the collector has them. */
+const fullSlabsMax = 32;
+/** Released ones that are kept for later messages, while WAL comes: as much as may be on its way to safekeepers, and some. */
+const freeSlabsMax = 24;
 const twoPow32 = 4294967296;
 
 export class ReplicationClient {
@@ -58,6 +62,11 @@ export class ReplicationClient {
   #have = 0;
   #slab = Buffer.alloc(0);
   #slabUsed = 0;
+  /** No WAL in them is at or behind `endLsn`; oldest first. */
+  #fullSlabs: {readonly slab: Buffer<ArrayBuffer>; readonly endLsn: number}[] = [];
+  #freeSlabs: Buffer<ArrayBuffer>[] = [];
+  /** Where the next WAL begins. */
+  #nextLsn = 0;
   #onMessage: (type: number, body: Buffer) => void = () => {};
   #onClose: (error: Error) => void = () => {};
   #error: Error | undefined;
@@ -121,7 +130,7 @@ export class ReplicationClient {
 
   /** Asks for WAL from startLsn on. Errors come to onEnd. */
   start(options: StreamOptions): void {
-    let nextLsn: number = options.startLsn;
+    this.#nextLsn = options.startLsn;
     let ended = false;
     const end = (kind: 'done' | Error): void => {
       if (ended) return;
@@ -135,13 +144,15 @@ export class ReplicationClient {
         case 0x64: // CopyData
           if (body[0] === 0x77) {
             const lsn = body.readUInt32BE(1) * twoPow32 + body.readUInt32BE(5);
-            if (lsn !== nextLsn) {
+            if (lsn !== this.#nextLsn) {
               this.#socket.destroy(
-                new Error(`PostgreSQL sent WAL at ${formatLsn(lsn as Lsn)}, expected ${formatLsn(nextLsn as Lsn)}`),
+                new Error(
+                  `PostgreSQL sent WAL at ${formatLsn(lsn as Lsn)}, expected ${formatLsn(this.#nextLsn as Lsn)}`,
+                ),
               );
               return;
             }
-            nextLsn += body.length - 25;
+            this.#nextLsn += body.length - 25;
             options.onWal(lsn as Lsn, body.subarray(25));
           } else if (body[0] === 0x6b && body[17] === 1) {
             options.onReplyRequested();
@@ -179,6 +190,23 @@ export class ReplicationClient {
       b.writeUInt32BE(low, at + 4);
     }
     this.#socket.write(b);
+  }
+
+  /**
+   * Nobody looks at WAL before `lsn` any more, as it was given to onWal: its memory is used again. Fresh memory for all WAL cost
+   * the collector a fifth of the time of a bulk load.
+   */
+  release(lsn: Lsn): void {
+    const full = this.#fullSlabs;
+    while (full.length > 0 && full[0]!.endLsn <= lsn) {
+      const {slab} = full.shift()!;
+      if (this.#freeSlabs.length < freeSlabsMax) this.#freeSlabs.push(slab);
+    }
+  }
+
+  /** No WAL comes at the moment: what was released goes to the collector. */
+  releaseIdle(): void {
+    this.#freeSlabs = [];
   }
 
   pause(): void {
@@ -263,7 +291,9 @@ export class ReplicationClient {
   #take(length: number): Buffer {
     if (length > slabBytes / 4) return Buffer.allocUnsafeSlow(length);
     if (this.#slab.length - this.#slabUsed < length) {
-      this.#slab = Buffer.allocUnsafeSlow(slabBytes);
+      if (this.#slab.length > 0) this.#fullSlabs.push({slab: this.#slab, endLsn: this.#nextLsn});
+      if (this.#fullSlabs.length > fullSlabsMax) this.#fullSlabs.shift();
+      this.#slab = this.#freeSlabs.pop() ?? Buffer.allocUnsafeSlow(slabBytes);
       this.#slabUsed = 0;
     }
     this.#slabUsed += length;
