@@ -148,7 +148,9 @@ class PayloadMemory {
 
 function checkHeader(peer: string, length: number, type: number, check: number): void {
   if (check !== headerCheck(length, type))
-    throw new FrameError(`the header of a frame from ${peer} was damaged on the way, or is none of ours (or of another version); closing`);
+    throw new FrameError(
+      `the header of a frame from ${peer} was damaged on the way, or is none of ours (or of another version); closing`,
+    );
   if (length > frameBytesMax) throw new FrameError(`peer ${peer} announced a frame of ${length} bytes; closing`);
 }
 

@@ -1,14 +1,19 @@
 /** `pagoda verify | scrub | sizes | layers` on a running installation, whole and then damaged. */
 import assert from 'node:assert/strict';
-import {cpSync, mkdtempSync, readFileSync, readdirSync, rmSync, statSync, writeFileSync} from 'node:fs';
+import {mkdtempSync, readFileSync, rmSync} from 'node:fs';
 import {tmpdir} from 'node:os';
 import {join} from 'node:path';
 import {setTimeout as sleep} from 'node:timers/promises';
-import {test} from 'node:test';
+import {FolderObjectStore} from '#objectstore/folder-object-store.ts';
+import type {ListedObject, ObjectStore} from '#objectstore/object-store.ts';
+import {systemDisk} from '#runtime/disk.ts';
+import {systemRandom} from '#runtime/random.ts';
+import {onTestStores} from '../objectstore/stores.ts';
 import {Pagoda} from '../pagoda.ts';
 
-test('verify, scrub and repair, sizes, the picture', async () => {
-  await using pagoda = await Pagoda.start();
+onTestStores('verify, scrub and repair, sizes, the picture', async (testStore) => {
+  await using pagoda = await Pagoda.start({objectStore: testStore.url});
+  const store = testStore.ofInstallation(pagoda.dir);
   const copy = mkdtempSync(join(tmpdir(), 'pagoda-copy-'));
   try {
     await pagoda.query('create table t as select i, md5(i::text) as m from generate_series(1, 100000) i');
@@ -25,7 +30,7 @@ test('verify, scrub and repair, sizes, the picture', async () => {
 
     // A stop saves what is in memory: layers that can be looked at and damaged.
     process.kill(pagoda.pidOf('pageserver'), 'SIGTERM');
-    const layer = await newestLayer(join(pagoda.dir, 'objects'));
+    const layer = await largestLayer(store);
     await answers(() => pagoda.cli('scrub'));
     assert.match(await pagoda.cli('scrub'), /nothing is missing or damaged/);
 
@@ -38,17 +43,18 @@ test('verify, scrub and repair, sizes, the picture', async () => {
     assert.match(readFileSync(svg, 'utf8'), /^<svg [\s\S]*<title>(delta|image) level[\s\S]*<\/svg>\n$/);
 
     // One bit, and one object gone: found, named, and put back from a copy of the store.
-    cpSync(join(pagoda.dir, 'objects'), join(copy, 'store'), {recursive: true});
-    const whole = readFileSync(layer);
+    const folder = {root: join(copy, 'store'), disk: systemDisk, random: systemRandom, nowMs: Date.now()};
+    await copyObjects(store, new FolderObjectStore(folder));
+    const whole = await store.get(layer);
     const bytes = Buffer.from(whole);
     bytes[5000]! ^= 4;
-    writeFileSync(layer, bytes);
+    await store.put(layer, bytes);
     const found = await failing(() => pagoda.cli('scrub'));
     assert.match(found, /DAMAGED tenants\/\w+\/timelines\/\w+\/\S+: layer \S+ is damaged at byte \d+/);
-    rmSync(layer);
+    await store.delete([layer]);
     assert.match(await failing(() => pagoda.cli('scrub')), /DANGLING tenants/);
-    assert.match(await pagoda.cli('scrub', '--copy', `folder:${join(copy, 'store')}`), /REPAIRED DANGLING/);
-    assert.ok(readFileSync(layer).equals(whole));
+    assert.match(await pagoda.cli('scrub', '--copy', `folder:${folder.root}`), /REPAIRED DANGLING/);
+    assert.ok((await store.get(layer)).equals(whole));
     assert.match(await pagoda.cli('scrub'), /nothing is missing or damaged/);
     assert.match(await pagoda.cli('verify', '--branch', 'main'), /every page can be read/);
     assert.match(await failing(() => pagoda.cli('verify', '--branch', 'nonsense')), /there is no branch nonsense/);
@@ -80,14 +86,19 @@ async function answers(run: () => Promise<string>): Promise<void> {
   }
 }
 
-/** The largest layer object, once there is one. */
-async function newestLayer(objects: string): Promise<string> {
+/** Key of the largest layer, once there is one. */
+async function largestLayer(store: ObjectStore): Promise<string> {
   for (let tries = 0; tries < 1200; tries++, await sleep(200)) {
-    const layers = readdirSync(objects, {recursive: true, encoding: 'utf8'})
-      .filter((name) => /\/delta-/.test(name))
-      .map((name) => join(objects, name))
-      .filter((path) => statSync(path).size > 100_000);
-    if (layers.length > 0) return layers.sort((x, y) => statSync(y).size - statSync(x).size)[0]!;
+    const layers = (await store.list('tenants/')).filter(({key, size}) => key.includes('/delta-') && size > 100_000);
+    const largest = layers.reduce<ListedObject | undefined>(
+      (best, one) => (best && best.size > one.size ? best : one),
+      undefined,
+    );
+    if (largest !== undefined) return largest.key;
   }
   throw new Error('no layer was uploaded');
+}
+
+async function copyObjects(from: ObjectStore, to: ObjectStore): Promise<void> {
+  for (const {key} of await from.list('')) await to.put(key, await from.get(key));
 }
